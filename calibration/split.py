@@ -1,0 +1,92 @@
+"""One pass over a data reader, a part of it put aside: what ranges are chosen on should not also judge them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ptq.calibration.reader import DataReader, Sample
+from ptq.core.errors import CalibrationError
+
+EVERY = 8
+"""Each eighth sample is held out."""
+
+MAX_HELD = 64
+MAX_HELD_BYTES = 256 * 2**20
+FALLBACK = 4  # samples kept for a set too small to hold any out
+
+
+@dataclass
+class SampleSplit:
+    """A calibration set being consumed once; knows afterwards what it has seen.
+
+    Attributes:
+        held_out: Samples that were not calibrated on.
+        num_calibration: Samples that were.
+    """
+
+    _samples: Iterator[Sample]
+    first: Sample
+    hold_out: bool
+    held_out: list[Sample] = field(default_factory=list)
+    num_calibration: int = 0
+    _early: list[Sample] = field(default_factory=list)
+    _held_bytes: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def calibration_feeds(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """The samples to calibrate on, in order."""
+        for index, sample in enumerate(self._samples):
+            self._hash(sample)
+            if self.hold_out and index % EVERY == EVERY - 1 and self._has_room():
+                self.held_out.append(sample)
+                self._held_bytes += sum(array.nbytes for array in sample.feed.values())
+                continue
+            if len(self._early) < FALLBACK:
+                self._early.append(sample)
+            self.num_calibration += 1
+            yield sample.feed
+
+    @property
+    def verification(self) -> list[Sample]:
+        """Samples to verify on: the held-out ones, or for a tiny set the first few."""
+        return self.held_out or self._early
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of every sample consumed so far: names, types, shapes and values."""
+        return str(self._digest.hexdigest())
+
+    def _has_room(self) -> bool:
+        return len(self.held_out) < MAX_HELD and self._held_bytes < MAX_HELD_BYTES
+
+    def _hash(self, sample: Sample) -> None:
+        for name in sorted(sample.feed):
+            array = sample.feed[name]
+            self._digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            self._digest.update(array.tobytes())
+
+
+def split_samples(data: DataReader, *, hold_out: bool) -> SampleSplit:
+    """Start reading a calibration set.
+
+    Args:
+        data: The set; iterated once.
+        hold_out: Put every eighth sample aside.
+
+    Returns:
+        The split, its first sample already read.
+
+    Raises:
+        CalibrationError: The set is empty.
+    """
+    samples = iter(data)
+    first = next(samples, None)
+    if first is None:
+        raise CalibrationError(f"{data.description} holds no sample; expected at least one")
+    return SampleSplit(itertools.chain([first], samples), first, hold_out)

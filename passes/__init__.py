@@ -1,0 +1,81 @@
+"""Graph to graph. Each pass is one frozen dataclass; `prepare` runs the ones that keep the model float, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.errors import EquivalenceError
+from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.fold_batchnorm import FoldBatchNorm
+from ptq.passes.infer_shapes import annotate
+from ptq.passes.insert_qdq import InsertQdq
+from ptq.passes.normalise import FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout
+from ptq.passes.placement import Placement, place
+
+PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | FoldConstants | FoldBatchNorm
+PREPARE: tuple[PrepareStep, ...] = (InlineFunctions(), RaiseOpset(), RemoveDropout(), FoldConstants(), FoldBatchNorm())
+"""The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
+
+Feed = Mapping[str, NDArray[Any]]
+
+__all__ = ["PREPARE", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
+
+
+def prepare(
+    model: ir.Model, feed: Feed, *, custom_ops: Sequence[str | Path] = (), steps: Sequence[PrepareStep] = PREPARE
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """Normalise a float model without changing what it computes, and prove it on one sample.
+
+    Args:
+        model: As exported. Not modified.
+        feed: One sample.
+        custom_ops: Libraries the model needs.
+        steps: The passes, in order.
+
+    Returns:
+        The prepared model with types and shapes filled in, and what changed that a user should know.
+
+    Raises:
+        EquivalenceError: A pass changed an output; the message names the pass.
+    """
+    prepared = model.clone()
+    before = float_outputs(model, feed, custom_ops)
+    for step in steps:
+        step(prepared)
+    try:
+        require_same("prepare", before, float_outputs(prepared, feed, custom_ops))
+    except EquivalenceError:
+        _name_the_culprit(model, steps, before, lambda candidate: float_outputs(candidate, feed, custom_ops))
+        raise
+    annotate(prepared, feed, custom_ops)
+    return prepared, _notes(model, prepared)
+
+
+def _name_the_culprit(
+    model: ir.Model, steps: Sequence[PrepareStep], before: Feed, evaluate: Callable[[ir.Model], Feed]
+) -> None:
+    """Run step by step, so that the error carries the name of the pass that broke the model."""
+    candidate = model.clone()
+    for step in steps:
+        step(candidate)
+        require_same(type(step).__name__, before, evaluate(candidate))
+
+
+def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
+    notes = []
+    before, after = model.opset_imports.get("", 0), prepared.opset_imports.get("", 0)
+    if before != after:
+        notes.append(f"opset raised from {before} to {after}: per-channel scales need 13")
+    folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
+    if folded > 0:
+        notes.append(f"{folded} BatchNormalization folded into the layer before")
+    return tuple(notes)
+
+
+def _count(model: ir.Model, op_type: str) -> int:
+    return sum(node.op_type == op_type for node in model.graph)

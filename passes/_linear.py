@@ -1,0 +1,113 @@
+"""Questions about a graph that several passes ask: what is a linear layer, which values are constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.matrix import WeightLayout
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A node that multiplies an activation by a constant weight.
+
+    Attributes:
+        name: Name of its output value, which identifies the layer everywhere.
+        op_type: Conv, Gemm or MatMul.
+        source: Name of the activation that goes in.
+        weight: Name of the weight.
+        bias: Name of the bias, or None. That of a MatMul is the constant of the Add behind it.
+        layout: Where the output features are.
+    """
+
+    name: str
+    op_type: str
+    source: str
+    weight: str
+    bias: str | None
+    layout: WeightLayout
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind a value that cannot change, or None."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def name_of(node: ir.Node) -> str:
+    """What a node is called everywhere: its first output value, the only name that is unique and never empty."""
+    return str(node.outputs[0].name)
+
+
+def is_float32(value: ir.Value | None) -> bool:
+    """Whether a value holds float32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def describe_linear(node: ir.Node) -> LinearLayer | str:
+    """Read a Conv, Gemm or MatMul as a linear layer.
+
+    Returns:
+        The layer, or the reason why it cannot be one.
+    """
+    if len(node.inputs) < 2 or node.inputs[0] is None or not is_float32(node.inputs[0]):
+        return "its input is not float32"
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return "its weight is computed at run time"
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if not weight.size:
+        return "its weight is empty"
+    bias = _added_constant(node) if node.op_type == "MatMul" else node.inputs[2] if len(node.inputs) > 2 else None
+    layout = _layout(node, weight)
+    if isinstance(layout, str):
+        return layout
+    if bias is not None:
+        values = constant(bias)
+        if values is None or values.dtype != np.float32 or values.size != layout.shape[layout.out_axis]:
+            return "its bias is not a constant with one float32 per output"
+    return LinearLayer(
+        name_of(node),
+        node.op_type,
+        str(node.inputs[0].name),
+        str(node.inputs[1].name),  # type: ignore[union-attr]
+        None if bias is None else str(bias.name),
+        layout,
+    )
+
+
+def bias_add(product: ir.Node) -> ir.Node | None:
+    """The Add that is the only reader of a product."""
+    uses = product.outputs[0].uses()
+    if len(uses) != 1 or product.outputs[0].is_graph_output():
+        return None
+    node = uses[0].node
+    return node if node.op_type in ("Add", "Sum") and not node.domain and len(node.inputs) == 2 else None
+
+
+def _added_constant(product: ir.Node) -> ir.Value | None:
+    """The bias behind a MatMul: a float32 vector over the output features."""
+    add = bias_add(product)
+    for value in add.inputs if add is not None else ():
+        values = constant(value)
+        if values is not None and values.dtype == np.float32 and values.ndim == 1 and values.size > 1:
+            return value
+    return None
+
+
+def _layout(node: ir.Node, weight: NDArray[Any]) -> WeightLayout | str:
+    if node.op_type == "Conv":
+        return WeightLayout(0, weight.shape)
+    if weight.ndim != 2:
+        return f"its weight has {weight.ndim} axes; integer kernels want 2"
+    if node.op_type == "MatMul":
+        return WeightLayout(1, weight.shape)
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0 or attributes.get_float("beta", 1.0) != 1.0:
+        return "transA, alpha or beta differ from what the integer kernel computes"
+    return WeightLayout(0 if attributes.get_int("transB", 0) else 1, weight.shape)

@@ -1,0 +1,71 @@
+"""Types and shapes of every value: by ONNX's inference, and where that gives up, by one run on a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.modelfile import run, session_of, weight_bytes, INLINE_BYTES
+
+def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:
+    """Give every value of the main graph an element type and, where possible, a rank.
+
+    Symbolic inference fails on fresh exports and knows no custom operators; a run cannot fail on a model that works.
+
+    Args:
+        model: Changed in place: only types and shapes.
+        feed: One sample that the model runs on.
+        custom_ops: Libraries the model needs.
+    """
+    _infer_statically(model)
+    unknown = [value for node in model.graph for value in node.outputs if value.name and value.dtype is None or value.shape is None]
+    unknown = [value for value in unknown if value.name and not value.is_graph_output()]
+    if not unknown:
+        return
+    for value, array in zip(unknown, observe(model, [str(v.name) for v in unknown], feed, custom_ops), strict=True):
+        if value.dtype is None:
+            value.dtype = ir.DataType.from_numpy(array.dtype)
+        if value.shape is None:
+            value.shape = ir.Shape([None] * array.ndim)
+
+
+def observe(
+    model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
+) -> list[NDArray[Any]]:
+    """Values of inner tensors on one sample."""
+    with session_of(exposed(model, names), custom_ops=custom_ops, optimization="none") as session:
+        return run(session, dict(feed), names)
+
+
+def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the model whose outputs are exactly the named values, with everything dropped that they do not need."""
+    copy = model.clone()
+    values = {str(value.name): value for node in copy.graph for value in node.outputs if value.name}
+    values |= {str(value.name): value for value in copy.graph.inputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    ir.passes.common.RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _infer_statically(model: ir.Model) -> None:
+    """Merge what ONNX infers from the graph without its weights; silence is fine, the run comes after."""
+    if weight_bytes(model) > INLINE_BYTES:
+        return
+    try:
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+    except Exception:  # noqa: BLE001 - a refusal here only means that the run has more to tell
+        return
+    known = {value.name: value for node in inferred.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            found = known.get(value.name)
+            if found is None:
+                continue
+            value.dtype = value.dtype or found.dtype
+            value.shape = value.shape or found.shape

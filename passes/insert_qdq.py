@@ -1,0 +1,237 @@
+"""Lowering: the float graph and the plan become one graph with QuantizeLinear / DequantizeLinear pairs.
+
+This is the only pass that writes integers. onnxruntime turns each integer node between such pairs into an integer
+kernel; what it fuses, and what must not be written because it would quietly run in float, is noted where it matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from ptq.core.affine import QuantParams
+from ptq.core.encoding import AffineEncoding
+from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
+from ptq.core.spec import PerTensor
+from ptq.passes._linear import LinearLayer, bias_add, name_of
+from ptq.passes.placement import Placement
+
+ON_CODES = frozenset({"Pad", "SpaceToDepth"})
+"""Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
+
+
+@dataclass(frozen=True)
+class InsertQdq(ir.passes.InPlacePass):
+    """Write a plan into a graph.
+
+    Before: y = Conv(x, w, b)
+    After:  y = DQ(Q(Conv(DQ(Q(x)), DQ(w_codes), DQ(b_codes))))
+    Requires: the graph that `placement` was made from.
+    Ensures: every value of the plan is read through its codes by integer nodes; no float weight is left behind.
+    Preserves float outputs: no.
+
+    Attributes:
+        plan: Grids and codes.
+        placement: Which nodes run on integers.
+    """
+
+    plan: QuantPlan
+    placement: Placement
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert the pairs, swap the weights, drop what is dead."""
+        lowering = _Lowering(model.graph, self.plan, self.placement)
+        lowering.activations()
+        for layer in self.placement.layers:
+            lowering.weight(layer)
+        lowering.avoid_float_fusion()
+        common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, True)
+
+
+@dataclass
+class _Lowering:
+    graph: ir.Graph
+    plan: QuantPlan
+    placement: Placement
+    scales: dict[tuple[bytes, bytes, str], tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    decoded: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = list(self.graph)
+        self.values = {str(v.name): v for v in self.graph.inputs} | {str(v.name): v for n in nodes for v in n.outputs if v.name}
+        self.names = set(self.values) | set(self.graph.initializers)
+
+    def activations(self) -> None:
+        """Put a Q/DQ pair behind every value that has a grid, and point its readers at the right side of it."""
+        for name, params in self.plan.activations.items():
+            value = self.values[name]
+            producer = value.producer()
+            if producer is not None and producer.op_type in ON_CODES and name_of(producer) in self.placement.integer_nodes:
+                self._move_on_codes(producer, params)
+            else:
+                self._insert_pair(value, params)
+
+    def weight(self, layer: LinearLayer) -> None:
+        """Replace the float weight and bias of a layer by codes."""
+        node = self.values[layer.name].producer()
+        assert node is not None  # a layer is named after a node's output
+        encoding = self.plan.weights[layer.name]
+        node.replace_input_with(1, self._decoded_weight(layer, encoding))
+        match self.plan.biases.get(layer.name):
+            case BiasEncoding(codes, scale):
+                # Without a zero point: it is 0 by definition, and some runtimes reject one of type int32.
+                node.resize_inputs(3)
+                node.replace_input_with(2, self._dequantized(f"{layer.name}_bias", codes, scale, None, 0))
+            case FloatBias(values):
+                add = bias_add(node)
+                for position, value in enumerate(add.inputs if add is not None else ()):
+                    if add is not None and value is not None and value.name == layer.bias:
+                        add.replace_input_with(position, self._initializer(f"{layer.name}_bias", values))
+            case None:
+                pass
+            case never:
+                assert_never(never)
+
+    def avoid_float_fusion(self) -> None:
+        """Write Add as Sum behind a product that stays float.
+
+        onnxruntime fuses MatMul + Add into a float Gemm before it looks for integers, and then decodes the weight on
+        every run; it leaves Sum alone.
+        """
+        for node in list(self.graph):
+            if node.op_type == "Add" and not node.domain and any(self._is_integer_product(value) for value in node.inputs):
+                total = ir.Node("", "Sum", node.inputs, name=node.name)
+                self.graph.insert_before(node, total)
+                _take_over(node.outputs[0], total.outputs[0])
+                self.graph.remove(node, safe=True)
+
+    def _is_integer_product(self, value: ir.Value | None) -> bool:
+        producer = None if value is None else value.producer()
+        return producer is not None and producer.op_type == "MatMul" and name_of(producer) in self.placement.integer_nodes
+
+    def _insert_pair(self, value: ir.Value, params: QuantParams) -> None:
+        name = str(value.name)
+        produced = name in self.placement.produced
+        readers = [use for use in value.uses() if produced or name_of(use.node) in self.placement.integer_nodes]
+        is_output = produced and value.is_graph_output()
+        scale, zero = self._grid(name, params)
+        codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_QuantizeLinear", zero.dtype, value.shape)
+        back = self._node("DequantizeLinear", [codes, scale, zero], f"{name}_DequantizeLinear", ir.DataType.FLOAT, value.shape)
+        for use in readers:
+            use.node.replace_input_with(use.idx, back)
+        first = [node for node in (codes.producer(), back.producer()) if node is not None]
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], first)
+        else:
+            self.graph.insert_after(producer, first)
+        if is_output:
+            self._become_output(value, back)
+
+    def _become_output(self, value: ir.Value, back: ir.Value) -> None:
+        """The decoded value takes the name and place of a graph output."""
+        name = str(value.name)
+        outputs = self.graph.outputs
+        outputs[list(outputs).index(value)] = back
+        value.name = self._fresh(f"{name}_QuantizeLinear_Input")
+        back.name = name
+
+    def _move_on_codes(self, node: ir.Node, params: QuantParams) -> None:
+        """DQ -> Pad -> Q is left alone by onnxruntime; Pad on the codes is the same arithmetic in a quarter of the bytes."""
+        name = name_of(node)
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear":
+            raise RuntimeError(f"{name} should read decoded values")
+        scale, zero = self._grid(name, params)
+        inputs = [source.inputs[0], *node.inputs[1:]]
+        if node.op_type == "Pad":
+            inputs = [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]]
+        moved = ir.Node("", node.op_type, inputs, node.attributes.values(), name=node.name)
+        moved.outputs[0].name = self._fresh(f"{name}_codes")
+        moved.outputs[0].dtype, moved.outputs[0].shape = zero.dtype, node.outputs[0].shape
+        back = ir.Node("", "DequantizeLinear", [moved.outputs[0], scale, zero], name=self._fresh(f"{name}_DequantizeLinear"))
+        self.graph.insert_before(node, [moved, back])
+        _take_over(node.outputs[0], back.outputs[0])
+        self.graph.remove(node, safe=True)
+
+    def _grid(self, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point as initializers; equal grids are stored once."""
+        key = (params.scale.tobytes(), params.zero_point.tobytes(), str(params.zero_point.dtype))
+        if key not in self.scales:
+            self.scales[key] = (
+                self._initializer(f"{name}_scale", np.asarray(params.scale, np.float32).reshape(())),
+                self._initializer(f"{name}_zero_point", np.asarray(params.zero_point).reshape(())),
+            )
+        return self.scales[key]
+
+    def _decoded_weight(self, layer: LinearLayer, encoding: AffineEncoding) -> ir.Value:
+        codes = layer.layout.to_tensor(encoding.codes)
+        axis = layer.layout.out_axis
+        key = (layer.weight, codes.tobytes() + encoding.params.scale.tobytes())
+        if key not in self.decoded:  # a weight that several layers share stays shared
+            per_tensor = isinstance(encoding.params.spec.granularity, PerTensor)
+            # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
+            zero = encoding.params.zero_point if layer.op_type == "Gemm" else None
+            self.decoded[key] = self._dequantized(
+                layer.weight, codes, encoding.params.scale, zero, None if per_tensor else axis
+            )
+        return self.decoded[key]
+
+    def _dequantized(
+        self, name: str, codes: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any] | None, axis: int | None
+    ) -> ir.Value:
+        """An initializer of codes behind a DequantizeLinear."""
+        inputs: Sequence[ir.Value] = [self._initializer(f"{name}_quantized", codes), self._initializer(f"{name}_scale", scale)]
+        if zero is not None:
+            inputs = [*inputs, self._initializer(f"{name}_zero_point", zero)]
+        attributes = {} if axis is None else {"axis": axis}
+        back = self._node("DequantizeLinear", inputs, f"{name}_DequantizeLinear", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes)
+        producer = back.producer()
+        if producer is not None:
+            self.graph.insert_before(self.graph[0], producer)
+        return back
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        dtype: ir.DataType | None,
+        shape: ir.Shape | None,
+        attributes: dict[str, int] | None = None,
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes or {}, name=self._fresh(name))
+        out = node.outputs[0]
+        out.name, out.shape = self._fresh(f"{name}_Output"), shape
+        if dtype is not None:
+            out.dtype = dtype
+        return out
+
+    def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
+        tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=self._fresh(name))
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _fresh(self, name: str) -> str:
+        """A name that is not in use yet."""
+        candidate, count = name, 1
+        while candidate in self.names:
+            candidate, count = f"{name}_{count}", count + 1
+        self.names.add(candidate)
+        return candidate
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` was, under its name."""
+    name, shape, type_ = old.name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.shape, new.type = name, shape, type_

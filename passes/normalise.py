@@ -1,0 +1,123 @@
+"""Bring any exported graph into the one form that the rest of the house knows.
+
+Stock passes of onnx-ir and onnxscript in the right order. Afterwards: no local functions, no Constant, Identity or
+inference-time Dropout nodes, constant sub-expressions folded, weights are initializers and not inputs, names unique,
+opset at least 13 (per-channel scales need it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants_ir
+
+from ptq.core.errors import UnsupportedModelError
+
+MIN_OPSET = 13
+FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to fold
+
+
+@dataclass(frozen=True)
+class InlineFunctions(ir.passes.InPlacePass):
+    """Replace calls of model-local functions by their bodies.
+
+    Preserves float outputs: yes, exactly.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Inline all functions."""
+        result = common.InlinePass()(model)
+        common.RemoveUnusedFunctionsPass()(model)
+        return ir.passes.PassResult(model, result.modified)
+
+
+@dataclass(frozen=True)
+class RaiseOpset(ir.passes.InPlacePass):
+    """Convert to opset 13 when the model is older.
+
+    Preserves float outputs: yes, within 1e-5.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run ONNX's version converter; a model that is recent enough stays untouched.
+
+        Raises:
+            UnsupportedModelError: The converter does not know an operator of the model.
+        """
+        found = model.opset_imports.get("", MIN_OPSET)
+        if found >= MIN_OPSET:
+            return ir.passes.PassResult(model, False)
+        try:
+            converted = onnx.version_converter.convert_version(ir.to_proto(model), MIN_OPSET)
+        except Exception as error:  # the converter raises RuntimeError and pybind types alike
+            reason = " ".join(str(error).split())[:200]
+            raise UnsupportedModelError(
+                f"the model has opset {found}; quantization needs {MIN_OPSET} and the ONNX version converter fails: "
+                f"{reason}; export the model again with a newer opset"
+            ) from error
+        fresh = ir.from_proto(converted)
+        model.graph = fresh.graph
+        model.opset_imports.clear()
+        model.opset_imports.update(fresh.opset_imports)
+        return ir.passes.PassResult(model, True)
+
+
+@dataclass(frozen=True)
+class RemoveDropout(ir.passes.InPlacePass):
+    """Drop Dropout nodes, which do nothing outside training.
+
+    Before: y = Dropout(x)
+    After:  x
+    Preserves float outputs: yes, exactly.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove every Dropout whose mask is unused and that is not in training mode."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type != "Dropout" or node.domain or _is_training(node):
+                continue
+            if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+                continue
+            if node.outputs[0].is_graph_output():
+                identity = ir.Node("", "Identity", [node.inputs[0]], outputs=[ir.Value(name=f"{node.outputs[0].name}_")])
+                model.graph.insert_before(node, identity)
+                ir.convenience.replace_all_uses_with(node.outputs[0], identity.outputs[0], replace_graph_outputs=True)
+                identity.outputs[0].name, node.outputs[0].name = node.outputs[0].name, None
+                identity.outputs[0].type, identity.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+            else:
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            model.graph.remove(node, safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _is_training(node: ir.Node) -> bool:
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    return mode is not None and (mode.const_value is None or bool(mode.const_value.numpy()))
+
+
+@dataclass(frozen=True)
+class FoldConstants(ir.passes.InPlacePass):
+    """Make constants initializers, evaluate what depends on constants only, and drop what nothing uses.
+
+    Preserves float outputs: yes, exactly (up to the evaluator's own rounding).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the stock passes; weights that were also graph inputs become plain weights."""
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.RemoveInitializersFromInputsPass()(model)
+        common.IdentityEliminationPass()(model)
+        fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.TopologicalSortPass()(model)
+        common.NameFixPass()(model)
+        for node in model.graph:  # exporters leave stack traces here, often more bytes than the int8 weights
+            node.metadata_props.clear()
+            node.doc_string = None
+        return ir.passes.PassResult(model, True)

@@ -1,0 +1,257 @@
+"""Where integers go: which nodes run on codes, and which values share one grid. Reads the graph, changes nothing.
+
+Three kinds of nodes run on integers: linear layers; arithmetic with an integer kernel (Add, Concat, pooling ...) when
+all its inputs are codes already; and nodes that only move data, whose output shares the grid of their input. A Relu
+(or Clip at 0) after a linear layer or Add disappears into the zero point, which then is the smallest code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from ptq.core.errors import UnsupportedModelError
+from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float32, name_of
+from ptq.target import ARITHMETIC_OPS, INTEGER_OPS
+
+RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+MOVING = RESHAPING | {"MaxPool", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
+Selector = Callable[[ir.Node], str | None]
+"""Why the user wants a node left in float, or None."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The decision about a graph, before any statistics.
+
+    Attributes:
+        layers: Linear layers with constant weights, in dataflow order.
+        integer_nodes: Names of all nodes that read and write codes.
+        groups: Values that share one grid, each group in dataflow order.
+        sources: Values whose data decide the grid of their group: value name -> group index.
+        produced: Values whose producer writes codes, so that every reader has to go through them.
+        left_float: Node name -> why it stays float, for Conv, Gemm, MatMul and Concat.
+        right_operands: Groups that are only the right side of a product of two activations: kernels want them signed.
+    """
+
+    layers: tuple[LinearLayer, ...]
+    integer_nodes: frozenset[str]
+    groups: tuple[tuple[str, ...], ...]
+    sources: Mapping[str, int]
+    produced: frozenset[str]
+    left_float: Mapping[str, str]
+    right_operands: frozenset[int]
+
+
+def place(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement:
+    """Decide which nodes of a prepared graph run on integers.
+
+    Args:
+        model: Prepared float model with known element types.
+        left_out: The user's exclusions.
+
+    Returns:
+        The placement.
+
+    Raises:
+        UnsupportedModelError: No layer can be quantized.
+    """
+    planner = _Planner(left_out)
+    nodes = list(model.graph)
+    for node in nodes:
+        planner.visit_linear(node)
+    if not planner.integer:
+        reasons = "; ".join(sorted(set(planner.left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
+        raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
+    for node in nodes:
+        planner.visit_other(node)
+    return planner.finish(nodes, model)
+
+
+@dataclass
+class _Planner:
+    """The state of one walk. `needed` values get a grid; `produced` ones come out of integer nodes."""
+
+    left_out: Selector
+    layers: list[LinearLayer] = field(default_factory=list)
+    integer: set[str] = field(default_factory=set)
+    needed: dict[str, ir.Value] = field(default_factory=dict)
+    produced: set[str] = field(default_factory=set)
+    absorbed: set[str] = field(default_factory=set)
+    left_float: dict[str, str] = field(default_factory=dict)
+    parent: dict[str, str] = field(default_factory=dict)
+
+    def visit_linear(self, node: ir.Node) -> None:
+        """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
+        if node.domain or node.op_type not in INTEGER_OPS:
+            return
+        name = name_of(node)
+        layer = _two_activations(node) if _is_product(node) else describe_linear(node)
+        reason = self.left_out(node) or (layer if isinstance(layer, str) else None)
+        if reason:
+            self.left_float[name] = reason
+            return
+        self.integer.add(name)
+        if isinstance(layer, LinearLayer):
+            self.layers.append(layer)
+        for value in node.inputs[: 2 if layer is None else 1]:
+            self._need_upwards(value)
+        if node.op_type == "Conv":
+            self._produce(node)
+
+    def visit_other(self, node: ir.Node) -> None:
+        """Spread integers forward through arithmetic and data movement. Called in dataflow order."""
+        name = name_of(node)
+        if node.domain or name in self.absorbed or not is_float32(node.outputs[0]):
+            return
+        if node.op_type in MOVING and _moves_only(node) and self._moves_codes(node):
+            if not self.left_out(node):
+                self.integer.add(name)
+                self._produce(node, absorb=False)
+                self._join(node.outputs[0], node.inputs[0])
+        elif node.op_type in ARITHMETIC_OPS and all(self._has_codes(value) for value in node.inputs):
+            self._visit_arithmetic(node)
+
+    def finish(self, nodes: list[ir.Node], model: ir.Model) -> Placement:
+        """Number the groups in dataflow order."""
+        order = [str(value.name) for value in model.graph.inputs] + [str(v.name) for node in nodes for v in node.outputs]
+        groups: dict[str, list[str]] = {}
+        for name in order:
+            if name in self.needed:
+                groups.setdefault(self._root(name), []).append(name)
+        derived = {name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer}
+        index = {root: i for i, root in enumerate(groups)}
+        sources = {
+            name: index[root] for root, members in groups.items() for name in members
+            if name not in derived or not any(other not in derived for other in members)
+        }
+        return Placement(
+            tuple(self.layers),
+            frozenset(self.integer | self.absorbed),
+            tuple(tuple(members) for members in groups.values()),
+            sources,
+            frozenset(self.produced),
+            dict(self.left_float),
+            self._right_operands(nodes, groups),
+        )
+
+    def _right_operands(self, nodes: list[ir.Node], groups: Mapping[str, list[str]]) -> frozenset[int]:
+        right, other = set[str](), set[str]()
+        for node in nodes:
+            if name_of(node) in self.integer and node.op_type not in MOVING:
+                for position, value in enumerate(node.inputs):
+                    if value is not None and str(value.name) in self.needed:
+                        (right if node.op_type == "MatMul" and position == 1 else other).add(self._root(str(value.name)))
+        return frozenset(i for i, root in enumerate(groups) if root in right - other)
+
+    def _visit_arithmetic(self, node: ir.Node) -> None:
+        name = name_of(node)
+        if reason := self.left_out(node):
+            self.left_float[name] = reason
+            return
+        if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
+            self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
+            return
+        self.integer.add(name)
+        self._produce(node)
+        if node.op_type == "Concat":
+            # Rounding at the common step happens anyway; parts that nobody else reads may as well be born on that grid.
+            for value in node.inputs:
+                if value is not None and len(value.uses()) == 1:
+                    self._join(node.outputs[0], value)
+
+    def _need_upwards(self, value: ir.Value | None) -> None:
+        """Ask for codes; before pure reshaping rather than after it, so that the reshaping moves bytes."""
+        if value is None or constant(value) is not None:
+            return
+        self._need(value)
+        producer = value.producer()
+        if producer is not None and producer.op_type in RESHAPING and len(value.uses()) == 1:
+            source = producer.inputs[0]
+            if is_float32(source) and not self.left_out(producer):
+                self._need_upwards(source)
+
+    def _produce(self, node: ir.Node, *, absorb: bool = True) -> None:
+        """The node writes codes; an activation that only clips at 0 is swallowed."""
+        value = node.outputs[0]
+        follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
+        if follower is not None and not self.left_out(follower):
+            self.absorbed.add(name_of(follower))
+            value = follower.outputs[0]
+        self._need(value)
+        self.produced.add(str(value.name))
+
+    def _need(self, value: ir.Value) -> None:
+        self.needed.setdefault(str(value.name), value)
+
+    def _has_codes(self, value: ir.Value | None) -> bool:
+        return value is not None and str(value.name) in self.needed and (
+            str(value.name) in self.produced or value.is_graph_input()
+        )
+
+    def _moves_codes(self, node: ir.Node) -> bool:
+        """Codes go in; or both sides asked for codes, as in front of a product."""
+        source, result = node.inputs[0], node.outputs[0]
+        wanted = source is not None and {str(source.name), str(result.name)} <= self.needed.keys()
+        return self._has_codes(source) or (wanted and node.op_type in RESHAPING)
+
+    def _join(self, value: ir.Value, other: ir.Value | None) -> None:
+        if other is not None:
+            self.parent[self._root(str(value.name))] = self._root(str(other.name))
+
+    def _root(self, name: str) -> str:
+        while name in self.parent and self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+
+def _is_product(node: ir.Node) -> bool:
+    """A MatMul of two activations."""
+    return node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs)
+
+
+def _two_activations(node: ir.Node) -> str | None:
+    return None if all(is_float32(value) for value in node.inputs) else "its inputs are not float32"
+
+
+def _moves_only(node: ir.Node) -> bool:
+    """Whether a data-moving node leaves values on their grid."""
+    if node.op_type == "MaxPool":
+        return len(node.outputs) == 1
+    if node.op_type == "Pad":
+        value = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
+        return node.attributes.get_string("mode", "constant") != "constant" or (value is not None and not np.any(value))
+    return True
+
+
+def _clipping_follower(value: ir.Value) -> ir.Node | None:
+    """The only reader, if it is a Relu or a Clip that starts at 0."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    if node.domain:
+        return None
+    if node.op_type == "Relu":
+        return node
+    if node.op_type == "Clip":
+        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return node if low is not None and float(low) == 0.0 else None
+    return None
+
+
+def _feeds_integers(value: ir.Value, needed: Mapping[str, ir.Value]) -> bool:
+    """Whether codes of a value are read by a node that computes on them, possibly after moving data."""
+    stack, seen = [value], set()
+    while stack:
+        current = stack.pop()
+        if str(current.name) in seen:
+            continue
+        seen.add(str(current.name))
+        if str(current.name) in needed:
+            return True
+        stack += [use.node.outputs[0] for use in current.uses() if use.node.op_type in MOVING | ARITHMETIC_OPS]
+    return False

@@ -1,0 +1,35 @@
+"""Post-training quantization of ONNX models for onnxruntime, with the proof beside the model.
+
+    result = ptq.quantize("model.onnx", "calibration.npz")
+    result.report.verdict.passed
+    result.save("model.int8.onnx")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ptq.core.errors import PtqError
+
+if TYPE_CHECKING:
+    from ptq.api import quantize, validate
+    from ptq.pipeline import Result
+    from ptq.recipe import Goals, Recipe
+
+__all__ = ["Goals", "PtqError", "Recipe", "Result", "quantize", "validate"]
+
+_HOMES = {
+    "quantize": "ptq.api",
+    "validate": "ptq.api",
+    "Result": "ptq.pipeline",
+    "Goals": "ptq.recipe",
+    "Recipe": "ptq.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve on first use: `ptq.core` lies below everything, and an eager import here would be circular."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ptq' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,106 @@
+"""The card for people: Markdown from a report."""
+
+from __future__ import annotations
+
+from ptq.analysis.report import QuantReport
+
+
+def card_markdown(report: QuantReport) -> str:
+    """Write a report as Markdown. Reproducible: holds no time and no host.
+
+    Args:
+        report: The run.
+
+    Returns:
+        The text, ending with a newline.
+    """
+    parts = [_head(report), _accuracy(report), _quantization(report), _kernels(report), _layers(report), _versions(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(report: QuantReport) -> str:
+    verdict = "every goal met" if report.verdict.passed else "GOAL MISSED, no model was delivered"
+    findings = [f"- **{finding.level}**: {finding.text}" for finding in report.verdict.findings if not finding.measured]
+    before, after = report.float_model, report.quantized_model
+    lines = [
+        f"# Quantization card: {before.name}",
+        f"**Verdict: {verdict}.**",
+        "\n".join(findings),
+        _table(
+            ("", "float", "quantized"),
+            [
+                ("file", before.name, after.name),
+                ("bytes", str(before.num_bytes), f"{after.num_bytes} ({after.num_bytes / max(before.num_bytes, 1):.1%})"),
+                ("opset", str(before.opset), str(after.opset)),
+                ("sha256", f"`{before.sha256}`", f"`{after.sha256}`"),
+            ],
+        ),
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _accuracy(report: QuantReport) -> str:
+    data = report.data
+    kind = "held out from the calibration set" if data.held_out else "given for verification, or shared with calibration"
+    rows = [
+        (f"`{row.name}`", f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", "-" if row.agreement is None else f"{row.agreement:.4f}", f"{row.max_abs_error:.4g}")
+        for row in report.proof.comparison.outputs
+    ]
+    text = f"## Accuracy\n\nOn {data.num_verification} samples {kind}.\n\n"
+    text += _table(("output", "SQNR dB", "cosine", "agreement", "largest error"), rows)
+    labelled = [(row.name, f"{row.reference:.4f}", f"{row.value:.4f}") for row in report.proof.comparison.accuracies]
+    return text + ("\n\n" + _table(("figure", "float", "quantized"), labelled) if labelled else "")
+
+
+def _quantization(report: QuantReport) -> str:
+    confounders = report.card()["quantization"]
+    data = report.data
+    rows = [
+        ("calibration set", f"{data.description}, {data.num_calibration} samples{', RANDOM DATA' if data.is_random else ''}"),
+        ("calibration sha256", f"`{data.sha256}`"),
+        ("target", f"{confounders['target']}: {confounders['why']}"),
+        ("weights", _flat(confounders["weights"])),
+        ("activations", _flat(confounders["activations"])),
+        ("bias", _flat(confounders["bias"])),
+        ("first and last layer", confounders["first_and_last_layer"]),
+        ("accumulators", "32 bits"),
+        ("extra MACs", str(confounders["extra_macs"])),
+        ("exclusions", ", ".join(report.recipe.get("exclude", ())) or "none"),
+        ("seed", str(report.recipe.get("seed", 0))),
+        ("preparation", "; ".join(report.notes) or "nothing to change"),
+        ("latency", confounders["latency"]),
+    ]
+    return "## How it was made\n\n" + _table(("what", "value"), rows)
+
+
+def _kernels(report: QuantReport) -> str:
+    kernels = report.proof.kernels
+    rows = [(f"`{op}`", str(count), "integer kernel") for op, count in kernels.integer.items()]
+    rows += [(f"`{op}`", str(count), "float between codes") for op, count in kernels.islands.items()]
+    rows += [(f"`{op}`", str(count), "float, decodes its weight on every run") for op, count in kernels.fallbacks.items()]
+    rows.append(("Q and DQ", str(kernels.num_conversions), "conversions left"))
+    return "## What onnxruntime runs\n\n" + _table(("operator", "count", "as"), rows)
+
+
+def _layers(report: QuantReport) -> str:
+    rows = [
+        (f"`{row.name}`", row.op_type, str(row.num_bits), str(row.num_weights), f"{row.weight_sqnr_db:.1f}", f"{row.input_sqnr_db:.1f}", str(row.bias_guarded))
+        for row in report.layers
+    ]
+    head = ("layer", "type", "bits", "weights", "weight SQNR dB", "input SQNR dB", "guarded biases")
+    text = "## Layers\n\n" + _table(head, rows)
+    floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
+    return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")
+
+
+def _versions(report: QuantReport) -> str:
+    return "Made with " + ", ".join(f"{name} {number}" for name, number in report.card()["versions"].items()) + "."
+
+
+def _flat(table: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in table.items())
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])

@@ -1,0 +1,161 @@
+"""Run two models side by side over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
+
+from ptq.analysis.metrics import OutputComparison, OutputMetrics
+from ptq.calibration.reader import Sample
+from ptq.core.errors import InputError
+from ptq.modelfile import run, session_of
+
+Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64] | None], float]
+"""User metric: (output name -> all samples, labels or None) -> figure, higher is better."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A figure of both models on labelled data.
+
+    Attributes:
+        name: What it is.
+        reference: Of the float model.
+        value: Of the quantized model.
+    """
+
+    name: str
+    reference: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same data.
+
+    Attributes:
+        outputs: One row per output.
+        accuracies: Top-1 and top-5 when there are labels, and the user's metric.
+        num_samples: How many samples were run.
+    """
+
+    outputs: tuple[OutputMetrics, ...]
+    accuracies: tuple[Accuracy, ...]
+    num_samples: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """The worst output's, dB."""
+        return min(row.sqnr_db for row in self.outputs)
+
+    @property
+    def agreement(self) -> float | None:
+        """The worst output's, None if no output has classes."""
+        return min((row.agreement for row in self.outputs if row.agreement is not None), default=None)
+
+
+def compare(
+    reference: str | Path | bytes,
+    other: str | Path | bytes,
+    samples: Iterable[Sample],
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    metric: tuple[str, Metric] | None = None,
+    num_threads: int = 1,
+) -> Comparison:
+    """Compare two models output by output.
+
+    Args:
+        reference: The float model.
+        other: The model to judge; outputs are matched by name, or by position when no name is shared.
+        samples: Data, consumed once.
+        custom_ops: Libraries the models need.
+        metric: Name and function of a user metric.
+        num_threads: Threads of each session.
+
+    Returns:
+        Metrics over all samples.
+
+    Raises:
+        InputError: The models' outputs do not match, or there is no sample.
+    """
+    with (
+        session_of(reference, custom_ops=custom_ops, num_threads=num_threads) as left,
+        session_of(other, custom_ops=custom_ops, num_threads=num_threads) as right,
+    ):
+        pairs = _pair_outputs(left, right)
+        rows = [OutputComparison(name) for name, _ in pairs]
+        scores = _Scores(metric, [name for name, _ in pairs])
+        num_samples = 0
+        for sample in samples:
+            a = run(left, dict(sample.feed), [name for name, _ in pairs])
+            b = run(right, dict(sample.feed), [name for _, name in pairs])
+            for row, x, y in zip(rows, a, b, strict=True):
+                row.update(x, y)
+            scores.update(a, b, sample.label)
+            num_samples += 1
+    if not num_samples:
+        raise InputError("the data holds no sample; expected at least one")
+    return Comparison(tuple(row.value() for row in rows), scores.value(), num_samples)
+
+
+def _pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[str, str]]:
+    a, b = ([value.name for value in session.get_outputs()] for session in (left, right))
+    if set(a) == set(b):
+        return [(name, name) for name in a]
+    if len(a) != len(b):
+        raise InputError(f"the models have {len(a)} and {len(b)} outputs; expected the same outputs in both")
+    return list(zip(a, b, strict=True))
+
+
+class _Scores:
+    """Top-1, top-5 and the user's metric, for both models."""
+
+    def __init__(self, metric: tuple[str, Metric] | None, names: Sequence[str]) -> None:
+        self._metric = metric
+        self._names = names
+        self._labels: list[int] = []
+        self._hits: dict[str, list[int]] = {}
+        self._kept: tuple[list[list[NDArray[Any]]], list[list[NDArray[Any]]]] = ([], [])
+
+    def update(self, a: list[NDArray[Any]], b: list[NDArray[Any]], label: int | None) -> None:
+        """Score one sample."""
+        if label is not None:
+            self._labels.append(label)
+            self._rank(a[0], b[0], label)
+        if self._metric is not None:
+            self._kept[0].append(a)
+            self._kept[1].append(b)
+
+    def value(self) -> tuple[Accuracy, ...]:
+        """All figures."""
+        rows = [
+            Accuracy(name, hits[0] / len(self._labels), hits[1] / len(self._labels)) for name, hits in self._hits.items()
+        ]
+        if self._metric is not None:
+            name, function = self._metric
+            figures = [self._call(function, kept) for kept in self._kept]
+            rows.append(Accuracy(name, *figures))
+        return tuple(rows)
+
+    def _rank(self, a: NDArray[Any], b: NDArray[Any], label: int) -> None:
+        if a.ndim != 2 or a.shape[0] != 1 or a.shape[1] < 2:
+            return
+        for name, places in (("top1", 1), ("top5", 5)):
+            if a.shape[1] <= places:
+                continue
+            hits = self._hits.setdefault(name, [0, 0])
+            for which, scores in enumerate((a[0], b[0])):
+                best = np.argsort(-scores, kind="stable")[:places]
+                hits[which] += int(label in best)
+
+    def _call(self, function: Metric, kept: list[list[NDArray[Any]]]) -> float:
+        outputs = {name: np.concatenate([row[i] for row in kept]) for i, name in enumerate(self._names)}
+        labels = np.asarray(self._labels, np.int64) if self._labels else None
+        return float(function(outputs, labels))

@@ -1,0 +1,75 @@
+"""Time of two models in one run, taken in turns so that a noisy machine disturbs both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.modelfile import run, session_of
+
+MIN_ROUNDS, MAX_ROUNDS = 7, 101
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians over interleaved rounds.
+
+    Attributes:
+        reference_ms: Float model, processor time of one inference, p50, milliseconds.
+        value_ms: Quantized model, likewise.
+        num_rounds: Rounds measured after warm-up.
+        batch: Leading extent of the first input.
+    """
+
+    reference_ms: float
+    value_ms: float
+    num_rounds: int
+    batch: int
+
+    @property
+    def ratio(self) -> float:
+        """Quantized over float: below 1 is faster."""
+        return self.value_ms / self.reference_ms if self.reference_ms > 0 else 1.0
+
+
+def measure_latency(
+    reference: str | Path | bytes,
+    other: str | Path | bytes,
+    feed: Mapping[str, NDArray[Any]],
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    budget_seconds: float = 2.0,
+) -> Latency:
+    """Time two models on one sample, one thread each.
+
+    Args:
+        reference: The float model.
+        other: The quantized model.
+        feed: One sample.
+        custom_ops: Libraries the models need.
+        budget_seconds: Roughly how long to measure.
+
+    Returns:
+        The medians.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    with session_of(reference, custom_ops=custom_ops) as left, session_of(other, custom_ops=custom_ops) as right:
+        sessions = (left, right)
+        for session in sessions:  # warm-up: first runs allocate
+            run(session, dict(feed))
+            run(session, dict(feed))
+        end = time.perf_counter() + budget_seconds
+        while len(times[0]) < MIN_ROUNDS or (time.perf_counter() < end and len(times[0]) < MAX_ROUNDS):
+            for session, row in zip(sessions, times, strict=True):
+                start = time.thread_time()
+                run(session, dict(feed))
+                row.append(time.thread_time() - start)
+    first = next(iter(feed.values()))
+    a, b = (float(np.median(row)) * 1e3 for row in times)
+    return Latency(a, b, len(times[0]), int(first.shape[0]) if first.ndim else 1)

@@ -1,0 +1,103 @@
+"""How far one model's outputs are from another's, accumulated sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.errors import VerificationError
+
+CAP_DB = 200.0
+"""Stands for no error at all; also keeps infinities out of JSON."""
+
+
+@dataclass(frozen=True)
+class OutputMetrics:
+    """Agreement of one output over a data set.
+
+    Attributes:
+        name: The output.
+        sqnr_db: 10 log10(sum reference^2 / sum (reference - value)^2), dB.
+        cosine: Cosine of the two outputs, all samples as one vector.
+        agreement: Share of samples (or positions) with the same arg max; of equal elements for integer outputs. None
+            for an output without classes.
+        max_abs_error: Largest difference, real units.
+    """
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    agreement: float | None
+    max_abs_error: float
+
+
+class OutputComparison:
+    """Running sums behind `OutputMetrics`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._signal = self._error = self._other = self._dot = 0.0
+        self._equal = self._decisions = 0
+        self._largest = 0.0
+
+    def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        """Add one sample.
+
+        Raises:
+            VerificationError: Shapes differ, or `value` is not finite where `reference` is.
+        """
+        if reference.shape != value.shape:
+            raise VerificationError(f"output {self._name!r} has shape {value.shape}, the float model gives {reference.shape}")
+        self._decide(reference, value)
+        a, b = reference.astype(np.float64).reshape(-1), value.astype(np.float64).reshape(-1)
+        finite = np.isfinite(a)
+        if not np.isfinite(b[finite]).all():
+            raise VerificationError(f"output {self._name!r} is NaN or infinite where the float model's is finite")
+        a, b = a[finite], b[finite]
+        difference = a - b
+        self._signal += float(a @ a)
+        self._other += float(b @ b)
+        self._dot += float(a @ b)
+        self._error += float(difference @ difference)
+        self._largest = max(self._largest, float(np.abs(difference).max(initial=0.0)))
+
+    def value(self) -> OutputMetrics:
+        """The metrics over everything added."""
+        norms = float(np.sqrt(self._signal * self._other))
+        cosine = self._dot / norms if norms > 0 else float(self._error == 0)
+        agreement = self._equal / self._decisions if self._decisions else None
+        return OutputMetrics(self._name, sqnr_db(self._signal, self._error), cosine, agreement, self._largest)
+
+    def _decide(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        if reference.dtype.kind in "iub":
+            self._equal += int((reference == value).sum())
+            self._decisions += reference.size
+            return
+        axis = class_axis(reference.shape)
+        if axis is not None and reference.size:
+            same = reference.argmax(axis) == value.argmax(axis)
+            self._equal += int(same.sum())
+            self._decisions += same.size
+
+
+def class_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis over which an output's arg max is a decision: 1 for [N, C] and [N, C, H, W], the last for [N, S, C]."""
+    if len(shape) < 2:
+        return None
+    axis = 1 if len(shape) in (2, 4) else len(shape) - 1
+    return axis if shape[axis] > 1 else None
+
+
+def sqnr_db(signal: float, error: float) -> float:
+    """Signal to quantization noise ratio of two energies, in dB, capped at 200.
+
+    Example:
+        >>> sqnr_db(100.0, 1.0)
+        20.0
+    """
+    if error <= 0:
+        return CAP_DB
+    return float(np.clip(10 * np.log10(max(signal, 1e-300) / error), -CAP_DB, CAP_DB))

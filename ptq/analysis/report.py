@@ -1,0 +1,174 @@
+"""The report of a run as one value, and the card made of it: everything that confounds a comparison, reproducible.
+
+The card holds only what the inputs determine, so equal inputs give equal bytes. What a clock says goes to a file of
+its own (`bench`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from ptq.analysis.verdict import Verdict
+from ptq.analysis.verify import Verification
+from ptq.layerwise import LayerRow
+from ptq.target import Target
+
+SCHEMA = "ptq.card/1"
+TOOLS = ("ptq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A model file.
+
+    Attributes:
+        name: File name without folder, or what it was given as.
+        sha256: Hash of its bytes.
+        num_bytes: Its size, external data included.
+        opset: ONNX operator set.
+    """
+
+    name: str
+    sha256: str
+    num_bytes: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The data of a run.
+
+    Attributes:
+        description: Where it came from.
+        sha256: Hash of every sample read.
+        num_calibration: Samples that ranges were chosen on.
+        num_verification: Samples that the outputs were compared on.
+        held_out: Whether those are different samples.
+        is_random: Whether it was made up.
+        labels_used: Labels never influence the quantization, only the accuracy figures.
+    """
+
+    description: str
+    sha256: str
+    num_calibration: int
+    num_verification: int
+    held_out: bool
+    is_random: bool
+    labels_used: bool = False
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What happened in a run.
+
+    Attributes:
+        float_model: What came in.
+        quantized_model: What goes out.
+        data: Calibration and verification data.
+        recipe: The recipe as tables.
+        target: The deployment target.
+        layers: A row per quantized linear layer.
+        left_float: Layer name -> why it stays in float.
+        num_grids: Activation grids that were chosen.
+        notes: What preparation changed.
+        proof: The verification.
+        verdict: Goals and warnings.
+        seconds: Wall time.
+        peak_rss_mb: Largest resident memory of the process, MiB.
+    """
+
+    float_model: FileFacts
+    quantized_model: FileFacts
+    data: DataFacts
+    recipe: Mapping[str, Any]
+    target: Target
+    layers: tuple[LayerRow, ...]
+    left_float: Mapping[str, str]
+    num_grids: int
+    notes: tuple[str, ...]
+    proof: Verification
+    verdict: Verdict
+    seconds: float
+    peak_rss_mb: float
+
+    def card(self) -> dict[str, Any]:
+        """The reproducible part, ready for JSON."""
+        comparison = self.proof.comparison
+        findings = [finding for finding in self.verdict.findings if not finding.measured]
+        return {
+            "schema": SCHEMA,
+            "verdict": {
+                "passed": self.verdict.passed,
+                "findings": [{"level": f.level, "text": f.text} for f in findings],
+            },
+            "float_model": asdict(self.float_model),
+            "quantized_model": asdict(self.quantized_model),
+            "data": asdict(self.data),
+            "quantization": self._confounders(),
+            "accuracy": {
+                "outputs": [_rounded(asdict(row)) for row in comparison.outputs],
+                "labelled": [_rounded(asdict(row)) for row in comparison.accuracies],
+            },
+            "kernels": asdict(self.proof.kernels),
+            "layers": [_rounded(asdict(row)) for row in self.layers],
+            "left_float": dict(sorted(self.left_float.items())),
+            "notes": list(self.notes),
+            "recipe": dict(self.recipe),
+            "versions": {name: version(name) for name in TOOLS},
+        }
+
+    def card_json(self) -> str:
+        """The card as JSON text."""
+        return json.dumps(self.card(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    def bench(self) -> dict[str, Any]:
+        """What was measured on this machine in this run, ready for JSON."""
+        latency = self.proof.latency
+        return {
+            "latency": {**_rounded(asdict(latency)), "ratio": round(latency.ratio, 4), "threads": 1, "clock": "processor time, p50"},
+            "seconds": round(self.seconds, 2),
+            "peak_rss_mb": round(self.peak_rss_mb, 1),
+            "host": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+            "findings": [{"level": f.level, "text": f.text} for f in self.verdict.findings if f.measured],
+        }
+
+    def _confounders(self) -> dict[str, Any]:
+        activation = self.target.activation
+        guarded = sum(row.bias_guarded for row in self.layers)
+        return {
+            "target": self.target.name,
+            "why": self.target.why,
+            "weights": {
+                "bits": sorted({row.num_bits for row in self.layers}),
+                "granularity": self.recipe["weights"]["granularity"],
+                "symmetric": True,
+                "method": self.recipe["weights"]["method"],
+            },
+            "activations": {
+                "bits": activation.num_bits,
+                "signed": activation.signed,
+                "granularity": "per-tensor",
+                "symmetric": activation.symmetric,
+                "static": True,
+                "observer": self.recipe["activations"],
+                "grids": self.num_grids,
+            },
+            "first_and_last_layer": "like all others",
+            "bias": {"bits": 32, "corrected": self.recipe["weights"]["bias_correction"], "overflow_guarded_channels": guarded},
+            "accumulator_bits": 32,
+            "batchnorm_folded": any("BatchNormalization" in note for note in self.notes),
+            "equalized": False,
+            "extra_macs": 0,
+            "latency": "one thread, batch of one sample; figures are in the bench file",
+        }
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Six significant digits: enough to compare, few enough to read."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}

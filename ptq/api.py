@@ -1,0 +1,98 @@
+"""The library's front door: everything the command line does, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ptq.analysis.compare import Comparison, Metric, compare
+from ptq.analysis.verdict import Verdict, judge_accuracy
+from ptq.calibration.images import ImageOptions
+from ptq.calibration.reader import DataReader, open_data, random_data
+from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
+from ptq.pipeline import Job, Progress, Result, run
+from ptq.recipe import Goals, Recipe
+
+
+def quantize(
+    model: ModelSource,
+    data: Any,
+    recipe: Recipe | None = None,
+    *,
+    evaluation: Any = None,
+    custom_ops: Sequence[str | Path] = (),
+    images: ImageOptions | None = None,
+    metric: tuple[str, Metric] | None = None,
+    progress: Progress = lambda _step: None,
+) -> Result:
+    """Quantize a float model.
+
+    Args:
+        model: Path, serialized bytes, `onnx.ModelProto` or `onnx_ir.Model`.
+        data: Calibration set: path of .npz, .npy, .jsonl, .parquet or an image folder; array; mapping of arrays; any
+            iterable of feeds; any onnxruntime `CalibrationDataReader`. None means random data, marked as such.
+        recipe: Decisions; default: static int8 for this machine.
+        evaluation: Data to verify on, likewise; default: part of `data` is held out.
+        custom_ops: Libraries with operators that the model needs. Their code runs.
+        images: How to read an image folder.
+        metric: Name and function of a metric over (outputs, labels), higher is better.
+        progress: Called with the name of each step.
+
+    Returns:
+        The result: `.save(path)`, `.session()`, `.report`.
+
+    Raises:
+        PtqError: Model, data or recipe cannot be used; the message says what to do.
+    """
+    recipe = recipe or Recipe()
+    specs = input_specs(load_model(model))
+    reader = (
+        random_data(specs, min(recipe.samples, RANDOM_SAMPLES), recipe.seed)
+        if data is None
+        else open_data(data, specs, limit=recipe.samples, images=images)
+    )
+    other = None if evaluation is None else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images)
+    return run(Job(model, reader, recipe, other, tuple(custom_ops), metric), progress)
+
+
+RANDOM_SAMPLES = 16
+EVALUATION_SAMPLES = 1_000_000
+
+
+def validate(
+    reference: ModelSource,
+    model: ModelSource,
+    data: Any,
+    *,
+    goals: Goals | None = None,
+    limit: int = EVALUATION_SAMPLES,
+    custom_ops: Sequence[str | Path] = (),
+    images: ImageOptions | None = None,
+    metric: tuple[str, Metric] | None = None,
+) -> tuple[Comparison, Verdict]:
+    """Compare any two ONNX models on data.
+
+    Args:
+        reference: The float model.
+        model: The model to judge.
+        data: As in `quantize`; labels give top-1 and top-5.
+        goals: What `model` has to reach.
+        limit: Most samples read.
+        custom_ops: Libraries that the models need.
+        images: How to read an image folder.
+        metric: Name and function of a user metric.
+
+    Returns:
+        The comparison, and whether the goals were met.
+
+    Raises:
+        PtqError: A model or the data cannot be used.
+    """
+    float_model = load_model(reference)
+    reader: DataReader = open_data(data, input_specs(float_model), limit=limit, images=images)
+    forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
+    comparison = compare(*forms, reader, custom_ops=custom_ops, metric=metric)
+    wanted = replace(goals or Goals(), max_latency_ratio=None)
+    return comparison, Verdict(tuple(judge_accuracy(comparison, wanted)))

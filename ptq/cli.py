@@ -1,0 +1,278 @@
+"""The command line: options in, one call, a verdict out. No logic of its own.
+
+Exit codes: 0 done, 1 a goal was missed, 2 the input or the command line is at fault (one line on stderr),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptq.core.errors import PtqError, RecipeError
+
+if TYPE_CHECKING:
+    from ptq.analysis.compare import Metric
+    from ptq.calibration.images import ImageOptions
+    from ptq.recipe import Goals, Recipe
+
+GOAL_MISSED, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+Command = Callable[..., None]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ptq")
+def main() -> None:
+    """Quantize ONNX models for onnxruntime, and prove that they are still right."""
+
+
+def guarded(command: Command) -> Command:
+    """Turn errors of the user into one line and exit code 2; everything else is a bug and shows itself."""
+
+    @functools.wraps(command)
+    def call(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PtqError as error:
+            if debug:
+                raise
+            _fail(str(error))
+        except MemoryError:
+            _fail("out of memory; use fewer or smaller samples, or a machine with more memory")
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(USER_ERROR)
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+IMAGE_OPTIONS = options(
+    click.option("--resize", help="Images: shorter side, or HEIGHTxWIDTH."),
+    click.option("--crop", help="Images: centre crop, SIDE or HEIGHTxWIDTH."),
+    click.option("--mean", help="Images: mean per channel after scaling, comma separated."),
+    click.option("--std", help="Images: standard deviation per channel, comma separated."),
+    click.option("--scale", type=float, help="Images: factor on pixels 0..255 (default 1/255)."),
+    click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Images: channel order."),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: axis order."),
+)
+GOAL_OPTIONS = options(
+    click.option("--min-sqnr-db", type=float, help="Goal: SQNR of the worst output, dB."),
+    click.option("--min-agreement", type=click.FloatRange(0, 1), help="Goal: share of equal decisions."),
+    click.option("--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."),
+)
+SHARED_OPTIONS = options(
+    click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."),
+    click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("-q", "--quiet", is_flag=True, help="Print errors and missed goals only."),
+)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the quantized model goes.")
+@click.option("--data", help="Calibration set: .npz, .npy, .jsonl, .parquet or an image folder.")
+@click.option("--eval-data", help="Data to verify on; default: every eighth calibration sample.")
+@click.option("--random-data", is_flag=True, help="Calibrate on random data: a smoke test, marked in the card.")
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe (TOML); options win over it.")
+@click.option("--target", help="cpu-x86, cpu-arm or portable; default: this machine.")
+@click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto).")
+@click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
+@click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]), help="Which weights share a scale.")
+@click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are.")
+@click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
+@click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
+@click.option("--seed", type=int, help="Seed of random data (default 0).")
+@click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency.")
+@options(GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
+@guarded
+def quantize(model: Path, output: Path, **given: Any) -> None:
+    """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
+    from ptq.api import quantize as run_quantize
+    from ptq.delivery import require_writable
+    from ptq.display import Display
+    from ptq.pipeline import write_cards
+
+    _require_data(given)
+    data = None if given["random_data"] else given["data"]
+    require_writable(output, [Path(p) for p in (model, given["data"], given["eval_data"], given["recipe_path"]) if p])
+    display = Display(quiet=given["quiet"] or given["as_json"])
+    with display.steps() as progress:
+        result = run_quantize(
+            model,
+            data,
+            _recipe(given),
+            evaluation=given["eval_data"],
+            custom_ops=given["custom_ops"],
+            images=_images(given),
+            metric=_metric(given["metric"]),
+            progress=progress,
+        )
+    passed = result.report.verdict.passed
+    if passed:
+        result.save(output)
+    else:
+        output.unlink(missing_ok=True)
+        write_cards(result.report, output)
+    if given["as_json"]:
+        click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
+    display.result(result.report, output)
+    sys.exit(0 if passed else GOAL_MISSED)
+
+
+@main.command()
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Data to compare on; labels give top-1 and top-5.")
+@click.option("--samples", type=click.IntRange(1), default=1_000_000, show_default=False, help="Most samples read.")
+@options(GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
+@guarded
+def validate(reference: Path, model: Path, **given: Any) -> None:
+    """Compare MODEL with REFERENCE on data: any two ONNX models with the same inputs."""
+    from ptq.api import validate as run_validate
+    from ptq.display import Display, comparison_table
+
+    comparison, verdict = run_validate(
+        reference,
+        model,
+        given["data"],
+        goals=_goals(given),
+        limit=given["samples"],
+        custom_ops=given["custom_ops"],
+        images=_images(given),
+        metric=_metric(given["metric"]),
+    )
+    if given["as_json"]:
+        click.echo(json.dumps({"passed": verdict.passed, **comparison_table(comparison)}, sort_keys=True))
+    Display(quiet=given["quiet"] or given["as_json"]).comparison(comparison, verdict)
+    sys.exit(0 if verdict.passed else GOAL_MISSED)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@guarded
+def inspect(model: Path, custom_ops: tuple[Path, ...], as_json: bool) -> None:
+    """Say what MODEL is and which of its layers would be quantized."""
+    from ptq.display import Display
+    from ptq.inspection import inspect_model
+
+    facts = inspect_model(model, custom_ops)
+    if as_json:
+        click.echo(json.dumps(facts, sort_keys=True))
+    else:
+        Display(quiet=False).inspection(facts)
+
+
+@main.command()
+@guarded
+def methods() -> None:
+    """List every observer and weight method with its settings."""
+    from ptq.display import Display
+
+    Display(quiet=False).methods()
+
+
+def _require_data(given: dict[str, Any]) -> None:
+    if bool(given["data"]) == given["random_data"]:
+        found = "both" if given["data"] else "neither"
+        raise RecipeError(
+            f"expected either --data or --random-data, found {found}; give a calibration set with --data PATH"
+        )
+
+
+def _recipe(given: dict[str, Any]) -> Recipe:
+    """The recipe file with the command line's options on top."""
+    from ptq.calibration.observers import Observer
+    from ptq.recipe import Recipe, load_recipe, member_named
+    from ptq.weights import WeightMethod
+
+    recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
+    weights = recipe.weights
+    if given["weights"]:
+        weights = replace(weights, method=member_named(WeightMethod, given["weights"]))
+    if given["granularity"]:
+        weights = replace(weights, granularity=given["granularity"])
+    if given["no_bias_correction"]:
+        weights = replace(weights, bias_correction=False)
+    if given["activations"]:
+        recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
+    plain = {key: given[key] for key in ("target", "samples", "seed") if given[key] is not None}
+    return replace(
+        recipe, weights=weights, exclude=recipe.exclude + given["exclude"], goals=_goals(given, recipe.goals), **plain
+    )
+
+
+def _goals(given: dict[str, Any], base: Goals | None = None) -> Goals:
+    from ptq.recipe import Goals
+
+    names = ("min_sqnr_db", "min_agreement", "max_drop", "max_latency_ratio")
+    return replace(base or Goals(), **{name: given[name] for name in names if given.get(name) is not None})
+
+
+def _images(given: dict[str, Any]) -> ImageOptions | None:
+    from ptq.calibration.images import ImageOptions
+
+    chosen: dict[str, Any] = {key: given[key] for key in ("scale", "channels", "layout") if given[key] is not None}
+    for key in ("resize", "crop"):
+        if given[key]:
+            chosen[key] = _extent(given[key], f"--{key}")
+    for key in ("mean", "std"):
+        if given[key]:
+            chosen[key] = _numbers(given[key], f"--{key}")
+    return ImageOptions(**chosen) if chosen else None
+
+
+def _extent(text: str, option: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise RecipeError(f"{option} is {text!r}; expected SIDE or HEIGHTxWIDTH, for example 224 or 224x224")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RecipeError(f"{option} is {text!r}; expected numbers separated by commas") from error
+
+
+def _metric(text: str | None) -> tuple[str, Metric] | None:
+    """Import a user's metric; the working directory counts, as with `python -m`."""
+    if text is None:
+        return None
+    from importlib import import_module
+
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return text, getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"--metric is {text!r}; expected package.module:function ({error})") from error
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,112 @@
+"""The finished model on its way to the user: packed once, verified as a file, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ptq.core.errors import InputError
+from ptq.modelfile import INLINE_BYTES, fingerprint, weight_bytes, write_atomically
+
+DATA_SUFFIX = ".data"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A quantized model.
+
+    Attributes:
+        model: The graph.
+        data: Its serialized form; None when it is too large for one file and its weights go beside it.
+    """
+
+    model: ir.Model
+    data: bytes | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk."""
+        return len(self.data) if self.data is not None else weight_bytes(self.model)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, or of the graph without weights when those are stored beside it."""
+        return fingerprint(self.data) if self.data is not None else ""
+
+    @contextmanager
+    def as_file(self) -> Iterator[Path]:
+        """The model as the file it will be, in a temporary folder."""
+        with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+            path = Path(folder) / "model.onnx"
+            self._write(path)
+            yield path
+
+    def save(self, path: Path) -> None:
+        """Write the model so that no half-written file ever stands at `path`.
+
+        Raises:
+            InputError: The path cannot be written.
+        """
+        if self.data is not None:
+            write_atomically(path, self.data)
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent) as folder:
+                self._write(Path(folder) / path.name)
+                # Weights first: the graph that names them is the commit point.
+                for name in (path.name + DATA_SUFFIX, path.name):
+                    (Path(folder) / name).replace(path.parent / name)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+    def _write(self, path: Path) -> None:
+        if self.data is not None:
+            path.write_bytes(self.data)
+        else:
+            ir.save(self.model.clone(), path, external_data=path.name + DATA_SUFFIX)
+
+
+def pack(model: ir.Model, metadata: Mapping[str, str]) -> Delivery:
+    """Serialize a lowered model.
+
+    Args:
+        model: The quantized graph; its own metadata is kept.
+        metadata: Entries to add to it.
+
+    Returns:
+        The delivery.
+    """
+    model.metadata_props.update(metadata)
+    large = weight_bytes(model) > INLINE_BYTES
+    return Delivery(model, None if large else ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def require_writable(output: Path, inputs: Sequence[Path]) -> None:
+    """Find out before the work starts whether the result can be written.
+
+    Args:
+        output: Where the model goes.
+        inputs: Files that must not be overwritten.
+
+    Raises:
+        InputError: `output` is a folder, is one of the inputs, or its folder is missing or not writable.
+    """
+    if output.is_dir():
+        raise InputError(f"cannot write {output}: it is a folder; give a file name")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise InputError(f"cannot write {output}: it is also an input; choose another output path")
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: no such folder {output.parent}; create it first")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.name[:80]}.", suffix=".tmp", dir=output.parent)
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from error

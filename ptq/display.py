@@ -1,0 +1,137 @@
+"""What a person sees in the terminal. Reads reports, decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ptq.analysis.compare import Comparison
+from ptq.analysis.report import QuantReport
+from ptq.analysis.verdict import Verdict
+from ptq.calibration.observers import Observer
+from ptq.recipe import describe_method, members
+from ptq.weights import WeightMethod
+
+STEPS = {
+    "prepare": "preparing the float graph",
+    "calibrate": "running the calibration set",
+    "solve": "choosing ranges and weights",
+    "lower": "writing integers",
+    "verify": "running both models side by side",
+}
+
+
+class Display:
+    """Writes results to stdout and progress to stderr; nothing of either when quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, quiet=quiet, highlight=False)
+        self._always = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[str], None]]:
+        """Show which step runs."""
+        with self._err.status("reading") as status:
+            yield lambda step: status.update(STEPS.get(step, step))
+
+    def result(self, report: QuantReport, output: Path) -> None:
+        """The end of a run: figures, findings, verdict."""
+        data, kernels, latency = report.data, report.proof.kernels, report.proof.latency
+        kind = "held-out samples" if data.held_out else "samples it was calibrated on"
+        before, after = report.float_model.num_bytes, report.quantized_model.num_bytes
+        row = self._row
+        row("model", f"{report.float_model.name}, opset {report.float_model.opset}; target {report.target.name}")
+        for note in report.notes:
+            row("", note)
+        row("calibration", f"{data.description}: {data.num_calibration} samples, {report.num_grids} activation grids")
+        row("layers", f"{len(report.layers)} on integers, {len(report.left_float)} left in float{self._why(report)}")
+        row("kernels", f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}")
+        for output_row in report.proof.comparison.outputs:
+            agreement = "" if output_row.agreement is None else f", agreement {output_row.agreement:.2%}"
+            figures = f"SQNR {output_row.sqnr_db:.2f} dB, cosine {output_row.cosine:.6f}{agreement}"
+            row("accuracy", f"{figures} ({output_row.name}, {data.num_verification} {kind})")
+        for score in report.proof.comparison.accuracies:
+            row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
+        row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%})")
+        row("latency", f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms (x{latency.ratio:.2f}, one thread, batch {latency.batch})")
+        row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
+        self.verdict(report.verdict, f"{output}, card in {output.name}.card.md", f"no model at {output}; see {output.name}.card.md")
+
+    def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
+        """Findings, then the one line that counts. Missed goals show even when quiet."""
+        for finding in verdict.findings:
+            console = self._always if finding.level == "missed" and self._quiet else self._out
+            console.print(f"[bold red]{finding.level}[/]: [red]{escape(finding.text)}[/]")
+        if verdict.passed:
+            self._out.print(f"[bold green]verdict: goals met[/] -> {escape(delivered)}")
+        else:
+            console = self._always if self._quiet else self._out
+            console.print(f"[bold red]verdict: goal missed[/], {escape(withheld)}")
+
+    def comparison(self, comparison: Comparison, verdict: Verdict) -> None:
+        """Two models side by side."""
+        table = Table("output", "SQNR dB", "cosine", "agreement", "largest error", box=None)
+        for row in comparison.outputs:
+            agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
+            table.add_row(escape(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}")
+        self._out.print(table)
+        for score in comparison.accuracies:
+            self._row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
+        self.verdict(verdict, f"{comparison.num_samples} samples compared", f"{comparison.num_samples} samples compared")
+
+    def inspection(self, facts: dict[str, Any]) -> None:
+        """What `ptq inspect` found."""
+        for key in ("inputs", "outputs"):
+            self._row(key, "; ".join(facts[key]))
+        self._row("made by", f"{facts['producer']}, opset {facts['opset']}")
+        self._row("weights", _size(facts["weight_bytes"]))
+        self._row("operators", ", ".join(f"{count} {op}" for op, count in facts["operators"].items()))
+        for note in facts["preparation"]:
+            self._row("", note)
+        self._row("quantizable", f"{len(facts['quantizable'])} layers for {facts['target']} {facts.get('reason', '')}")
+        for name, reason in facts["left_float"].items():
+            self._row("left in float", f"{name}: {reason}")
+
+    def methods(self) -> None:
+        """Every family with its members."""
+        for title, union in (("activation observers (--activations)", Observer), ("weight methods (--weights)", WeightMethod)):
+            self._out.print(f"[bold]{title}[/]")
+            for member in members(union):
+                tag, settings, summary = describe_method(member)
+                self._out.print(f"  {tag:<12}{escape(summary)}" + (f" [dim]({escape(settings)})[/]" if settings else ""))
+
+    def _row(self, key: str, text: str) -> None:
+        self._out.print(f"[dim]{key:<13}[/]{escape(text)}")
+
+    def _why(self, report: QuantReport) -> str:
+        if not report.left_float:
+            return ""
+        name, reason = next(iter(sorted(report.left_float.items())))
+        more = len(report.left_float) - 1
+        return f" ({name}: {reason}{f'; {more} more in the card' if more else ''})"
+
+    def _islands(self, report: QuantReport) -> str:
+        islands = report.proof.kernels.islands
+        return f", float islands: {', '.join(f'{n} {op}' for op, n in islands.items())}" if islands else ", no float island"
+
+
+def comparison_table(comparison: Comparison) -> dict[str, Any]:
+    """A comparison ready for JSON."""
+    return {
+        "outputs": [asdict(row) for row in comparison.outputs],
+        "labelled": [asdict(row) for row in comparison.accuracies],
+        "num_samples": comparison.num_samples,
+    }
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"

@@ -1,0 +1,270 @@
+"""Models between disk, memory and onnxruntime: load, describe, run, and write atomically. No graph changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
+
+from ptq.core.errors import InputError
+from ptq.runtime.session import Optimization, open_session
+
+ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
+MAX_PROTOBUF_BYTES = 2**31 - 1
+INLINE_BYTES = 1_500_000_000  # above this, weights go to a file of their own
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: Its name.
+        dtype: Element type.
+        shape: Extents; a string or None where the extent is free. None if even the rank is unknown.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        extents = "?" if self.shape is None else ", ".join(str(n) if n is not None else "?" for n in self.shape)
+        return f"{self.name}: {self.dtype} [{extents}]"
+
+
+def load_model(source: ModelSource) -> ir.Model:
+    """Read a model from wherever it is.
+
+    Args:
+        source: Path, serialized bytes, `onnx.ModelProto` or `onnx_ir.Model` (copied, so the caller's stays as it is).
+
+    Returns:
+        The model; external weights stay on disk until they are used.
+
+    Raises:
+        InputError: The file is missing, not a regular file, too large, not ONNX, or broken.
+    """
+    if isinstance(source, ir.Model):
+        return source.clone()
+    if isinstance(source, onnx.ModelProto):
+        return ir.from_proto(source)
+    if isinstance(source, bytes):
+        return _parse(source, "model bytes", None)
+    path = Path(source).absolute()
+    return _parse(read_regular_file(path, MAX_PROTOBUF_BYTES), str(source), path)
+
+
+def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
+    """The model as it came, in a form that onnxruntime opens."""
+    if isinstance(source, str | Path | bytes):
+        return source
+    return ir.to_proto(model).SerializeToString()
+
+
+def source_bytes(source: ModelSource, model: ir.Model) -> int:
+    """Size of the model as it came: its file and the external data it names."""
+    if not isinstance(source, str | Path):
+        return len(source) if isinstance(source, bytes) else weight_bytes(model)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    beside = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return Path(source).stat().st_size + sum(path.stat().st_size for path in beside)
+
+
+def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
+    """SHA-256 of the model file (of the serialized graph when there is no file)."""
+    if isinstance(source, str | Path):
+        return fingerprint(Path(source).read_bytes())
+    return fingerprint(source if isinstance(source, bytes) else ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """Read a whole file, refusing anything that could block or exhaust memory.
+
+    Raises:
+        InputError: Missing, not a regular file, empty, larger than `limit` bytes, or not readable.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise InputError(f"{path}: expected a regular file, found a {'folder' if path.is_dir() else 'device or pipe'}")
+    size = path.stat().st_size
+    if size > limit:
+        raise InputError(f"{path}: {size} bytes; a model file holds at most {limit}, store its weights as external data")
+    if size == 0:
+        raise InputError(f"{path}: the file is empty; expected an ONNX model")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except Exception as error:
+        raise InputError(f"{where}: not an ONNX model (protobuf says: {error}); export it again") from error
+    if not proto.ir_version or not (proto.graph.node or proto.graph.output):
+        raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
+    try:
+        onnx.checker.check_model(str(path) if path is not None else data)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{where}: invalid ONNX model: {_first_line(error)}") from error
+    try:
+        model = ir.from_proto(proto)
+        if path is not None:
+            _resolve_external(model, path.parent)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{where}: cannot read the model: {_first_line(error)}") from error
+    return model
+
+
+def _resolve_external(model: ir.Model, folder: Path) -> None:
+    """Point external tensors at the model's folder and refuse those that leave it."""
+    ir.external_data.set_base_dir(model.graph, folder)
+    root = folder.resolve()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).resolve().is_relative_to(root):
+            raise ValueError(f"external data of {value.name!r} lies outside the model's folder")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:300]
+
+
+def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """The inputs that have to be fed (graph inputs that are not also weights)."""
+    specs = []
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        if value.dtype is None:
+            raise InputError(f"model input {value.name!r} has no element type; expected a tensor")
+        extents = None if value.shape is None else tuple(_extent(n) for n in value.shape)
+        specs.append(InputSpec(str(value.name), value.dtype.numpy(), extents))
+    return tuple(specs)
+
+
+def _extent(extent: int | ir.SymbolicDim) -> int | str | None:
+    return extent if isinstance(extent, int) else extent.value if isinstance(extent.value, str) else None
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+@contextmanager
+def runnable(model: ir.Model) -> Iterator[bytes | Path]:
+    """The model in a form that onnxruntime opens: bytes, or a temporary file when it is too large for that."""
+    if weight_bytes(model) <= INLINE_BYTES:
+        yield ir.to_proto(model).SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model.clone(), path, external_data="model.onnx.data")
+        yield path
+
+
+@contextmanager
+def session_of(
+    model: ir.Model | str | Path | bytes,
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    num_threads: int = 1,
+    optimization: Optimization = "all",
+) -> Iterator[InferenceSession]:
+    """Open an in-memory model, turning onnxruntime's refusal into one line.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+    if not isinstance(model, ir.Model):
+        yield _open(model, custom_ops, num_threads, optimization)
+        return
+    with runnable(model) as form:
+        yield _open(form, custom_ops, num_threads, optimization)
+
+
+def _open(
+    form: str | Path | bytes, custom_ops: Sequence[str | Path], num_threads: int, optimization: Optimization
+) -> InferenceSession:
+    try:
+        return open_session(form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization)
+    except Exception as error:  # onnxruntime has one exception class per status code and no common base
+        hint = "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
+        raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}{hint}") from error
+
+
+def run(session: InferenceSession, feed: dict[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+    """Run once, turning onnxruntime's refusal into one line.
+
+    Raises:
+        InputError: The model fails on this input.
+    """
+    try:
+        outputs: list[NDArray[Any]] = session.run(names, feed)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
+        raise InputError(f"onnxruntime fails to run the model on {shapes}: {_first_line(error)}") from error
+    return outputs
+
+
+def fingerprint(data: bytes) -> str:
+    """SHA-256 of bytes, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash at any instant leaves the old one or the new one.
+
+    Raises:
+        InputError: The folder is missing or not writable, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; not every platform can open a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

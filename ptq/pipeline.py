@@ -1,0 +1,211 @@
+"""The data flow, top to bottom: model -> prepare -> calibrate -> solve -> plan -> lower -> verify -> deliver.
+
+Every step is a function of the steps before it. The graph stays float until `InsertQdq`; decisions live in values
+(`Placement`, `QuantPlan`) outside it. Nothing reaches an output path before the very bytes were loaded and run.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from ptq.analysis.card import card_markdown
+from ptq.analysis.compare import Metric
+from ptq.analysis.report import DataFacts, FileFacts, QuantReport
+from ptq.analysis.verdict import judge
+from ptq.analysis.verify import Verification, verify
+from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
+from ptq.calibration.reader import DataReader, Sample
+from ptq.calibration.split import SampleSplit, split_samples
+from ptq.core.errors import InputError
+from ptq.core.plan import QuantPlan
+from ptq.delivery import Delivery, pack
+from ptq.layerwise import channel_axes, fragile_layers, make_plan, settings_of, spread
+from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
+from ptq.passes import InsertQdq, Placement, place, prepare
+from ptq.passes.selection import select_nodes
+from ptq.recipe import Recipe, recipe_to
+from ptq.runtime.session import open_session
+from ptq.target import Target, target_named
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run; nothing is on disk yet.
+
+    Attributes:
+        delivery: The quantized model.
+        report: What happened; `report.verdict.passed` says whether every goal was met.
+        custom_ops: Libraries the model needs.
+    """
+
+    delivery: Delivery
+    report: QuantReport
+    custom_ops: tuple[str | Path, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to `path` and its card beside it (`path` + .card.json, .card.md): all or nothing.
+
+        Raises:
+            InputError: A file cannot be written; what was there before is still there.
+        """
+        output = Path(path)
+        cards = write_cards(self.report, output)
+        try:
+            self.delivery.save(output)
+        except InputError:
+            for card in cards:
+                card.unlink(missing_ok=True)
+            raise
+
+    def session(self) -> InferenceSession:
+        """Open the quantized model in onnxruntime."""
+        with self.delivery.as_file() as path:
+            return open_session(path, custom_ops=self.custom_ops, num_threads=0)
+
+
+def write_cards(report: QuantReport, output: Path) -> tuple[Path, ...]:
+    """Write the card of a model at `output` as JSON and Markdown, and what was measured as a file of its own."""
+    named = replace(report, quantized_model=replace(report.quantized_model, name=output.name))
+    bench = json.dumps(named.bench(), indent=2, sort_keys=True) + "\n"
+    texts = {".card.json": named.card_json(), ".card.md": card_markdown(named), ".bench.json": bench}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(output.with_name(output.name + suffix))
+        write_atomically(paths[-1], text.encode())
+    return tuple(paths)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run works on.
+
+    Attributes:
+        source: The float model as it came.
+        data: The calibration set.
+        recipe: Decisions.
+        evaluation: Data to verify on. Default: every eighth calibration sample is held out for it.
+        custom_ops: Libraries with operators that the model needs.
+        metric: Name and function of a user metric.
+    """
+
+    source: ModelSource
+    data: DataReader
+    recipe: Recipe = Recipe()
+    evaluation: DataReader | None = None
+    custom_ops: tuple[str | Path, ...] = ()
+    metric: tuple[str, Metric] | None = None
+
+
+def run(job: Job, progress: Progress = lambda _step: None) -> Result:
+    """Quantize a float model.
+
+    Args:
+        job: Model, data and recipe.
+        progress: Called with the name of each step as it starts.
+
+    Returns:
+        The quantized model and the report. A missed goal is no error: see `report.verdict`.
+
+    Raises:
+        PtqError: Model, data or recipe cannot be used.
+    """
+    start = time.perf_counter()
+    target = target_named(job.recipe.target)
+    progress("prepare")
+    model = load_model(job.source)
+    split = split_samples(job.data, hold_out=job.evaluation is None)
+    prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops)
+    progress("calibrate")
+    placement, statistics = calibrate(prepared, split, job, target)
+    progress("solve")
+    plan, rows = make_plan(prepared, placement, statistics, settings_of(job.recipe, target))
+    progress("lower")
+    delivery = pack(lower(prepared, placement, plan), {"ptq.float_sha256": source_fingerprint(job.source, model)})
+    progress("verify")
+    proof = check(job, model, delivery, split)
+    facts = FileFacts(_name(job.source), source_fingerprint(job.source, model), source_bytes(job.source, model), _opset(model))
+    verdict = judge(proof, (facts.num_bytes, delivery.num_bytes), job.recipe.goals, random_data=job.data.is_random)
+    report = QuantReport(
+        float_model=facts,
+        quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
+        data=_data_facts(job, split, proof),
+        recipe=recipe_to(job.recipe),
+        target=target,
+        layers=rows,
+        left_float=placement.left_float,
+        num_grids=len(placement.groups),
+        notes=notes,
+        proof=proof,
+        verdict=verdict,
+        seconds=time.perf_counter() - start,
+        peak_rss_mb=peak_rss_mb(),
+    )
+    return Result(delivery, report, job.custom_ops)
+
+
+def calibrate(model: ir.Model, split: SampleSplit, job: Job, target: Target) -> tuple[Placement, CalibrationStatistics]:
+    """Look at the data once, then leave out the layers that it shows to be fragile."""
+    left_out = select_nodes(model, job.recipe.exclude)
+    placement = place(model, left_out)
+    collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
+    seen = collect(model, split.calibration_feeds(), collector, custom_ops=job.custom_ops)
+    statistics = CalibrationStatistics(spread(placement, seen.histograms), seen.means, seen.num_samples)
+    fragile = fragile_layers(placement, statistics, settings_of(job.recipe, target), job.recipe.min_input_sqnr_db)
+    if fragile:
+        placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)))
+    return placement, statistics
+
+
+def lower(model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
+    """The one step from float to integers, on a copy."""
+    lowered = model.clone()
+    InsertQdq(plan, placement)(lowered)
+    return lowered
+
+
+def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> Verification:
+    """Run the bytes that will be delivered beside the model that came in."""
+    samples: Sequence[Sample] | DataReader = split.verification if job.evaluation is None else job.evaluation
+    with delivery.as_file() as path:
+        return verify(
+            runnable_source(job.source, model), path, samples, split.first, custom_ops=job.custom_ops, metric=job.metric
+        )
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _data_facts(job: Job, split: SampleSplit, proof: Verification) -> DataFacts:
+    return DataFacts(
+        job.data.description,
+        split.fingerprint,
+        split.num_calibration,
+        proof.comparison.num_samples,
+        held_out=bool(split.held_out) or job.evaluation is not None,
+        is_random=job.data.is_random,
+    )
+
+
+def _name(source: ModelSource) -> str:
+    return Path(source).name if isinstance(source, str | Path) else "model in memory"
+
+
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)

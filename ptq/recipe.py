@@ -1,0 +1,203 @@
+"""One run as a value: frozen dataclasses, and TOML at the edge."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cattrs
+from cattrs.errors import ClassValidationError
+
+from ptq.calibration.observers import Auto, Observer
+from ptq.core.errors import RecipeError
+from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
+from ptq.target import TARGETS
+from ptq.weights import Rtn, WeightMethod
+
+GranularityName = Literal["per-tensor", "per-channel", "per-block"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How weights become integers.
+
+    Attributes:
+        method: The weight method.
+        granularity: Which weights share a scale. Blocks run fused only in weight-only MatMul.
+        block_size: Elements per scale for `per-block`.
+        bias_correction: Shift biases by the mean error of the rounded weights.
+    """
+
+    method: WeightMethod = field(default_factory=Rtn)
+    granularity: GranularityName = "per-channel"
+    block_size: int = 32
+    bias_correction: bool = True
+
+    @property
+    def layout(self) -> Granularity:
+        """The granularity as a type, on the matrix [out, in]."""
+        match self.granularity:
+            case "per-tensor":
+                return PerTensor()
+            case "per-channel":
+                return PerAxis(0)
+            case "per-block":
+                return PerBlock(1, self.block_size)
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the quantized model has to reach; None means no goal.
+
+    Attributes:
+        min_sqnr_db: Signal to quantization noise of the worst output, dB.
+        min_agreement: Share of equal decisions, 0 to 1.
+        max_drop: Largest loss of top-1 accuracy or of the user's metric, as a fraction (0.01 is one point).
+        max_latency_ratio: Quantized over float latency.
+    """
+
+    min_sqnr_db: float | None = None
+    min_agreement: float | None = None
+    max_drop: float | None = None
+    max_latency_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, besides model and data.
+
+    Attributes:
+        target: Deployment target; None takes this machine's.
+        activations: Observer that chooses activation ranges.
+        weights: How weights become integers.
+        exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
+        samples: Most samples read from the calibration set.
+        min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
+            starts to dominate the error of a transformer; convolutional networks rarely come near.
+        goals: What has to be reached.
+        seed: Seed of everything random.
+    """
+
+    target: str | None = None
+    activations: Observer = field(default_factory=Auto)
+    weights: Weights = field(default_factory=Weights)
+    exclude: tuple[str, ...] = ()
+    samples: int = 512
+    min_input_sqnr_db: float = 23.0
+    goals: Goals = field(default_factory=Goals)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [target.name for target in TARGETS]
+        if self.target is not None and self.target not in names:
+            raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
+        if self.samples < 1:
+            raise RecipeError(f"samples is {self.samples}; expected at least 1")
+        if self.weights.granularity == "per-block" and self.weights.block_size < 1:
+            raise RecipeError(f"weights.block_size is {self.weights.block_size}; expected at least 1")
+
+
+def members(union: Any) -> tuple[type, ...]:
+    """The classes of a family; a family of one is no union yet."""
+    return get_args(union) or (union,)
+
+
+def tag_of(member: type) -> str:
+    """What a method is called in recipes and on the command line: its file's name."""
+    return member.__module__.rsplit(".", 1)[-1]
+
+
+def member_named(union: Any, tag: str) -> Any:
+    """An instance of the member with that tag, with its defaults.
+
+    Raises:
+        RecipeError: No such member.
+    """
+    known = {tag_of(member): member for member in members(union)}
+    if tag not in known:
+        raise RecipeError(f"method is {tag!r}; expected one of {', '.join(known)}; see `ptq methods`")
+    return known[tag]()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from TOML.
+
+    Raises:
+        RecipeError: The file is missing or not TOML, or a key is unknown or of the wrong type; names the key path.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    return recipe_from(table, str(path))
+
+
+def recipe_from(table: dict[str, Any], where: str) -> Recipe:
+    """Turn nested tables into a recipe; unknown keys are refused."""
+    try:
+        return _converter().structure(table, Recipe)
+    except ClassValidationError as error:
+        reasons = "; ".join(cattrs.transform_error(error, path=where))
+        raise RecipeError(" ".join(reasons.split())) from error
+
+
+def recipe_to(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested tables, methods tagged: what the card echoes back."""
+    return {key: value for key, value in _converter().unstructure(recipe).items() if value is not None}
+
+
+def describe_method(member: type) -> tuple[str, str, str]:
+    """Tag, settings with defaults, and first line of the docstring."""
+    settings = ", ".join(f"{f.name}={getattr(member(), f.name)!r}" for f in fields(member))
+    return tag_of(member), settings, (inspect.getdoc(member) or "").split("\n")[0]
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for union in (Observer, WeightMethod):
+        _register_tagged(converter, union)
+    converter.register_structure_hook(float, _number)
+    for kind in (int, str, bool):
+        converter.register_structure_hook(kind, _exactly(kind))
+    return converter
+
+
+def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
+    """Read and write a family as a table whose `method` names the member; a bare string means its defaults."""
+    known = {tag_of(member): member for member in members(union)}
+
+    def structure(value: Any, _: Any) -> Any:
+        table = {"method": value} if isinstance(value, str) else dict(value)
+        tag = table.pop("method", None)
+        if tag not in known:
+            raise ValueError(f"method is {tag!r}, expected one of {', '.join(known)}")
+        plain = cattrs.Converter(forbid_extra_keys=True)
+        return plain.structure(table, known[tag])
+
+    def unstructure(value: Any) -> dict[str, Any]:
+        return {"method": tag_of(type(value)), **asdict(value)}
+
+    converter.register_structure_hook(union, structure)
+    converter.register_unstructure_hook(union, unstructure)
+    for member in known.values():
+        converter.register_unstructure_hook(member, unstructure)
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+def _exactly(kind: type) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, found {value!r}")
+        return value
+
+    return structure

@@ -1,0 +1,65 @@
+"""What a deployment target's kernels like: the facts that decide signs, word lengths and which operators to quantize."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptq.core.spec import PerAxis, QuantSpec
+
+INTEGER_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+ARITHMETIC_OPS = frozenset({"Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat"})
+"""Not AveragePool: onnxruntime's integer kernel takes 5 to 20 times as long as the float one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A family of processors that run the model in onnxruntime.
+
+    Attributes:
+        name: Name on the command line.
+        activation: Grid of activations. x86 kernels are fastest with unsigned, ARM ones with signed codes.
+        weight_bits: 8, or 7 where 8-bit products may overflow 16-bit sums (x86 without VNNI).
+        why: One line for the card.
+    """
+
+    name: str
+    activation: QuantSpec
+    weight_bits: int
+    why: str
+
+    @property
+    def weight(self) -> QuantSpec:
+        """Grid of weights: symmetric, signed, one scale per output feature."""
+        return QuantSpec(self.weight_bits, signed=True, symmetric=True, narrow_range=True, granularity=PerAxis(0))
+
+
+CPU_X86 = Target("cpu-x86", QuantSpec(), 8, "unsigned activations, full 8-bit weights: x86 with VNNI sums without overflow")
+CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), 8, "signed activations and weights: ARM's dot product")
+PORTABLE = Target("portable", QuantSpec(), 7, "unsigned activations, 7-bit weights: no overflow on any CPU")
+TARGETS = (CPU_X86, CPU_ARM, PORTABLE)
+
+
+def host_target() -> Target:
+    """The target that suits this machine."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return CPU_ARM
+    if machine in ("x86_64", "amd64") and _has_vnni():
+        return CPU_X86
+    return PORTABLE
+
+
+def target_named(name: str | None) -> Target:
+    """Look a target up; None means this machine's.
+
+    Raises:
+        KeyError: No such target.
+    """
+    return host_target() if name is None else {target.name: target for target in TARGETS}[name]
+
+
+def _has_vnni() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool({"avx512_vnni", "avx_vnni"} & set(info.read_text(errors="replace").split()))

@@ -1,0 +1,10 @@
+"""Weight methods: arrays in, encoding out. One file each, one verb: `quantize`."""
+
+from __future__ import annotations
+
+from ptq.weights.rtn import Rtn
+
+WeightMethod = Rtn
+"""Every weight method. Recipe tags, command-line choices, contract tests and `ptq methods` are read from this union."""
+
+__all__ = ["Rtn", "WeightMethod"]

@@ -1,0 +1,49 @@
+"""Open a model in onnxruntime. Needs numpy and onnxruntime, nothing else of this project's dependencies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime
+
+Optimization = Literal["none", "all"]
+QUIET = 4  # onnxruntime severity: only fatal messages; its errors reach us as exceptions anyway
+
+
+def open_session(
+    model: str | Path | bytes,
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    num_threads: int = 1,
+    optimization: Optimization = "all",
+    optimized_model_path: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Load a model for the CPU.
+
+    Args:
+        model: Path of an .onnx file, or a serialized model.
+        custom_ops: Shared libraries that implement operators the model uses. Their code runs: trust them.
+        num_threads: Threads inside one operator. One gives the same bits on every machine size.
+        optimization: `none` runs the graph as it is written; `all` lets onnxruntime fuse.
+        optimized_model_path: Where to leave the graph as onnxruntime runs it.
+
+    Returns:
+        The session.
+
+    Raises:
+        Exception: Whatever onnxruntime raises when it cannot load the model or a library.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = QUIET
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimization == "all" else levels.ORT_DISABLE_ALL
+    if optimized_model_path is not None:
+        options.optimized_model_filepath = str(optimized_model_path)
+    for library in custom_ops:
+        options.register_custom_ops_library(str(library))
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
