@@ -1,0 +1,1 @@
+"""Data to statistics to ranges: readers, the calibration run, and the observers."""

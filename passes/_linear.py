@@ -86,7 +86,7 @@ def bias_add(product: ir.Node) -> ir.Node | None:
     uses = product.outputs[0].uses()
     if len(uses) != 1 or product.outputs[0].is_graph_output():
         return None
-    node = uses[0].node
+    node = next(iter(uses)).node
     return node if node.op_type in ("Add", "Sum") and not node.domain and len(node.inputs) == 2 else None
 
 
@@ -108,6 +108,10 @@ def _layout(node: ir.Node, weight: NDArray[Any]) -> WeightLayout | str:
     if node.op_type == "MatMul":
         return WeightLayout(1, weight.shape)
     attributes = node.attributes
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0 or attributes.get_float("beta", 1.0) != 1.0:
+    if (
+        attributes.get_int("transA", 0)
+        or attributes.get_float("alpha", 1.0) != 1.0
+        or attributes.get_float("beta", 1.0) != 1.0
+    ):
         return "transA, alpha or beta differ from what the integer kernel computes"
     return WeightLayout(0 if attributes.get_int("transB", 0) else 1, weight.shape)

@@ -59,5 +59,6 @@ def require_same(name: str, before: Mapping[str, NDArray[Any]], after: Mapping[s
         allowed = TOLERANCE * float(np.abs(reference[finite]).max(initial=1e-30))
         if not np.array_equal(finite, np.isfinite(after[output])) or difference > allowed:
             raise EquivalenceError(
-                f"pass {name} changed output {output!r} by {difference:.3g}, allowed {allowed:.3g}; please report the model"
+                f"pass {name} changed output {output!r} by {difference:.3g}, allowed {allowed:.3g}; "
+                "please report the model"
             )

@@ -55,7 +55,7 @@ def _fold_into_matmul(graph: ir.Graph, node: ir.Node) -> None:
     if weight is None or weight.ndim != 2 or any(number is None for number in numbers):
         return
     if len(product.inputs[1].uses()) != 1 or _rank(product.inputs[0]) != 2:  # type: ignore[union-attr]
-        return  # channels are the last axis of a product; BatchNormalization normalises axis 1: the same for rank 2 only
+        return  # a product's channels are its last axis, BatchNormalization's are axis 1: the same for rank 2 only
     gamma, beta, mean, variance = (number.astype(np.float64) for number in numbers if number is not None)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     g = gamma / np.sqrt(variance + epsilon)
@@ -82,6 +82,7 @@ def _rank(value: ir.Value | None) -> int | None:
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[np.float64]) -> ir.Value:
     tensor = ir.tensor(array.astype(np.float32), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -9,8 +9,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
-from ptq.modelfile import run, session_of, weight_bytes, INLINE_BYTES
+from ptq.modelfile import INLINE_BYTES, run, session_of, weight_bytes
+
 
 def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:
     """Give every value of the main graph an element type and, where possible, a rank.
@@ -23,7 +25,12 @@ def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequ
         custom_ops: Libraries the model needs.
     """
     _infer_statically(model)
-    unknown = [value for node in model.graph for value in node.outputs if value.name and value.dtype is None or value.shape is None]
+    unknown = [
+        value
+        for node in model.graph
+        for value in node.outputs
+        if (value.name and value.dtype is None) or value.shape is None
+    ]
     unknown = [value for value in unknown if value.name and not value.is_graph_output()]
     if not unknown:
         return
@@ -49,7 +56,7 @@ def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
     values |= {str(value.name): value for value in copy.graph.inputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
-    ir.passes.common.RemoveUnusedNodesPass()(copy)
+    common.RemoveUnusedNodesPass()(copy)
     return copy
 
 
@@ -59,7 +66,7 @@ def _infer_statically(model: ir.Model) -> None:
         return
     try:
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
-    except Exception:  # noqa: BLE001 - a refusal here only means that the run has more to tell
+    except Exception:
         return
     known = {value.name: value for node in inferred.graph for value in node.outputs}
     for node in model.graph:
@@ -67,5 +74,5 @@ def _infer_statically(model: ir.Model) -> None:
             found = known.get(value.name)
             if found is None:
                 continue
-            value.dtype = value.dtype or found.dtype
+            value.type = value.type or found.type
             value.shape = value.shape or found.shape

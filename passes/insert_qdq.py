@@ -65,7 +65,9 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         nodes = list(self.graph)
-        self.values = {str(v.name): v for v in self.graph.inputs} | {str(v.name): v for n in nodes for v in n.outputs if v.name}
+        self.values = {str(v.name): v for v in self.graph.inputs} | {
+            str(v.name): v for n in nodes for v in n.outputs if v.name
+        }
         self.names = set(self.values) | set(self.graph.initializers)
 
     def activations(self) -> None:
@@ -73,7 +75,11 @@ class _Lowering:
         for name, params in self.plan.activations.items():
             value = self.values[name]
             producer = value.producer()
-            if producer is not None and producer.op_type in ON_CODES and name_of(producer) in self.placement.integer_nodes:
+            if (
+                producer is not None
+                and producer.op_type in ON_CODES
+                and name_of(producer) in self.placement.integer_nodes
+            ):
                 self._move_on_codes(producer, params)
             else:
                 self._insert_pair(value, params)
@@ -106,7 +112,11 @@ class _Lowering:
         every run; it leaves Sum alone.
         """
         for node in list(self.graph):
-            if node.op_type == "Add" and not node.domain and any(self._is_integer_product(value) for value in node.inputs):
+            if (
+                node.op_type == "Add"
+                and not node.domain
+                and any(self._is_integer_product(value) for value in node.inputs)
+            ):
                 total = ir.Node("", "Sum", node.inputs, name=node.name)
                 self.graph.insert_before(node, total)
                 _take_over(node.outputs[0], total.outputs[0])
@@ -114,7 +124,9 @@ class _Lowering:
 
     def _is_integer_product(self, value: ir.Value | None) -> bool:
         producer = None if value is None else value.producer()
-        return producer is not None and producer.op_type == "MatMul" and name_of(producer) in self.placement.integer_nodes
+        return (
+            producer is not None and producer.op_type == "MatMul" and name_of(producer) in self.placement.integer_nodes
+        )
 
     def _insert_pair(self, value: ir.Value, params: QuantParams) -> None:
         name = str(value.name)
@@ -123,7 +135,9 @@ class _Lowering:
         is_output = produced and value.is_graph_output()
         scale, zero = self._grid(name, params)
         codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_QuantizeLinear", zero.dtype, value.shape)
-        back = self._node("DequantizeLinear", [codes, scale, zero], f"{name}_DequantizeLinear", ir.DataType.FLOAT, value.shape)
+        back = self._node(
+            "DequantizeLinear", [codes, scale, zero], f"{name}_DequantizeLinear", ir.DataType.FLOAT, value.shape
+        )
         for use in readers:
             use.node.replace_input_with(use.idx, back)
         first = [node for node in (codes.producer(), back.producer()) if node is not None]
@@ -144,7 +158,7 @@ class _Lowering:
         back.name = name
 
     def _move_on_codes(self, node: ir.Node, params: QuantParams) -> None:
-        """DQ -> Pad -> Q is left alone by onnxruntime; Pad on the codes is the same arithmetic in a quarter of the bytes."""
+        """Write a node on the codes: onnxruntime leaves DQ -> Pad -> Q alone, and this moves a quarter of the bytes."""
         name = name_of(node)
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
         if source is None or source.op_type != "DequantizeLinear":
@@ -155,8 +169,10 @@ class _Lowering:
             inputs = [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]]
         moved = ir.Node("", node.op_type, inputs, node.attributes.values(), name=node.name)
         moved.outputs[0].name = self._fresh(f"{name}_codes")
-        moved.outputs[0].dtype, moved.outputs[0].shape = zero.dtype, node.outputs[0].shape
-        back = ir.Node("", "DequantizeLinear", [moved.outputs[0], scale, zero], name=self._fresh(f"{name}_DequantizeLinear"))
+        moved.outputs[0].type, moved.outputs[0].shape = zero.type, node.outputs[0].shape
+        back = ir.Node(
+            "", "DequantizeLinear", [moved.outputs[0], scale, zero], name=self._fresh(f"{name}_DequantizeLinear")
+        )
         self.graph.insert_before(node, [moved, back])
         _take_over(node.outputs[0], back.outputs[0])
         self.graph.remove(node, safe=True)
@@ -188,11 +204,16 @@ class _Lowering:
         self, name: str, codes: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any] | None, axis: int | None
     ) -> ir.Value:
         """An initializer of codes behind a DequantizeLinear."""
-        inputs: Sequence[ir.Value] = [self._initializer(f"{name}_quantized", codes), self._initializer(f"{name}_scale", scale)]
+        inputs: Sequence[ir.Value] = [
+            self._initializer(f"{name}_quantized", codes),
+            self._initializer(f"{name}_scale", scale),
+        ]
         if zero is not None:
             inputs = [*inputs, self._initializer(f"{name}_zero_point", zero)]
         attributes = {} if axis is None else {"axis": axis}
-        back = self._node("DequantizeLinear", inputs, f"{name}_DequantizeLinear", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes)
+        back = self._node(
+            "DequantizeLinear", inputs, f"{name}_DequantizeLinear", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes
+        )
         producer = back.producer()
         if producer is not None:
             self.graph.insert_before(self.graph[0], producer)
@@ -216,7 +237,8 @@ class _Lowering:
 
     def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
         tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=self._fresh(name))
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 

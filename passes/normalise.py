@@ -17,6 +17,7 @@ from onnxscript.optimizer import fold_constants_ir
 from ptq.core.errors import UnsupportedModelError
 
 MIN_OPSET = 13
+MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
 FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to fold
 
 
@@ -30,7 +31,7 @@ class InlineFunctions(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Inline all functions."""
         result = common.InlinePass()(model)
-        common.RemoveUnusedFunctionsPass()(model)
+        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return ir.passes.PassResult(model, result.modified)
 
 
@@ -58,10 +59,7 @@ class RaiseOpset(ir.passes.InPlacePass):
                 f"the model has opset {found}; quantization needs {MIN_OPSET} and the ONNX version converter fails: "
                 f"{reason}; export the model again with a newer opset"
             ) from error
-        fresh = ir.from_proto(converted)
-        model.graph = fresh.graph
-        model.opset_imports.clear()
-        model.opset_imports.update(fresh.opset_imports)
+        model.graph = ir.from_proto(converted).graph
         return ir.passes.PassResult(model, True)
 
 
@@ -82,17 +80,30 @@ class RemoveDropout(ir.passes.InPlacePass):
                 continue
             if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
                 continue
+            source = node.inputs[0]
+            if source is None:
+                continue
             if node.outputs[0].is_graph_output():
-                identity = ir.Node("", "Identity", [node.inputs[0]], outputs=[ir.Value(name=f"{node.outputs[0].name}_")])
-                model.graph.insert_before(node, identity)
-                ir.convenience.replace_all_uses_with(node.outputs[0], identity.outputs[0], replace_graph_outputs=True)
-                identity.outputs[0].name, node.outputs[0].name = node.outputs[0].name, None
-                identity.outputs[0].type, identity.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+                _rename_to_identity(model.graph, node, source)
             else:
-                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+                ir.convenience.replace_all_uses_with(node.outputs[0], source)
             model.graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _folds(node: ir.Node) -> bool | None:
+    """Weights may be written as ConstantOfShape, which the folder skips by default."""
+    return True if node.op_type == "ConstantOfShape" else None
+
+
+def _rename_to_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    """A graph output keeps its name: something has to produce it."""
+    old = node.outputs[0]
+    new = ir.Value(name=old.name, type=old.type, shape=old.shape)
+    graph.insert_before(node, ir.Node("", "Identity", [source], outputs=[new]))
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = None
 
 
 def _is_training(node: ir.Node) -> bool:
@@ -111,8 +122,9 @@ class FoldConstants(ir.passes.InPlacePass):
         """Run the stock passes; weights that were also graph inputs become plain weights."""
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, MIN_IR_VERSION)
         common.IdentityEliminationPass()(model)
-        fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)

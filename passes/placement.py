@@ -64,7 +64,9 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement
     for node in nodes:
         planner.visit_linear(node)
     if not planner.integer:
-        reasons = "; ".join(sorted(set(planner.left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
+        reasons = (
+            "; ".join(sorted(set(planner.left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
+        )
         raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
     for node in nodes:
         planner.visit_other(node)
@@ -117,15 +119,21 @@ class _Planner:
 
     def finish(self, nodes: list[ir.Node], model: ir.Model) -> Placement:
         """Number the groups in dataflow order."""
-        order = [str(value.name) for value in model.graph.inputs] + [str(v.name) for node in nodes for v in node.outputs]
+        order = [str(value.name) for value in model.graph.inputs] + [
+            str(v.name) for node in nodes for v in node.outputs
+        ]
         groups: dict[str, list[str]] = {}
         for name in order:
             if name in self.needed:
                 groups.setdefault(self._root(name), []).append(name)
-        derived = {name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer}
+        derived = {
+            name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer
+        }
         index = {root: i for i, root in enumerate(groups)}
         sources = {
-            name: index[root] for root, members in groups.items() for name in members
+            name: index[root]
+            for root, members in groups.items()
+            for name in members
             if name not in derived or not any(other not in derived for other in members)
         }
         return Placement(
@@ -144,7 +152,9 @@ class _Planner:
             if name_of(node) in self.integer and node.op_type not in MOVING:
                 for position, value in enumerate(node.inputs):
                     if value is not None and str(value.name) in self.needed:
-                        (right if node.op_type == "MatMul" and position == 1 else other).add(self._root(str(value.name)))
+                        (right if node.op_type == "MatMul" and position == 1 else other).add(
+                            self._root(str(value.name))
+                        )
         return frozenset(i for i, root in enumerate(groups) if root in right - other)
 
     def _visit_arithmetic(self, node: ir.Node) -> None:
@@ -188,8 +198,10 @@ class _Planner:
         self.needed.setdefault(str(value.name), value)
 
     def _has_codes(self, value: ir.Value | None) -> bool:
-        return value is not None and str(value.name) in self.needed and (
-            str(value.name) in self.produced or value.is_graph_input()
+        return (
+            value is not None
+            and str(value.name) in self.needed
+            and (str(value.name) in self.produced or value.is_graph_input())
         )
 
     def _moves_codes(self, node: ir.Node) -> bool:
@@ -232,7 +244,7 @@ def _clipping_follower(value: ir.Value) -> ir.Node | None:
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
-    node = uses[0].node
+    node: ir.Node = next(iter(uses)).node
     if node.domain:
         return None
     if node.op_type == "Relu":

@@ -1,8 +1,8 @@
 """Post-training quantization of ONNX models for onnxruntime, with the proof beside the model.
 
-    result = ptq.quantize("model.onnx", "calibration.npz")
-    result.report.verdict.passed
-    result.save("model.int8.onnx")
+result = ptq.quantize("model.onnx", "calibration.npz")
+result.report.verdict.passed
+result.save("model.int8.onnx")
 """
 
 from __future__ import annotations

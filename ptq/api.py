@@ -16,7 +16,7 @@ from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 - the front door names every option
     model: ModelSource,
     data: Any,
     recipe: Recipe | None = None,
@@ -61,7 +61,7 @@ RANDOM_SAMPLES = 16
 EVALUATION_SAMPLES = 1_000_000
 
 
-def validate(
+def validate(  # noqa: PLR0913 - the front door names every option
     reference: ModelSource,
     model: ModelSource,
     data: Any,

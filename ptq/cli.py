@@ -82,10 +82,14 @@ IMAGE_OPTIONS = options(
 GOAL_OPTIONS = options(
     click.option("--min-sqnr-db", type=float, help="Goal: SQNR of the worst output, dB."),
     click.option("--min-agreement", type=click.FloatRange(0, 1), help="Goal: share of equal decisions."),
-    click.option("--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."),
+    click.option(
+        "--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."
+    ),
 )
 SHARED_OPTIONS = options(
-    click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."),
+    click.option(
+        "--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."
+    ),
     click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors and missed goals only."),

@@ -54,7 +54,10 @@ class Display:
             row("", note)
         row("calibration", f"{data.description}: {data.num_calibration} samples, {report.num_grids} activation grids")
         row("layers", f"{len(report.layers)} on integers, {len(report.left_float)} left in float{self._why(report)}")
-        row("kernels", f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}")
+        row(
+            "kernels",
+            f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}",
+        )
         for output_row in report.proof.comparison.outputs:
             agreement = "" if output_row.agreement is None else f", agreement {output_row.agreement:.2%}"
             figures = f"SQNR {output_row.sqnr_db:.2f} dB, cosine {output_row.cosine:.6f}{agreement}"
@@ -62,9 +65,17 @@ class Display:
         for score in report.proof.comparison.accuracies:
             row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
         row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%})")
-        row("latency", f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms (x{latency.ratio:.2f}, one thread, batch {latency.batch})")
+        row(
+            "latency",
+            f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms "
+            f"(x{latency.ratio:.2f}, one thread, batch {latency.batch})",
+        )
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
-        self.verdict(report.verdict, f"{output}, card in {output.name}.card.md", f"no model at {output}; see {output.name}.card.md")
+        self.verdict(
+            report.verdict,
+            f"{output}, card in {output.name}.card.md",
+            f"no model at {output}; see {output.name}.card.md",
+        )
 
     def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
         """Findings, then the one line that counts. Missed goals show even when quiet."""
@@ -82,11 +93,15 @@ class Display:
         table = Table("output", "SQNR dB", "cosine", "agreement", "largest error", box=None)
         for row in comparison.outputs:
             agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
-            table.add_row(escape(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}")
+            table.add_row(
+                escape(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
+            )
         self._out.print(table)
         for score in comparison.accuracies:
             self._row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
-        self.verdict(verdict, f"{comparison.num_samples} samples compared", f"{comparison.num_samples} samples compared")
+        self.verdict(
+            verdict, f"{comparison.num_samples} samples compared", f"{comparison.num_samples} samples compared"
+        )
 
     def inspection(self, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""
@@ -103,11 +118,16 @@ class Display:
 
     def methods(self) -> None:
         """Every family with its members."""
-        for title, union in (("activation observers (--activations)", Observer), ("weight methods (--weights)", WeightMethod)):
+        for title, union in (
+            ("activation observers (--activations)", Observer),
+            ("weight methods (--weights)", WeightMethod),
+        ):
             self._out.print(f"[bold]{title}[/]")
             for member in members(union):
                 tag, settings, summary = describe_method(member)
-                self._out.print(f"  {tag:<12}{escape(summary)}" + (f" [dim]({escape(settings)})[/]" if settings else ""))
+                self._out.print(
+                    f"  {tag:<12}{escape(summary)}" + (f" [dim]({escape(settings)})[/]" if settings else "")
+                )
 
     def _row(self, key: str, text: str) -> None:
         self._out.print(f"[dim]{key:<13}[/]{escape(text)}")
@@ -121,7 +141,11 @@ class Display:
 
     def _islands(self, report: QuantReport) -> str:
         islands = report.proof.kernels.islands
-        return f", float islands: {', '.join(f'{n} {op}' for op, n in islands.items())}" if islands else ", no float island"
+        return (
+            f", float islands: {', '.join(f'{n} {op}' for op, n in islands.items())}"
+            if islands
+            else ", no float island"
+        )
 
 
 def comparison_table(comparison: Comparison) -> dict[str, Any]:

@@ -46,5 +46,7 @@ def inspect_model(source: ModelSource, custom_ops: Sequence[str | Path] = ()) ->
         placement = place(prepared)
     except UnsupportedModelError as error:
         return facts | {"quantizable": [], "left_float": {}, "reason": str(error)}
-    layers = [{"name": layer.name, "op_type": layer.op_type, "weight": list(layer.layout.shape)} for layer in placement.layers]
+    layers = [
+        {"name": layer.name, "op_type": layer.op_type, "weight": list(layer.layout.shape)} for layer in placement.layers
+    ]
     return facts | {"quantizable": layers, "left_float": dict(sorted(placement.left_float.items()))}

@@ -97,7 +97,11 @@ def make_plan(
     rows = []
     for layer in placement.layers:
         index = group_of[layer.source]
-        mean = statistics.means[layer.source].mean if settings.bias_correction and layer.source in statistics.means else None
+        mean = (
+            statistics.means[layer.source].mean
+            if settings.bias_correction and layer.source in statistics.means
+            else None
+        )
         solved = _solve(_Layer(layer, model, grids[index], mean), settings)
         weights[layer.name] = solved.encoding
         if solved.bias is not None:
@@ -138,7 +142,9 @@ def fragile_layers(
     group_of = {name: i for i, members in enumerate(placement.groups) for name in members}
     fragile = {}
     for layer in placement.layers:
-        if layer.op_type == "Conv":  # its output has to be codes for its neighbours; a float one costs more than it saves
+        if (
+            layer.op_type == "Conv"
+        ):  # its output has to be codes for its neighbours; a float one costs more than it saves
             continue
         histogram = groups[group_of[layer.source]]
         grid = choose_qparams(settings.observer.choose_range(histogram, settings.activation), settings.activation)
@@ -250,7 +256,9 @@ def _guard_bias(
 
 def _encode_bias(bias: NDArray[np.float64], encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
     scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
-    params = QuantParams(scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0)))
+    params = QuantParams(
+        scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
+    )
     return BiasEncoding(quantize(bias, params).astype(np.int32), scale)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,9 +69,10 @@ def load_model(source: ModelSource) -> ir.Model:
 
 def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
     """The model as it came, in a form that onnxruntime opens."""
-    if isinstance(source, str | Path | bytes):
-        return source
-    return ir.to_proto(model).SerializeToString()
+    if isinstance(source, ir.Model | onnx.ModelProto):
+        data: bytes = ir.to_proto(model).SerializeToString()
+        return data
+    return source
 
 
 def source_bytes(source: ModelSource, model: ir.Model) -> int:
@@ -86,7 +88,9 @@ def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
     """SHA-256 of the model file (of the serialized graph when there is no file)."""
     if isinstance(source, str | Path):
         return fingerprint(Path(source).read_bytes())
-    return fingerprint(source if isinstance(source, bytes) else ir.to_proto(model).SerializeToString(deterministic=True))
+    return fingerprint(
+        source if isinstance(source, bytes) else ir.to_proto(model).SerializeToString(deterministic=True)
+    )
 
 
 def read_regular_file(path: Path, limit: int) -> bytes:
@@ -101,7 +105,9 @@ def read_regular_file(path: Path, limit: int) -> bytes:
         raise InputError(f"{path}: expected a regular file, found a {'folder' if path.is_dir() else 'device or pipe'}")
     size = path.stat().st_size
     if size > limit:
-        raise InputError(f"{path}: {size} bytes; a model file holds at most {limit}, store its weights as external data")
+        raise InputError(
+            f"{path}: {size} bytes; a model file holds at most {limit}, store its weights as external data"
+        )
     if size == 0:
         raise InputError(f"{path}: the file is empty; expected an ONNX model")
     try:
@@ -142,7 +148,12 @@ def _resolve_external(model: ir.Model, folder: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split("\n")[0].split())[:300]
+    """What a library says, without its source paths and signatures."""
+    text = " ".join(str(error).split("\n")[0].split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    if "/onnxruntime_src/" in text:
+        text = text.rsplit(") ", 1)[-1]
+    return text[:300]
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -209,7 +220,9 @@ def _open(
         raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}{hint}") from error
 
 
-def run(session: InferenceSession, feed: dict[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+def run(
+    session: InferenceSession, feed: dict[str, NDArray[Any]], names: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
     """Run once, turning onnxruntime's refusal into one line.
 
     Raises:

@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class Job:
 
     source: ModelSource
     data: DataReader
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     evaluation: DataReader | None = None
     custom_ops: tuple[str | Path, ...] = ()
     metric: tuple[str, Metric] | None = None
@@ -137,7 +137,9 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     delivery = pack(lower(prepared, placement, plan), {"ptq.float_sha256": source_fingerprint(job.source, model)})
     progress("verify")
     proof = check(job, model, delivery, split)
-    facts = FileFacts(_name(job.source), source_fingerprint(job.source, model), source_bytes(job.source, model), _opset(model))
+    facts = FileFacts(
+        _name(job.source), source_fingerprint(job.source, model), source_bytes(job.source, model), _opset(model)
+    )
     verdict = judge(proof, (facts.num_bytes, delivery.num_bytes), job.recipe.goals, random_data=job.data.is_random)
     report = QuantReport(
         float_model=facts,

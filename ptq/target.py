@@ -1,4 +1,4 @@
-"""What a deployment target's kernels like: the facts that decide signs, word lengths and which operators to quantize."""
+"""What a deployment target's kernels like: what decides signs, word lengths and which operators to quantize."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Target:
         return QuantSpec(self.weight_bits, signed=True, symmetric=True, narrow_range=True, granularity=PerAxis(0))
 
 
-CPU_X86 = Target("cpu-x86", QuantSpec(), 8, "unsigned activations, full 8-bit weights: x86 with VNNI sums without overflow")
+CPU_X86 = Target(
+    "cpu-x86", QuantSpec(), 8, "unsigned activations, full 8-bit weights: x86 with VNNI sums without overflow"
+)
 CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), 8, "signed activations and weights: ARM's dot product")
 PORTABLE = Target("portable", QuantSpec(), 7, "unsigned activations, 7-bit weights: no overflow on any CPU")
 TARGETS = (CPU_X86, CPU_ARM, PORTABLE)

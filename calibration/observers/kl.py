@@ -115,7 +115,9 @@ def divergences(
     kept = np.maximum(mass[cuts], FLOOR)
     cross = (reference * np.log(quantized)).sum(1)
     standard = (own - cross) / total - np.log(total) + np.log(kept)
-    return standard + (2 * np.log(total / kept) if variant == "cfws" else 0.0)
+    penalty = 2 * np.log(total / kept) if variant == "cfws" else np.zeros(len(cuts))
+    result: NDArray[np.float64] = standard + penalty
+    return result
 
 
 def _x_log_x(x: NDArray[np.float64]) -> NDArray[np.float64]:

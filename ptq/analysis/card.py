@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ptq.analysis.report import QuantReport
 
 
@@ -14,7 +16,14 @@ def card_markdown(report: QuantReport) -> str:
     Returns:
         The text, ending with a newline.
     """
-    parts = [_head(report), _accuracy(report), _quantization(report), _kernels(report), _layers(report), _versions(report)]
+    parts = [
+        _head(report),
+        _accuracy(report),
+        _quantization(report),
+        _kernels(report),
+        _layers(report),
+        _versions(report),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -30,7 +39,11 @@ def _head(report: QuantReport) -> str:
             ("", "float", "quantized"),
             [
                 ("file", before.name, after.name),
-                ("bytes", str(before.num_bytes), f"{after.num_bytes} ({after.num_bytes / max(before.num_bytes, 1):.1%})"),
+                (
+                    "bytes",
+                    str(before.num_bytes),
+                    f"{after.num_bytes} ({after.num_bytes / max(before.num_bytes, 1):.1%})",
+                ),
                 ("opset", str(before.opset), str(after.opset)),
                 ("sha256", f"`{before.sha256}`", f"`{after.sha256}`"),
             ],
@@ -41,9 +54,17 @@ def _head(report: QuantReport) -> str:
 
 def _accuracy(report: QuantReport) -> str:
     data = report.data
-    kind = "held out from the calibration set" if data.held_out else "given for verification, or shared with calibration"
+    kind = (
+        "held out from the calibration set" if data.held_out else "given for verification, or shared with calibration"
+    )
     rows = [
-        (f"`{row.name}`", f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", "-" if row.agreement is None else f"{row.agreement:.4f}", f"{row.max_abs_error:.4g}")
+        (
+            f"`{row.name}`",
+            f"{row.sqnr_db:.2f}",
+            f"{row.cosine:.6f}",
+            "-" if row.agreement is None else f"{row.agreement:.4f}",
+            f"{row.max_abs_error:.4g}",
+        )
         for row in report.proof.comparison.outputs
     ]
     text = f"## Accuracy\n\nOn {data.num_verification} samples {kind}.\n\n"
@@ -56,7 +77,10 @@ def _quantization(report: QuantReport) -> str:
     confounders = report.card()["quantization"]
     data = report.data
     rows = [
-        ("calibration set", f"{data.description}, {data.num_calibration} samples{', RANDOM DATA' if data.is_random else ''}"),
+        (
+            "calibration set",
+            f"{data.description}, {data.num_calibration} samples{', RANDOM DATA' if data.is_random else ''}",
+        ),
         ("calibration sha256", f"`{data.sha256}`"),
         ("target", f"{confounders['target']}: {confounders['why']}"),
         ("weights", _flat(confounders["weights"])),
@@ -77,14 +101,24 @@ def _kernels(report: QuantReport) -> str:
     kernels = report.proof.kernels
     rows = [(f"`{op}`", str(count), "integer kernel") for op, count in kernels.integer.items()]
     rows += [(f"`{op}`", str(count), "float between codes") for op, count in kernels.islands.items()]
-    rows += [(f"`{op}`", str(count), "float, decodes its weight on every run") for op, count in kernels.fallbacks.items()]
+    rows += [
+        (f"`{op}`", str(count), "float, decodes its weight on every run") for op, count in kernels.fallbacks.items()
+    ]
     rows.append(("Q and DQ", str(kernels.num_conversions), "conversions left"))
     return "## What onnxruntime runs\n\n" + _table(("operator", "count", "as"), rows)
 
 
 def _layers(report: QuantReport) -> str:
     rows = [
-        (f"`{row.name}`", row.op_type, str(row.num_bits), str(row.num_weights), f"{row.weight_sqnr_db:.1f}", f"{row.input_sqnr_db:.1f}", str(row.bias_guarded))
+        (
+            f"`{row.name}`",
+            row.op_type,
+            str(row.num_bits),
+            str(row.num_weights),
+            f"{row.weight_sqnr_db:.1f}",
+            f"{row.input_sqnr_db:.1f}",
+            str(row.bias_guarded),
+        )
         for row in report.layers
     ]
     head = ("layer", "type", "bits", "weights", "weight SQNR dB", "input SQNR dB", "guarded biases")
@@ -101,6 +135,6 @@ def _flat(table: dict[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in table.items())
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])

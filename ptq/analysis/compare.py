@@ -136,7 +136,8 @@ class _Scores:
     def value(self) -> tuple[Accuracy, ...]:
         """All figures."""
         rows = [
-            Accuracy(name, hits[0] / len(self._labels), hits[1] / len(self._labels)) for name, hits in self._hits.items()
+            Accuracy(name, hits[0] / len(self._labels), hits[1] / len(self._labels))
+            for name, hits in self._hits.items()
         ]
         if self._metric is not None:
             name, function = self._metric

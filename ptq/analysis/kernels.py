@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from ptq.runtime.session import open_session
 
-LINEAR_KERNELS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits", "ConvInteger"})
+LINEAR_KERNELS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits", "ConvInteger"}
+)
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 FREE = CONVERSIONS | {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
 
@@ -82,7 +84,11 @@ def _feeds(node: ir.Node, op_type: str) -> bool:
 
 
 def _decodes_weight(node: ir.Node) -> bool:
-    if len(node.inputs) < 2 or node.inputs[1] is None or not any(kind in node.op_type for kind in ("Conv", "Gemm", "MatMul")):
+    if (
+        len(node.inputs) < 2
+        or node.inputs[1] is None
+        or not any(kind in node.op_type for kind in ("Conv", "Gemm", "MatMul"))
+    ):
         return False
     decoder = node.inputs[1].producer()
     if decoder is None or decoder.op_type != "DequantizeLinear" or decoder.inputs[0] is None:

@@ -50,7 +50,9 @@ class OutputComparison:
             VerificationError: Shapes differ, or `value` is not finite where `reference` is.
         """
         if reference.shape != value.shape:
-            raise VerificationError(f"output {self._name!r} has shape {value.shape}, the float model gives {reference.shape}")
+            raise VerificationError(
+                f"output {self._name!r} has shape {value.shape}, the float model gives {reference.shape}"
+            )
         self._decide(reference, value)
         a, b = reference.astype(np.float64).reshape(-1), value.astype(np.float64).reshape(-1)
         finite = np.isfinite(a)

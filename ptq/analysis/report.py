@@ -131,7 +131,12 @@ class QuantReport:
         """What was measured on this machine in this run, ready for JSON."""
         latency = self.proof.latency
         return {
-            "latency": {**_rounded(asdict(latency)), "ratio": round(latency.ratio, 4), "threads": 1, "clock": "processor time, p50"},
+            "latency": {
+                **_rounded(asdict(latency)),
+                "ratio": round(latency.ratio, 4),
+                "threads": 1,
+                "clock": "processor time, p50",
+            },
             "seconds": round(self.seconds, 2),
             "peak_rss_mb": round(self.peak_rss_mb, 1),
             "host": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
@@ -160,7 +165,11 @@ class QuantReport:
                 "grids": self.num_grids,
             },
             "first_and_last_layer": "like all others",
-            "bias": {"bits": 32, "corrected": self.recipe["weights"]["bias_correction"], "overflow_guarded_channels": guarded},
+            "bias": {
+                "bits": 32,
+                "corrected": self.recipe["weights"]["bias_correction"],
+                "overflow_guarded_channels": guarded,
+            },
             "accumulator_bits": 32,
             "batchnorm_folded": any("BatchNormalization" in note for note in self.notes),
             "equalized": False,

@@ -65,7 +65,9 @@ def judge_accuracy(comparison: Comparison, goals: Goals) -> Iterator[Finding]:
         if agreement is None:
             raise RecipeError("--min-agreement needs an output with classes; this model has none, use --min-sqnr-db")
         if agreement < goals.min_agreement:
-            yield Finding("missed", f"agreement is {agreement:.4f}, the goal is {goals.min_agreement:g}; try more samples")
+            yield Finding(
+                "missed", f"agreement is {agreement:.4f}, the goal is {goals.min_agreement:g}; try more samples"
+            )
     if goals.max_drop is not None:
         yield from _judge_drop(comparison.accuracies, goals.max_drop)
 
@@ -73,10 +75,14 @@ def judge_accuracy(comparison: Comparison, goals: Goals) -> Iterator[Finding]:
 def _judge_drop(accuracies: tuple[Accuracy, ...], max_drop: float) -> Iterator[Finding]:
     judged = [row for row in accuracies if row.name != "top5"]
     if not judged:
-        raise RecipeError("--max-drop needs labels or a --metric; add a `labels` array to the data, or use --min-agreement")
+        raise RecipeError(
+            "--max-drop needs labels or a --metric; add a `labels` array to the data, or use --min-agreement"
+        )
     for row in judged:
         if row.reference - row.value > max_drop:
-            yield Finding("missed", f"{row.name} falls from {row.reference:.4f} to {row.value:.4f}, the goal allows {max_drop:g}")
+            yield Finding(
+                "missed", f"{row.name} falls from {row.reference:.4f} to {row.value:.4f}, the goal allows {max_drop:g}"
+            )
 
 
 def judge_latency(latency: Latency, goals: Goals) -> Iterator[Finding]:
@@ -101,7 +107,8 @@ def judge_size(before: int, after: int) -> Iterator[Finding]:
     """A warning when the quantized model is larger."""
     if after >= before:
         yield Finding(
-            "warning", f"larger than float: {after} against {before} bytes; the model has too few weights, keep the float file"
+            "warning",
+            f"larger than float: {after} against {before} bytes; the model has too few weights, keep the float file",
         )
 
 
@@ -120,7 +127,9 @@ def judge(proof: Verification, sizes: tuple[int, int], goals: Goals, *, random_d
     findings = [*judge_accuracy(proof.comparison, goals), *judge_latency(proof.latency, goals), *judge_size(*sizes)]
     if proof.kernels.fallbacks:
         named = ", ".join(f"{count} {op}" for op, count in proof.kernels.fallbacks.items())
-        findings.append(Finding("warning", f"{named} decode their weights on every run instead of computing on integers"))
+        findings.append(
+            Finding("warning", f"{named} decode their weights on every run instead of computing on integers")
+        )
     if random_data:
         findings.append(Finding("warning", "calibrated on random data: ranges and accuracy mean nothing; use --data"))
     return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "missed")))

@@ -1,0 +1,1 @@
+"""Values and arithmetic: grids, rounding, histograms, encodings, plans. Plain arrays, no graph, no file."""

@@ -108,7 +108,8 @@ def quantize(values: FloatArray, params: QuantParams) -> IntArray:
     scale = expand(params.scale, values.shape, params.spec.granularity)
     zero = expand(params.zero_point, values.shape, params.spec.granularity)
     codes = np.rint(np.asarray(values) / scale) + zero.astype(np.float64)
-    return np.clip(codes, *params.spec.limits).astype(params.spec.storage_dtype)
+    clipped: IntArray = np.clip(codes, *params.spec.limits).astype(params.spec.storage_dtype)
+    return clipped
 
 
 def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
@@ -123,7 +124,9 @@ def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
     """
     scale = expand(params.scale, codes.shape, params.spec.granularity)
     zero = expand(params.zero_point, codes.shape, params.spec.granularity)
-    return ((codes.astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale).astype(np.float32)
+    steps = codes.astype(np.int64) - zero.astype(np.int64)
+    reals: NDArray[np.float32] = (steps.astype(np.float32) * scale).astype(np.float32)
+    return reals
 
 
 def fake_quantize(values: FloatArray, params: QuantParams) -> NDArray[np.float32]:
@@ -153,7 +156,8 @@ def expand(per_scale: NDArray[Any], shape: tuple[int, ...], granularity: Granula
             return per_scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
         case PerBlock(axis, block_size):
             wide = np.repeat(per_scale, block_size, axis=axis)
-            return np.take(wide, np.arange(shape[axis]), axis=axis)
+            cut: NDArray[Any] = np.take(wide, np.arange(shape[axis]), axis=axis)
+            return cut
 
 
 def per_scale_view(values: NDArray[Any], granularity: Granularity) -> tuple[NDArray[Any], tuple[int, ...]]:

@@ -22,7 +22,7 @@ class PerAxis:
 
 @dataclass(frozen=True, slots=True)
 class PerBlock:
-    """One scale per `block_size` neighbours along `axis`: weight [in, out], axis 0 -> scale [ceil(in / block_size), out].
+    """One scale per `block_size` neighbours along `axis`: weight [out, in], axis 1 -> scale [out, in / block_size].
 
     ONNX calls it `block_size`; papers often say group size.
     """
@@ -65,12 +65,12 @@ class QuantSpec:
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.num_bits - 1)) + int(self.narrow_range) if self.signed else 0
+        return int(self.narrow_range) - (1 << (self.num_bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return 2 ** (self.num_bits - 1) - 1 if self.signed else 2**self.num_bits - 1
+        return (1 << (self.num_bits - 1)) - 1 if self.signed else (1 << self.num_bits) - 1
 
     @property
     def limits(self) -> tuple[int, int]:

@@ -92,7 +92,10 @@ class Histogram:
         magnitude = np.abs(self.bins)
         fine = magnitude >= (magnitude.max(initial=0) - 4 * OCTAVE) // COARSE * COARSE
         joined = np.sign(self.bins) * (magnitude // COARSE * COARSE)
-        parts = [self._joined(self.bins[fine], self.counts[fine], 1), self._joined(joined[~fine], self.counts[~fine], COARSE)]
+        parts = [
+            self._joined(self.bins[fine], self.counts[fine], 1),
+            self._joined(joined[~fine], self.counts[~fine], COARSE),
+        ]
         order = np.argsort(np.concatenate([part.lower for part in parts]), kind="stable")
         return Density(*(np.concatenate(columns)[order] for columns in zip(*parts, strict=True)))
 
@@ -136,7 +139,9 @@ class Histogram:
         inner, outer = _edge(magnitude), np.where(bins == 0, 0.0, _edge(magnitude + width))
         lower = np.where(bins < 0, -outer, inner)
         upper = np.where(bins < 0, -inner, outer)
-        return Density(np.clip(lower, self.rmin, self.rmax), np.clip(upper, self.rmin, self.rmax), counts.astype(np.float64))
+        return Density(
+            np.clip(lower, self.rmin, self.rmax), np.clip(upper, self.rmin, self.rmax), counts.astype(np.float64)
+        )
 
 
 class HistogramAccumulator:
