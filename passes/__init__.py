@@ -14,11 +14,18 @@ from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_qdq import InsertQdq
-from ptq.passes.normalise import FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout
+from ptq.passes.normalise import FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place
 
-PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | FoldConstants | FoldBatchNorm
-PREPARE: tuple[PrepareStep, ...] = (InlineFunctions(), RaiseOpset(), RemoveDropout(), FoldConstants(), FoldBatchNorm())
+PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm
+PREPARE: tuple[PrepareStep, ...] = (
+    InlineFunctions(),
+    RaiseOpset(),
+    RemoveDropout(),
+    SumToAdd(),
+    FoldConstants(),
+    FoldBatchNorm(),
+)
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 
 Feed = Mapping[str, NDArray[Any]]

@@ -25,6 +25,8 @@ from ptq.passes.placement import Placement
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
 
+QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
 
 @dataclass(frozen=True)
 class InsertQdq(ir.passes.InPlacePass):
@@ -51,6 +53,7 @@ class InsertQdq(ir.passes.InPlacePass):
         for layer in self.placement.layers:
             lowering.weight(layer)
         lowering.avoid_float_fusion()
+        lowering.keep_float()
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
 
@@ -121,6 +124,22 @@ class _Lowering:
                 self.graph.insert_before(node, total)
                 _take_over(node.outputs[0], total.outputs[0])
                 self.graph.remove(node, safe=True)
+
+    def keep_float(self) -> None:
+        """Stand a one-input Sum (the identity, to every runtime) before layers that were left in float on purpose.
+
+        onnxruntime quantizes a float Conv, ConvTranspose or Gemm between DQ and Q by itself when the session opens: one
+        scale for the whole weight, and no word about it. It does so only right behind a DequantizeLinear.
+        """
+        for node in list(self.graph):
+            if node.op_type not in QUANTIZED_AT_LOAD or node.domain or name_of(node) in self.placement.integer_nodes:
+                continue
+            source = node.inputs[0]
+            decoder = None if source is None else source.producer()
+            if decoder is not None and source is not None and decoder.op_type == "DequantizeLinear":
+                guard = self._node("Sum", [source], f"{name_of(node)}_input", source.dtype, source.shape)
+                self.graph.insert_before(node, [producer for producer in [guard.producer()] if producer is not None])
+                node.replace_input_with(0, guard)
 
     def _is_integer_product(self, value: ir.Value | None) -> bool:
         producer = None if value is None else value.producer()

@@ -112,6 +112,25 @@ def _is_training(node: ir.Node) -> bool:
 
 
 @dataclass(frozen=True)
+class SumToAdd(ir.passes.InPlacePass):
+    """Write the sum of two values as Add, which has an integer kernel.
+
+    Before: y = Sum(a, b)
+    After:  y = Add(a, b)
+    Preserves float outputs: yes, exactly.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename every Sum of two."""
+        modified = False
+        for node in model.graph:
+            if node.op_type == "Sum" and not node.domain and len(node.inputs) == 2:
+                node.op_type = "Add"
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+@dataclass(frozen=True)
 class FoldConstants(ir.passes.InPlacePass):
     """Make constants initializers, evaluate what depends on constants only, and drop what nothing uses.
 

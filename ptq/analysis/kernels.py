@@ -76,7 +76,15 @@ def _sorted(counter: Counter[str]) -> dict[str, int]:
 
 def _reads(node: ir.Node, op_type: str) -> bool:
     producers = [value.producer() for value in node.inputs if value is not None]
-    return any(producer is not None and producer.op_type == op_type for producer in producers)
+    return any(
+        producer is not None and (producer.op_type == op_type or (_is_identity(producer) and _reads(producer, op_type)))
+        for producer in producers
+    )
+
+
+def _is_identity(node: ir.Node) -> bool:
+    """The one-input Sum that lowering puts before layers left in float."""
+    return node.op_type == "Sum" and len(node.inputs) == 1
 
 
 def _feeds(node: ir.Node, op_type: str) -> bool:

@@ -112,6 +112,11 @@ def quantize(values: FloatArray, params: QuantParams) -> IntArray:
     return clipped
 
 
+def nearest_level(steps: FloatArray, low: FloatArray | int, high: FloatArray | int) -> NDArray[np.float64]:
+    """The level (code - zero_point) that a real lands on, given in units of the scale; ties to even, then clipped."""
+    return np.clip(np.rint(steps), low, high)
+
+
 def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
     """Reals of codes: scale * (codes - zero_point), float32.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.affine import QuantParams, Range, choose_qparams
+from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Density, Histogram
 
@@ -33,7 +33,7 @@ def expected_error(histogram: Histogram, params: QuantParams) -> NDArray[np.floa
     point = width <= 1e-9 * np.maximum(np.abs(lower), np.abs(upper))
     spread = np.where(point, 1.0, width)
     interval = (_antiderivative(upper, scale, low, high) - _antiderivative(lower, scale, low, high)) / spread
-    level = np.clip(np.rint(lower / scale), low, high) * scale
+    level = nearest_level(lower / scale, low, high) * scale
     per_piece = np.where(point, np.square(lower - level), interval)
     return np.asarray(per_piece @ counts / max(histogram.total, 1), np.float64)
 
@@ -53,7 +53,7 @@ def _antiderivative(
     t: NDArray[np.float64], scale: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     steps = t / scale
-    level = np.clip(np.rint(steps), low, high)
+    level = nearest_level(steps, low, high)
     rest = steps - level
     result: NDArray[np.float64] = scale**3 * (level / 12 + rest * rest * rest / 3)
     return result

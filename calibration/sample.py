@@ -1,0 +1,139 @@
+"""One sample, and what it takes to fit a model's inputs. Pure checks and slices; no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.errors import InputError
+from ptq.modelfile import InputSpec
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one run is fed.
+
+    Attributes:
+        feed: Input name -> array, as the session takes it.
+        label: Class, if known.
+    """
+
+    feed: Mapping[str, NDArray[Any]]
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """How rows of an array with a leading sample axis become feeds of one input.
+
+    Attributes:
+        spec: The input.
+        dtype: Of the array.
+        shape: Of the array, samples first.
+        where: File, for messages.
+    """
+
+    spec: InputSpec
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    where: str
+
+    def __post_init__(self) -> None:
+        name, wanted = self.spec.name, self.spec.shape
+        if not self.shape:
+            raise InputError(f"{self.where}: {name} is a single number; expected a leading axis of samples")
+        _require_dtype(self.spec, self.dtype, self.where)
+        if wanted is not None and len(self.shape) not in (len(wanted), len(wanted) + 1):
+            raise InputError(f"{self.where}: {name} has shape {self.shape}; the model wants {self.spec}, samples first")
+        extents = self.shape[1:]
+        fixed = () if wanted is None else wanted if self.adds_axis else wanted[1:]
+        if any(isinstance(n, int) and n != m for n, m in zip(fixed, extents, strict=False)):
+            raise InputError(f"{self.where}: each sample of {name} is {list(extents)}; the model wants {self.spec}")
+        if 0 in extents or not self.shape[0]:
+            raise InputError(
+                f"{self.where}: {name} has shape {self.shape}, which is empty; expected at least one value"
+            )
+        if self.shape[0] < self.group:
+            raise InputError(f"{self.where}: {name} has {self.shape[0]} samples; the model's batch is {self.group}")
+
+    @property
+    def adds_axis(self) -> bool:
+        """The data has an axis more than the input: the model has no batch axis, or each row is a batch."""
+        return self.spec.shape is not None and len(self.shape) == len(self.spec.shape) + 1
+
+    @property
+    def group(self) -> int:
+        """Rows that make one feed: the model's fixed batch, else 1."""
+        first = self.spec.shape[0] if self.spec.shape else None
+        return first if isinstance(first, int) and not self.adds_axis else 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the array."""
+        return self.shape[0]
+
+
+def sample_of_rows(row: Row, rows: Iterator[NDArray[Any]]) -> NDArray[Any]:
+    """Take the rows of one feed from a stream."""
+    if row.adds_axis:
+        return next(rows)
+    return np.stack([next(rows) for _ in range(row.group)])
+
+
+def check_feed(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], index: int, where: str) -> None:
+    """Refuse a feed that does not fit the model.
+
+    Raises:
+        InputError: An input is missing or extra, has another type, rank or extent, is empty, or is not finite.
+    """
+    wanted, found = {spec.name for spec in specs}, set(feed)
+    if wanted != found:
+        listed = ", ".join(sorted(found)) or "nothing"
+        raise InputError(f"{where}: sample {index} feeds {listed}; the model's inputs are {', '.join(sorted(wanted))}")
+    for spec in specs:
+        array = feed[spec.name]
+        _require_dtype(spec, array.dtype, f"{where}: sample {index}")
+        if spec.shape is not None and not _fits(array.shape, spec.shape):
+            raise InputError(f"{where}: {spec.name} is {list(array.shape)} in sample {index}; the model wants {spec}")
+        if not array.size:
+            raise InputError(f"{where}: {spec.name} is empty in sample {index}; expected at least one value")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{where}: {spec.name} holds NaN or infinity in sample {index}; check its preprocessing")
+
+
+def _require_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
+    if dtype != spec.dtype:
+        hint = f"convert it with .astype('{spec.dtype}')"
+        raise InputError(f"{where}: {spec.name} is {dtype}; the model wants {spec.dtype}, {hint}")
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        not isinstance(n, int) or n == m for n, m in zip(wanted, shape, strict=True)
+    )
+
+
+def split_batch(feed: Mapping[str, NDArray[Any]], label: Any, specs: Sequence[InputSpec]) -> Iterator[Sample]:
+    """Take a batch apart, so that any batching of the same samples is the same stream.
+
+    Only where the model says that the first axis is free and the same in all inputs.
+    """
+    first = {spec.shape[0] if spec.shape else 0 for spec in specs}
+    extents = {array.shape[0] if array.ndim else 0 for array in feed.values()}
+    free = len(first) == 1 and not isinstance(next(iter(first)), int)
+    if not free or len(extents) != 1 or extents == {1}:
+        yield Sample(feed, _label(label, 0))
+        return
+    for i in range(extents.pop()):
+        yield Sample({name: array[i : i + 1] for name, array in feed.items()}, _label(label, i))
+
+
+def _label(label: Any, index: int) -> int | None:
+    if label is None:
+        return None
+    values = np.asarray(label).reshape(-1)
+    return int(values[index]) if index < len(values) else None
