@@ -18,7 +18,7 @@ from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float3
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS
 
 RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-MOVING = RESHAPING | {"MaxPool", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
+MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
 Selector = Callable[[ir.Node], str | None]
 """Why the user wants a node left in float, or None."""
 
@@ -233,6 +233,8 @@ def _moves_only(node: ir.Node) -> bool:
     """Whether a data-moving node leaves values on their grid."""
     if node.op_type == "MaxPool":
         return len(node.outputs) == 1
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest"
     if node.op_type == "Pad":
         value = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
         return node.attributes.get_string("mode", "constant") != "constant" or (value is not None and not np.any(value))

@@ -79,9 +79,10 @@ def source_bytes(source: ModelSource, model: ir.Model) -> int:
     """Size of the model as it came: its file and the external data it names."""
     if not isinstance(source, str | Path):
         return len(source) if isinstance(source, bytes) else weight_bytes(model)
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    beside = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return Path(source).stat().st_size + sum(path.stat().st_size for path in beside)
+    path = Path(source)
+    graph = onnx.load(str(path), load_external_data=False).graph
+    locations = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+    return path.stat().st_size + sum((path.parent / location).stat().st_size for location in locations)
 
 
 def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
@@ -145,6 +146,8 @@ def _resolve_external(model: ir.Model, folder: Path) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).resolve().is_relative_to(root):
             raise ValueError(f"external data of {value.name!r} lies outside the model's folder")
+    if weight_bytes(model) <= INLINE_BYTES:
+        ir.external_data.load_to_model(model)
 
 
 def _first_line(error: BaseException) -> str:
