@@ -72,17 +72,15 @@ class _Lowering:
             str(v.name): v for n in nodes for v in n.outputs if v.name
         }
         self.names = set(self.values) | set(self.graph.initializers)
+        # By identity: a graph output's producer is renamed on the way.
+        self.integer = {node for node in nodes if name_of(node) in self.placement.integer_nodes}
 
     def activations(self) -> None:
         """Put a Q/DQ pair behind every value that has a grid, and point its readers at the right side of it."""
         for name, params in self.plan.activations.items():
             value = self.values[name]
             producer = value.producer()
-            if (
-                producer is not None
-                and producer.op_type in ON_CODES
-                and name_of(producer) in self.placement.integer_nodes
-            ):
+            if producer is not None and producer.op_type in ON_CODES and producer in self.integer:
                 self._move_on_codes(producer, params)
             else:
                 self._insert_pair(value, params)
@@ -132,7 +130,7 @@ class _Lowering:
         scale for the whole weight, and no word about it. It does so only right behind a DequantizeLinear.
         """
         for node in list(self.graph):
-            if node.op_type not in QUANTIZED_AT_LOAD or node.domain or name_of(node) in self.placement.integer_nodes:
+            if node.op_type not in QUANTIZED_AT_LOAD or node.domain or node in self.integer:
                 continue
             source = node.inputs[0]
             decoder = None if source is None else source.producer()
@@ -143,14 +141,12 @@ class _Lowering:
 
     def _is_integer_product(self, value: ir.Value | None) -> bool:
         producer = None if value is None else value.producer()
-        return (
-            producer is not None and producer.op_type == "MatMul" and name_of(producer) in self.placement.integer_nodes
-        )
+        return producer is not None and producer.op_type == "MatMul" and producer in self.integer
 
     def _insert_pair(self, value: ir.Value, params: QuantParams) -> None:
         name = str(value.name)
         produced = name in self.placement.produced
-        readers = [use for use in value.uses() if produced or name_of(use.node) in self.placement.integer_nodes]
+        readers = [use for use in value.uses() if produced or use.node in self.integer]
         is_output = produced and value.is_graph_output()
         scale, zero = self._grid(name, params)
         codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_QuantizeLinear", zero.dtype, value.shape)

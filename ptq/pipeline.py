@@ -167,7 +167,7 @@ def calibrate(model: ir.Model, split: SampleSplit, job: Job, target: Target) -> 
     seen = collect(model, split.calibration_feeds(), collector, custom_ops=job.custom_ops)
     statistics = CalibrationStatistics(spread(placement, seen.histograms), seen.means, seen.num_samples)
     fragile = fragile_layers(placement, statistics, settings_of(job.recipe, target), job.recipe.min_input_sqnr_db)
-    if fragile:
+    if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)))
     return placement, statistics
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import cattrs
 from cattrs.errors import ClassValidationError
+from cattrs.v import format_exception
 
 from ptq.calibration.observers import Auto, Observer
 from ptq.core.errors import RecipeError
@@ -142,7 +143,7 @@ def recipe_from(table: dict[str, Any], where: str) -> Recipe:
     try:
         return _converter().structure(table, Recipe)
     except ClassValidationError as error:
-        reasons = "; ".join(cattrs.transform_error(error, path=where))
+        reasons = "; ".join(cattrs.transform_error(error, path=where, format_exception=_explain))
         raise RecipeError(" ".join(reasons.split())) from error
 
 
@@ -186,6 +187,11 @@ def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
     converter.register_unstructure_hook(union, unstructure)
     for member in known.values():
         converter.register_unstructure_hook(member, unstructure)
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    """Our own hooks say best what they expected; the rest is worded by the library."""
+    return str(error) if type(error) in (ValueError, TypeError) else format_exception(error, kind)
 
 
 def _number(value: Any, _: Any) -> float:

@@ -1,0 +1,101 @@
+"""Tiny models from ONNX text, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def model_from_text(text: str, weights: Arrays, opset: int = 17) -> ir.Model:
+    """A model from the textual form of a graph; the weights become initializers."""
+    source = f'<ir_version: 9, opset_import: ["" : {opset}]>\n{text}'
+    proto = onnx.parser.parse_model(source)
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.from_proto(proto)
+
+
+def random(shape: tuple[int, ...], seed: int = 0, scale: float = 0.3) -> NDArray[np.float32]:
+    """Normal numbers."""
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def conv_net() -> ir.Model:
+    """Conv - BN - Relu - (residual) Conv - Add - Relu - MaxPool - Concat - Conv - pool - Gemm: most of the rules."""
+    text = """
+    net (float[N, 3, 16, 16] x) => (float[N, 5] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+        n = BatchNormalization (a, gamma, beta, mean, var)
+        r = Relu (n)
+        c = Conv <pads = [1, 1, 1, 1]> (r, w2)
+        s = Add (c, r)
+        t = Relu (s)
+        m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (t)
+        p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
+        q = Concat <axis = 1> (m, p)
+        d = Conv (q, w3, b3)
+        e = Clip (d, zero, six)
+        g = GlobalAveragePool (e)
+        f = Flatten (g)
+        y = Gemm <transB = 1> (f, w4, b4)
+    }"""
+    weights: Arrays = {
+        "w1": random((8, 3, 3, 3), 1),
+        "b1": random((8,), 2),
+        "w2": random((8, 8, 3, 3), 3, 0.1),
+        "w3": random((12, 16, 1, 1), 4),
+        "b3": random((12,), 5),
+        "w4": random((5, 12), 6),
+        "b4": random((5,), 7),
+        "gamma": np.abs(random((8,), 8)) + 0.5,
+        "beta": random((8,), 9),
+        "mean": random((8,), 10),
+        "var": np.abs(random((8,), 11)) + 0.5,
+        "zero": np.float32(0),
+        "six": np.float32(6),
+    }
+    return model_from_text(text, {k: np.asarray(v, np.float32) for k, v in weights.items()})
+
+
+def attention() -> ir.Model:
+    """LayerNorm - three projections - attention - projection with bias - residual - MLP with Gelu by Erf."""
+    text = """
+    net (float[B, S, 16] x) => (float[B, S, 16] y) {
+        n = LayerNormalization <axis = -1> (x, g1, b1)
+        q = MatMul (n, wq)
+        k = MatMul (n, wk)
+        kt = Transpose <perm = [0, 2, 1]> (k)
+        v = MatMul (n, wv)
+        s = MatMul (q, kt)
+        p = Softmax <axis = -1> (s)
+        o = MatMul (p, v)
+        u = MatMul (o, wo)
+        ub = Add (u, bo)
+        h = Add (x, ub)
+        f = MatMul (h, wf)
+        fb = Add (bf, f)
+        e = Erf (fb)
+        z = Mul (fb, e)
+        y = MatMul (z, wz)
+    }"""
+    shapes = {"wq": (16, 16), "wk": (16, 16), "wv": (16, 16), "wo": (16, 16), "wf": (16, 32), "wz": (32, 16)}
+    weights: Arrays = {name: random(shape, i) for i, (name, shape) in enumerate(shapes.items())}
+    weights |= {
+        "g1": np.ones(16, np.float32),
+        "b1": np.zeros(16, np.float32),
+        "bo": random((16,), 8),
+        "bf": random((32,), 9),
+    }
+    return model_from_text(text, weights)
+
+
+def feeds(count: int, *shape: int, name: str = "x", seed: int = 5) -> list[Arrays]:
+    """Random samples of shape [1, *shape]."""
+    generator = np.random.default_rng(seed)
+    return [{name: generator.standard_normal((1, *shape)).astype(np.float32)} for _ in range(count)]

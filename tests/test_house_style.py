@@ -1,0 +1,63 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from types import UnionType
+
+import pytest
+
+from ptq.calibration.observers import Observer
+from ptq.recipe import members, tag_of
+from ptq.weights import WeightMethod
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path for folder in ("ptq", "passes", "calibration", "runtime") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rounding_is_written_once(path: Path) -> None:
+    found = re.findall(r"np\.(?:rint|round|around)\b", path.read_text())
+    assert not found or path == ROOT / "ptq/core/affine.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 500
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (body[-1].end_lineno or 0) - body[0].lineno if body else 0
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("union", [Observer, WeightMethod], ids=["Observer", "WeightMethod"])
+def test_a_method_is_one_file_with_one_class_and_one_verb(union: UnionType) -> None:
+    for member in members(union):
+        path = Path(__import__(member.__module__, fromlist=["_"]).__file__)
+        classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        assert [node.name for node in classes if not node.name.startswith("_")] == [member.__name__]
+        verbs = [name for name in vars(member) if not name.startswith("_") and callable(getattr(member, name))]
+        assert len(verbs) == 1, f"{tag_of(member)} has verbs {verbs}"
+        assert member.__dataclass_params__.frozen
+
+
+def test_the_map_in_the_readme_names_every_folder() -> None:
+    readme = (ROOT / "README.md").read_text()
+    folders = {str(path.parent.relative_to(ROOT)) for path in SOURCES}
+    assert {folder for folder in folders if f"`{folder}/`" not in readme} == set()
+
+
+def test_nothing_speaks_of_the_machine_it_was_written_on() -> None:
+    files = [
+        *SOURCES,
+        *sorted((ROOT / "tests").rglob("*.py")),
+        *(ROOT / n for n in ("README.md", "CHANGELOG.md", "Makefile")),
+    ]
+    pattern = re.compile("/" + r"work/|/" + r"root/|\.lib" + "rary")
+    assert [path.name for path in files if pattern.search(path.read_text())] == []

@@ -1,0 +1,180 @@
+"""Placement and lowering rules, each on the smallest graph that shows it, judged by what onnxruntime runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ptq import Recipe, quantize
+from ptq.core.errors import RecipeError, UnsupportedModelError
+from ptq.core.spec import QuantSpec
+from ptq.pipeline import Result
+from tests.builders import Arrays, feeds, model_from_text, random
+
+
+def run(text: str, weights: Arrays, *shape: int, recipe: Recipe | None = None) -> Result:
+    return quantize(model_from_text(text, weights), feeds(16, *shape), recipe)
+
+
+def operators(result: Result) -> list[str]:
+    return [node.op_type for node in result.delivery.model.graph]
+
+
+CONV = {"w": random((4, 3, 3, 3)), "v": random((4, 4, 1, 1), 1)}
+HEAD = "net (float[N, 3, 8, 8] x) => (float[N, A, B, C] y) {\n a = Conv <pads = [1, 1, 1, 1]> (x, w)\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "kernels"),
+    [
+        ("r = Relu (a)  y = Conv (r, v)", {"QLinearConv": 2}),
+        ("r = Clip (a, zero, six)  y = Conv (r, v)", {"QLinearConv": 2}),
+        ("r = LeakyRelu (a)  y = Conv (r, v)", {"QLinearConv": 2, "QLinearLeakyRelu": 1}),
+        ("s = Sigmoid (a)  r = Mul (a, s)  y = Conv (r, v)", {"QLinearConv": 2, "QLinearMul": 1, "QLinearSigmoid": 1}),
+        ("r = Add (a, a)  y = Conv (r, v)", {"QLinearConv": 2, "QLinearAdd": 1}),
+        ("r = Pad (a, pads)  y = Conv (r, v)", {"QLinearConv": 2}),
+        ("r = Concat <axis = 2> (a, a)  y = Conv (r, v)", {"QLinearConv": 2, "QLinearConcat": 1}),
+        ("r = Transpose <perm = [0, 1, 3, 2]> (a)  y = Conv (r, v)", {"QLinearConv": 2}),
+        ("r = MaxPool <kernel_shape = [2, 2]> (a)  y = Conv (r, v)", {"QLinearConv": 2}),
+        ("r = Resize <mode = \"nearest\"> (a, , scales)  y = Conv (r, v)", {"QLinearConv": 2}),
+    ],
+)  # fmt: skip
+def test_neighbours_of_a_convolution_keep_it_on_integers(body: str, kernels: dict[str, int]) -> None:
+    weights = CONV | {"zero": np.float32(0), "six": np.float32(6), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+    weights = {name: array for name, array in weights.items() if name in HEAD + body}
+    result = run(HEAD + body + "}", weights, 3, 8, 8)
+    assert dict(result.report.proof.kernels.integer) == kernels
+    assert not result.report.proof.kernels.islands
+    assert result.report.proof.comparison.sqnr_db > 28
+
+
+def test_pad_moves_codes() -> None:
+    pads = np.array([0, 2, 1, 1, 0, 2, 1, 1])
+    result = run(HEAD + "y = Pad (a, pads) }", {"w": CONV["w"], "pads": pads}, 3, 8, 8)
+    nodes = {node.op_type: node for node in result.delivery.model.graph}
+    assert nodes["Pad"].inputs[0].dtype == ir.DataType.UINT8
+
+
+def test_parts_of_a_concat_share_its_grid() -> None:
+    body = "b = Relu (a)  c = Conv (b, v)  d = Relu (c)  e = Concat <axis = 1> (d, b)  y = Conv (e, u)}"
+    result = run(HEAD + body, CONV | {"u": random((2, 8, 1, 1))}, 3, 8, 8)
+    grids = [node.inputs[1] for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"]
+    names = {
+        node.inputs[0].name: node.inputs[1].name
+        for node in result.delivery.model.graph
+        if node.op_type == "QuantizeLinear"
+    }
+    assert names["d"] == names["e"]  # read by the Concat alone
+    assert names["b"] != names["e"]  # read by others too: keeps a grid of its own
+    assert len(grids) == 5
+
+
+def test_a_layer_left_in_float_really_stays_float() -> None:
+    body = HEAD + "r = Relu (a)  b = Conv (r, v)  s = Relu (b)  y = Conv (s, v)}"
+    recipe = Recipe(exclude=("b",))
+    result = run(body, CONV, 3, 8, 8, recipe=recipe)
+    assert result.report.left_float["b"] == "excluded by 'b'"
+    assert result.report.proof.kernels.num_linear == 2  # onnxruntime would silently make it three
+    assert not result.report.proof.kernels.fallbacks
+
+
+def test_narrow_groups_stay_float_and_depthwise_does_not() -> None:
+    text = """net (float[N, 8, 8, 8] x) => (float[N, A, B, C] y) {
+        a = Conv <group = 4> (x, w)  y = Conv <group = 8> (a, d) }"""
+    result = run(text, {"w": random((8, 2, 3, 3)), "d": random((8, 1, 3, 3))}, 8, 8, 8)
+    assert "2 channels per group" in result.report.left_float["a"]
+    assert result.report.proof.kernels.num_linear == 1
+
+
+def test_weights_shared_by_two_layers_are_stored_once() -> None:
+    text = """net (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
+        a = Conv (x, v)  b = Relu (a)  c = Conv (b, v)  y = Add (a, c) }"""
+    result = run(text, {"v": CONV["v"]}, 4, 8, 8)
+    codes = [v for v in result.delivery.model.graph.initializers.values() if v.dtype == ir.DataType.INT8]
+    assert len(codes) == 1
+
+
+def test_no_float_weight_is_left_behind() -> None:
+    result = run(HEAD + "r = Relu (a)  y = Conv (r, v)}", CONV, 3, 8, 8)
+    floats = [v for v in result.delivery.model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
+    assert all(value.const_value is not None and value.const_value.size <= 4 for value in floats)
+
+
+def test_bias_scale_is_input_times_weight_scale_without_a_zero_point() -> None:
+    text = "net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w, b) }"
+    model = run(text, {"w": CONV["w"], "b": random((4,), 3)}, 3, 8, 8).delivery.model
+    conv = next(node for node in model.graph if node.op_type == "Conv")
+    x, w, b = (value.producer() for value in conv.inputs)
+    assert len(b.inputs) == 2
+    scales = [node.inputs[1].const_value.numpy() for node in (x, w, b)]
+    np.testing.assert_array_equal(scales[0] * scales[1], scales[2])
+
+
+def test_overflowing_bias_raises_the_weight_scale_and_is_counted() -> None:
+    weight, bias = CONV["w"].copy(), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    weight[2] = 1e-9
+    text = "net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w, b) }"
+    result = run(text, {"w": weight, "b": bias}, 3, 8, 8)
+    assert [row.bias_guarded for row in result.report.layers] == [1]
+    assert result.report.proof.comparison.sqnr_db > 35
+
+
+def test_the_right_operand_of_a_product_is_signed() -> None:
+    text = "net (float[N, 6, 8] x) => (float[N, 6, 6] y) { t = Transpose <perm = [0, 2, 1]> (x)  y = MatMul (x, t) }"
+    result = run(text, {}, 6, 8)
+    dtypes = {node.outputs[0].dtype for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"}
+    assert ir.DataType.INT8 in dtypes or result.report.proof.kernels.num_linear == 1
+
+
+@pytest.mark.parametrize("target", ["cpu-x86", "cpu-arm", "portable"])
+def test_targets_choose_signs_and_word_lengths(target: str) -> None:
+    text = HEAD + "r = Relu (a)  y = Conv (r, v)}"
+    result = run(text, CONV, 3, 8, 8, recipe=Recipe(target=target))
+    graph = result.delivery.model.graph
+    codes = [
+        v.const_value.numpy()
+        for v in graph.initializers.values()
+        if v.dtype == ir.DataType.INT8 and v.const_value.size > 40
+    ]
+    limit = 63 if target == "portable" else 127
+    assert max(np.abs(array).max() for array in codes) == limit
+    relu = next(node for node in graph if node.op_type == "QuantizeLinear" and node.inputs[0].name == "r")
+    zero = relu.inputs[2].const_value.numpy()
+    assert zero == QuantSpec(signed=target == "cpu-arm").qmin
+    assert result.report.proof.kernels.num_linear == 2
+
+
+def test_names_that_clash_with_ours_are_kept() -> None:
+    text = "net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] a_scale) { a = Conv (x, w)  a_scale = Relu (a) }"
+    result = run(text, {"w": CONV["w"]}, 3, 8, 8)
+    assert [value.name for value in result.delivery.model.graph.outputs] == ["a_scale"]
+
+
+def test_graph_output_keeps_its_name_and_other_readers() -> None:
+    result = run(HEAD + "r = Relu (a)  y = Conv (r, v)}".replace("=> (float", "=> (float"), CONV, 3, 8, 8)
+    assert [value.name for value in result.delivery.model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("pattern", ["nothing", "re:[", "re:noth.*"])
+def test_exclusions_that_match_nothing_are_refused(pattern: str) -> None:
+    with pytest.raises(RecipeError, match="exclude"):
+        run(HEAD + "y = Relu (a)}", {"w": CONV["w"]}, 3, 8, 8, recipe=Recipe(exclude=(pattern,)))
+
+
+def test_a_model_without_layers_is_refused_in_one_line() -> None:
+    with pytest.raises(UnsupportedModelError, match="nothing to quantize"):
+        run("net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }", {}, 3)
+
+
+def test_fragile_inputs_keep_their_layer_in_float() -> None:
+    text = "net (float[N, 16] x) => (float[N, 8] y) { h = MatMul (x, w)  y = MatMul (h, u) }"
+    samples = feeds(32, 16)
+    for feed in samples:
+        feed["x"] = feed["x"] * np.float32(0.01)
+    samples[0]["x"][0, 0] = 100.0
+    model = model_from_text(text, {"w": random((16, 12)), "u": random((12, 8), 1)})
+    some, everything = (quantize(model, samples, Recipe(min_input_sqnr_db=limit)).report for limit in (50.0, 90.0))
+    assert ["its input keeps only" in reason for reason in some.left_float.values()] == [True]
+    assert not everything.left_float  # leaving out all layers would leave nothing to do
