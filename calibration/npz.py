@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,17 @@ from ptq.core.errors import InputError
 
 MAX_HEADER = 10_000  # bytes; numpy writes about 100
 WHOLE_LIMIT = 2**30  # bytes of a column-major array, which cannot be read by rows
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, SyntaxError)
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+)
 
 
 @dataclass(frozen=True)

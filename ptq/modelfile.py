@@ -82,7 +82,8 @@ def source_bytes(source: ModelSource, model: ir.Model) -> int:
     path = Path(source)
     graph = onnx.load(str(path), load_external_data=False).graph
     locations = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
-    return path.stat().st_size + sum((path.parent / location).stat().st_size for location in locations)
+    total: int = path.stat().st_size + sum((path.parent / location).stat().st_size for location in locations)
+    return total
 
 
 def source_fingerprint(source: ModelSource, model: ir.Model) -> str:

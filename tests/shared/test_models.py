@@ -1,0 +1,31 @@
+"""Accuracy that must not be lost again: real models, default settings, an evaluator that is not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ptq
+from tests.shared.workloads import SAMPLES, evaluator, limit
+
+pytestmark = [
+    pytest.mark.shared,
+    # The evaluator, which is not ours, leaves files to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+FLOORS = {"resnet20": 29.5, "squeezenet": 27.5, "mobilenet_vww": 31.0, "repvgg_cifar": 28.5, "minilm": 20.0}
+"""SQNR in dB against float; goals of W8A8 with default flags."""
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_default_flags_reach_the_floor(shared: Path, tmp_path: Path, name: str) -> None:
+    workloads = evaluator(shared)
+    out = tmp_path / "q.onnx"
+    result = ptq.quantize(shared / f"models/{name}.onnx", workloads.calib(name, SAMPLES[name]))
+    result.save(out)
+    figures = workloads.evaluate(name, out, limit=limit(name))
+    assert figures["sqnr_db"] >= FLOORS[name], figures
+    assert figures["bytes"] < (shared / f"models/{name}.onnx").stat().st_size
+    assert not result.report.proof.kernels.fallbacks
