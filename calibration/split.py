@@ -16,7 +16,7 @@ from ptq.core.errors import CalibrationError
 EVERY = 8
 """Each eighth sample is held out."""
 
-MAX_HELD = 64
+MAX_HELD = 32
 MAX_HELD_BYTES = 256 * 2**20
 FALLBACK = 4  # samples kept for a set too small to hold any out
 

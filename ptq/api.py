@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq.analysis.compare import Comparison, Metric, compare
-from ptq.analysis.verdict import Verdict, judge_accuracy
+from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
@@ -95,4 +95,4 @@ def validate(  # noqa: PLR0913 - the front door names every option
     forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
     comparison = compare(*forms, reader, custom_ops=custom_ops, metric=metric)
     wanted = replace(goals or Goals(), max_latency_ratio=None)
-    return comparison, Verdict(tuple(judge_accuracy(comparison, wanted)))
+    return comparison, Verdict(tuple(judge_accuracy(comparison, wanted)), count_goals(wanted))

@@ -83,7 +83,8 @@ class Display:
             console = self._always if finding.level == "missed" and self._quiet else self._out
             console.print(f"[bold red]{finding.level}[/]: [red]{escape(finding.text)}[/]")
         if verdict.passed:
-            self._out.print(f"[bold green]verdict: goals met[/] -> {escape(delivered)}")
+            goals = f"all {verdict.num_goals} goals met" if verdict.num_goals else "runs; no goal was set"
+            self._out.print(f"[bold green]verdict: {goals}[/] -> {escape(delivered)}")
         else:
             console = self._always if self._quiet else self._out
             console.print(f"[bold red]verdict: goal missed[/], {escape(withheld)}")

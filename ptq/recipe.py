@@ -14,11 +14,11 @@ from cattrs.v import format_exception
 
 from ptq.calibration.observers import Auto, Observer
 from ptq.core.errors import RecipeError
-from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
+from ptq.core.spec import Granularity, PerAxis, PerTensor
 from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
 
-GranularityName = Literal["per-tensor", "per-channel", "per-block"]
+GranularityName = Literal["per-tensor", "per-channel"]
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,19 @@ class Weights:
 
     Attributes:
         method: The weight method.
-        granularity: Which weights share a scale. Blocks run fused only in weight-only MatMul.
-        block_size: Elements per scale for `per-block`.
+        granularity: Which weights share a scale. (Blocks are for weight-only layers: with quantized activations no
+            runtime has an integer kernel for them.)
         bias_correction: Shift biases by the mean error of the rounded weights.
     """
 
     method: WeightMethod = field(default_factory=Rtn)
     granularity: GranularityName = "per-channel"
-    block_size: int = 32
     bias_correction: bool = True
 
     @property
     def layout(self) -> Granularity:
         """The granularity as a type, on the matrix [out, in]."""
-        match self.granularity:
-            case "per-tensor":
-                return PerTensor()
-            case "per-channel":
-                return PerAxis(0)
-            case "per-block":
-                return PerBlock(1, self.block_size)
+        return PerTensor() if self.granularity == "per-tensor" else PerAxis(0)
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,6 @@ class Recipe:
             raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
-        if self.weights.granularity == "per-block" and self.weights.block_size < 1:
-            raise RecipeError(f"weights.block_size is {self.weights.block_size}; expected at least 1")
 
 
 def members(union: Any) -> tuple[type, ...]:

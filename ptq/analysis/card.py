@@ -132,7 +132,15 @@ def _versions(report: QuantReport) -> str:
 
 
 def _flat(table: dict[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in table.items())
+    return ", ".join(f"{key} {_method(value)}" for key, value in table.items())
+
+
+def _method(value: object) -> object:
+    """A method's table as it would be written in code."""
+    if not isinstance(value, dict):
+        return value
+    settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "method")
+    return f"{value['method']}({settings})" if settings else value["method"]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from ptq.analysis.compare import Accuracy, Comparison
@@ -37,9 +37,11 @@ class Verdict:
 
     Attributes:
         findings: In order of weight.
+        num_goals: How many goals were set.
     """
 
     findings: tuple[Finding, ...]
+    num_goals: int = 0
 
     @property
     def passed(self) -> bool:
@@ -132,4 +134,9 @@ def judge(proof: Verification, sizes: tuple[int, int], goals: Goals, *, random_d
         )
     if random_data:
         findings.append(Finding("warning", "calibrated on random data: ranges and accuracy mean nothing; use --data"))
-    return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "missed")))
+    return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "missed")), count_goals(goals))
+
+
+def count_goals(goals: Goals) -> int:
+    """How many goals are set."""
+    return sum(goal is not None for goal in astuple(goals))

@@ -159,7 +159,7 @@ class HistogramAccumulator:
         """
         if not values.size:
             return
-        rmin, rmax = float(values.min()), float(values.max())
+        rmin, rmax = float(values.min()) + 0.0, float(values.max()) + 0.0  # -0.0 and 0.0 are one value
         if not (np.isfinite(rmin) and np.isfinite(rmax)):
             raise ValueError("values are not finite")
         codes = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32) >> SHIFT
