@@ -75,7 +75,7 @@ class StatisticsCollector:
             if not np.isfinite(values.sum(dtype=np.float64)):
                 raise CalibrationError(
                     f"tensor {name!r} is NaN or infinite on calibration sample {self._num_samples}; "
-                    "expected finite activations, check the sample's preprocessing"
+                    "expected finite activations, check the weights and the sample's preprocessing"
                 )
             if name in self._axes and values.size:
                 mean = ChannelMean.of(values, self._axes[name])

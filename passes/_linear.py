@@ -58,7 +58,7 @@ def describe_linear(node: ir.Node) -> LinearLayer | str:
         The layer, or the reason why it cannot be one.
     """
     if len(node.inputs) < 2 or node.inputs[0] is None or not is_float32(node.inputs[0]):
-        return "its input is not float32"
+        return "its input is not float32 (convert the model to float32 first)"
     weight = constant(node.inputs[1])
     if weight is None:
         return "its weight is computed at run time"

@@ -27,6 +27,9 @@ from ptq.weights import WeightMethod
 BIAS_LIMIT = 2.0**30
 """Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
 
+UNEVEN = 16.0
+"""Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
+
 RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
 """Grid of the right side of a product of two activations: its kernel is twice as fast on signed, centred codes."""
 
@@ -153,6 +156,30 @@ def fragile_layers(
             bits = settings.activation.num_bits
             fragile[layer.name] = f"its input keeps only {kept:.1f} dB on {bits} bits: a few values dwarf the rest"
     return fragile
+
+
+def uneven_concats(model: ir.Model, placement: Placement, histograms: Mapping[str, Histogram]) -> tuple[str, ...]:
+    """Concats whose parts differ so much in range that the common grid leaves the smallest few codes.
+
+    Args:
+        model: Prepared model.
+        placement: Which Concats run on integers.
+        histograms: Of every value in a group.
+
+    Returns:
+        A note for each, with what to try.
+    """
+    notes = []
+    for node in model.graph:
+        name = str(node.outputs[0].name)
+        if node.op_type != "Concat" or name not in placement.integer_nodes:
+            continue
+        parts = [histograms[str(value.name)] for value in node.inputs if value is not None]
+        reaches = [max(-part.rmin, part.rmax) for part in parts]
+        if max(reaches) > UNEVEN * min(reaches):
+            ratio = max(reaches) / max(min(reaches), 1e-30)
+            notes.append(f"Concat {name!r} joins ranges that differ {ratio:.0f}-fold on one grid; try --exclude {name}")
+    return tuple(notes)
 
 
 def spread(placement: Placement, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ptq.runtime.session import Optimization, open_session
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1
+MAX_NODES, MAX_CALL_DEPTH = 1_000_000, 100
 INLINE_BYTES = 1_500_000_000  # above this, weights go to a file of their own
 
 
@@ -126,17 +127,41 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
         raise InputError(f"{where}: not an ONNX model (protobuf says: {error}); export it again") from error
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
+    _require_finite_expansion(proto, where)
     try:
         onnx.checker.check_model(str(path) if path is not None else data)
     except onnx.checker.ValidationError as error:
-        raise InputError(f"{where}: invalid ONNX model: {_first_line(error)}") from error
+        raise InputError(f"{where}: invalid ONNX model: {_one_line(error)}") from error
     try:
         model = ir.from_proto(proto)
         if path is not None:
             _resolve_external(model, path.parent)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{where}: cannot read the model: {_first_line(error)}") from error
+        raise InputError(f"{where}: cannot read the model: {_one_line(error)}") from error
     return model
+
+
+def _require_finite_expansion(proto: onnx.ModelProto, where: str) -> None:
+    """Count what inlining local functions would give: a few kilobytes of nested calls can mean 10^18 nodes."""
+    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto], depth: int) -> int:
+        if depth > MAX_CALL_DEPTH:
+            raise InputError(
+                f"{where}: local functions call each other more than {MAX_CALL_DEPTH} deep; export it again"
+            )
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in bodies and key not in sizes:
+                sizes[key] = size(bodies[key], depth + 1)
+            total += sizes.get(key, 1)
+        return total
+
+    found = size(proto.graph.node, 0)
+    if found > MAX_NODES:
+        raise InputError(f"{where}: its local functions expand to {found:.3g} nodes; expected at most {MAX_NODES}")
 
 
 def _resolve_external(model: ir.Model, folder: Path) -> None:
@@ -151,9 +176,9 @@ def _resolve_external(model: ir.Model, folder: Path) -> None:
         ir.external_data.load_to_model(model)
 
 
-def _first_line(error: BaseException) -> str:
-    """What a library says, without its source paths and signatures."""
-    text = " ".join(str(error).split("\n")[0].split())
+def _one_line(error: BaseException) -> str:
+    """What a library says, in one line, without its source paths and signatures."""
+    text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     if "/onnxruntime_src/" in text:
         text = text.rsplit(") ", 1)[-1]
@@ -221,7 +246,7 @@ def _open(
         return open_session(form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization)
     except Exception as error:  # onnxruntime has one exception class per status code and no common base
         hint = "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
-        raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}{hint}") from error
+        raise InputError(f"onnxruntime cannot load the model: {_one_line(error)}{hint}") from error
 
 
 def run(
@@ -236,7 +261,7 @@ def run(
         outputs: list[NDArray[Any]] = session.run(names, feed)
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
-        raise InputError(f"onnxruntime fails to run the model on {shapes}: {_first_line(error)}") from error
+        raise InputError(f"onnxruntime fails to run the model on {shapes}: {_one_line(error)}") from error
     return outputs
 
 

@@ -28,7 +28,7 @@ from ptq.calibration.split import SampleSplit, split_samples
 from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, pack
-from ptq.layerwise import channel_axes, fragile_layers, make_plan, settings_of, spread
+from ptq.layerwise import channel_axes, fragile_layers, make_plan, settings_of, spread, uneven_concats
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
 from ptq.passes import InsertQdq, Placement, place, prepare
 from ptq.passes.selection import select_nodes
@@ -150,7 +150,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         layers=rows,
         left_float=placement.left_float,
         num_grids=len(placement.groups),
-        notes=notes,
+        notes=notes + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
         verdict=verdict,
         seconds=time.perf_counter() - start,
@@ -190,6 +190,11 @@ def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> 
 
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage's, this peak does not start with that of the parent process
+        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0][1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

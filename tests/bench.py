@@ -7,7 +7,6 @@ onnxruntime's. Calibration cost is processor seconds and the process's peak memo
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ptq.pipeline import peak_rss_mb
 from ptq.runtime import open_session
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator, limit
@@ -34,20 +34,24 @@ def main() -> None:
         "model", "by", "SQNR dB", "agreement", "bytes", "CPU s", "peak MB", f"x float, batch {BATCH}", "x ORT"
     )
     with tempfile.TemporaryDirectory() as folder:
+        files = {(by, name): Path(folder) / f"{name}.{by}.onnx" for name in SAMPLES for by in ("ort", "ptq")}
+        # All children first: a child's peak memory may start with what this process holds.
+        costs = {(by, name): child(by, name, path) for (by, name), path in files.items()}
         for name in SAMPLES:
-            for row in compare(name, Path(folder)):
+            for row in compare(name, files, costs):
                 table.add_row(*row)
     Console(width=150).print(table)
 
 
-def compare(name: str, folder: Path) -> list[list[str]]:
+def compare(
+    name: str, files: dict[tuple[str, str], Path], costs: dict[tuple[str, str], dict[str, float]]
+) -> list[list[str]]:
     """Rows of one model: onnxruntime percentile, and ours."""
     workloads = evaluator(SHARED)
-    files = {"ort": folder / f"{name}.ort.onnx", "ptq": folder / f"{name}.ptq.onnx"}
-    costs = {by: child(by, name, path) for by, path in files.items()}
-    times = latencies(workloads, name, list(files.values()))
+    own = {by: path for (by, model), path in files.items() if model == name}
+    times = latencies(workloads, name, list(own.values()))
     rows = []
-    for index, (by, path) in enumerate(files.items()):
+    for index, (by, path) in enumerate(own.items()):
         figures = workloads.evaluate(name, path, limit=limit(name))
         rows.append(
             [
@@ -56,8 +60,8 @@ def compare(name: str, folder: Path) -> list[list[str]]:
                 f"{figures['sqnr_db']:.2f}",
                 f"{figures.get('agreement', float('nan')):.4f}",
                 str(figures["bytes"]),
-                f"{costs[by]['cpu_s']:.1f}",
-                f"{costs[by]['peak_rss_mb']:.0f}",
+                f"{costs[by, name]['cpu_s']:.1f}",
+                f"{costs[by, name]['peak_rss_mb']:.0f}",
                 f"{times[index + 1] / times[0]:.3f}",
                 f"{times[index + 1] / times[1]:.3f}",
             ]
@@ -76,7 +80,8 @@ def quantize(by: str, name: str, path: Path) -> dict[str, Any]:
     """The child's job; data is prepared before the clock starts."""
     workloads = evaluator(SHARED)
     if by == "ort":
-        return dict(workloads.ort_baseline(name, str(path), "percentile", SAMPLES[name], True))
+        cost = workloads.ort_baseline(name, str(path), "percentile", SAMPLES[name], True)
+        return {**cost, "peak_rss_mb": peak_rss_mb()}
     import ptq
 
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +93,7 @@ def quantize(by: str, name: str, path: Path) -> dict[str, Any]:
         start = time.process_time()
         ptq.quantize(SHARED / f"models/{name}.onnx", data).save(path)
         seconds = time.process_time() - start
-    return {"cpu_s": seconds, "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"cpu_s": seconds, "peak_rss_mb": peak_rss_mb()}
 
 
 def latencies(workloads: Any, name: str, paths: list[Path]) -> list[float]:

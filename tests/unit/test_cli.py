@@ -160,6 +160,16 @@ def test_outputs_that_cannot_be_written_are_found_out_first(folder: Path) -> Non
     )
 
 
+def test_function_bombs_are_counted_not_inlined(folder: Path) -> None:
+    opsets = 'opset_import: ["" : 17, "l" : 1]'
+    image = "float[N, 3, 16, 16]"
+    head = f"<ir_version: 9, {opsets}>\nn ({image} x) => ({image} y) {{ y = l.f0 (x) }}"
+    bodies = [f"c = l.f{i + 1} (a)  d = l.f{i + 1} (c)  b = l.f{i + 1} (d)" for i in range(30)] + ["b = Relu (a)"]
+    calls = "\n".join(f'<domain: "l", {opsets}>\nf{i} (a) => (b) {{ {body} }}' for i, body in enumerate(bodies))
+    onnx.save(onnx.parser.parse_model(f"{head}\n{calls}"), folder / "bomb.onnx")
+    refused(quantize(folder, model="bomb.onnx"), folder, "bomb.onnx", "nodes")
+
+
 def test_models_that_do_not_run_are_refused(folder: Path) -> None:
     graph = onnx.load(folder / "m.onnx")
     graph.graph.node[0].op_type = "NoSuchOperator"

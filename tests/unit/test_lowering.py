@@ -71,6 +71,22 @@ def test_parts_of_a_concat_share_its_grid() -> None:
     assert len(grids) == 5
 
 
+def test_a_concat_of_uneven_ranges_is_named() -> None:
+    body = "b = Conv <pads = [1, 1, 1, 1]> (x, u)  e = Concat <axis = 1> (a, b)  y = Conv (e, t)}"
+    even, uneven = (
+        run(HEAD + body, {"w": CONV["w"], "u": CONV["w"] * np.float32(factor), "t": random((2, 8, 1, 1))}, 3, 8, 8)
+        for factor in (2, 600)
+    )
+    assert not even.report.notes
+    assert [note.split(" joins")[0] for note in uneven.report.notes] == ["Concat 'e'"]
+
+
+def test_a_concat_that_no_integer_reads_keeps_finer_grids() -> None:
+    text = HEAD + "b = Conv <pads = [1, 1, 1, 1]> (x, u)  y = Concat <axis = 1> (a, b)}"
+    result = run(text, {"w": CONV["w"], "u": CONV["w"] * np.float32(600)}, 3, 8, 8)
+    assert "finer grids" in result.report.left_float["y"]
+
+
 def test_a_layer_left_in_float_really_stays_float() -> None:
     body = HEAD + "r = Relu (a)  b = Conv (r, v)  s = Relu (b)  y = Conv (s, v)}"
     recipe = Recipe(exclude=("b",))
