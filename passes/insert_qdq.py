@@ -25,7 +25,7 @@ from ptq.passes.placement import Placement
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
 
-QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ class _Lowering:
         """Stand a one-input Sum (the identity, to every runtime) before layers that were left in float on purpose.
 
         onnxruntime quantizes a float Conv, ConvTranspose or Gemm between DQ and Q by itself when the session opens: one
-        scale for the whole weight, and no word about it. It does so only right behind a DequantizeLinear.
+        scale for the whole weight, and no word about it; and it takes its slow integer AveragePool there. It does so
+        only right behind a DequantizeLinear.
         """
         for node in list(self.graph):
-            if node.op_type not in QUANTIZED_AT_LOAD or node.domain or node in self.integer:
+            if node.op_type not in INTEGER_AT_LOAD or node.domain or node in self.integer:
                 continue
             source = node.inputs[0]
             decoder = None if source is None else source.producer()
@@ -149,10 +150,8 @@ class _Lowering:
         readers = [use for use in value.uses() if produced or use.node in self.integer]
         is_output = produced and value.is_graph_output()
         scale, zero = self._grid(name, params)
-        codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_QuantizeLinear", zero.dtype, value.shape)
-        back = self._node(
-            "DequantizeLinear", [codes, scale, zero], f"{name}_DequantizeLinear", ir.DataType.FLOAT, value.shape
-        )
+        codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_q", zero.dtype, value.shape)
+        back = self._node("DequantizeLinear", [codes, scale, zero], f"{name}_dq", ir.DataType.FLOAT, value.shape)
         for use in readers:
             use.node.replace_input_with(use.idx, back)
         first = [node for node in (codes.producer(), back.producer()) if node is not None]
@@ -169,7 +168,7 @@ class _Lowering:
         name = str(value.name)
         outputs = self.graph.outputs
         outputs[list(outputs).index(value)] = back
-        value.name = self._fresh(f"{name}_QuantizeLinear_Input")
+        value.name = self._fresh(f"{name}_float")
         back.name = name
 
     def _move_on_codes(self, node: ir.Node, params: QuantParams) -> None:
@@ -183,11 +182,9 @@ class _Lowering:
         if node.op_type == "Pad":
             inputs = [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]]
         moved = ir.Node("", node.op_type, inputs, node.attributes.values(), name=node.name)
-        moved.outputs[0].name = self._fresh(f"{name}_codes")
+        moved.outputs[0].name = self._fresh(f"{name}_q")
         moved.outputs[0].type, moved.outputs[0].shape = zero.type, node.outputs[0].shape
-        back = ir.Node(
-            "", "DequantizeLinear", [moved.outputs[0], scale, zero], name=self._fresh(f"{name}_DequantizeLinear")
-        )
+        back = ir.Node("", "DequantizeLinear", [moved.outputs[0], scale, zero])
         self.graph.insert_before(node, [moved, back])
         _take_over(node.outputs[0], back.outputs[0])
         self.graph.remove(node, safe=True)
@@ -227,7 +224,7 @@ class _Lowering:
             inputs = [*inputs, self._initializer(f"{name}_zero_point", zero)]
         attributes = {} if axis is None else {"axis": axis}
         back = self._node(
-            "DequantizeLinear", inputs, f"{name}_DequantizeLinear", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes
+            "DequantizeLinear", inputs, f"{name}_dq", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes
         )
         producer = back.producer()
         if producer is not None:
@@ -243,9 +240,9 @@ class _Lowering:
         shape: ir.Shape | None,
         attributes: dict[str, int] | None = None,
     ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes or {}, name=self._fresh(name))
+        node = ir.node(op_type, inputs, attributes or {})  # without a name: in small models names outweigh weights
         out = node.outputs[0]
-        out.name, out.shape = self._fresh(f"{name}_Output"), shape
+        out.name, out.shape = self._fresh(name), shape
         if dtype is not None:
             out.dtype = dtype
         return out

@@ -83,8 +83,19 @@ def pack(model: ir.Model, metadata: Mapping[str, str]) -> Delivery:
         The delivery.
     """
     model.metadata_props.update(metadata)
+    _drop_inferable(model)
     large = weight_bytes(model) > INLINE_BYTES
     return Delivery(model, None if large else ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _drop_inferable(model: ir.Model) -> None:
+    """Leave out types and shapes that every runtime infers; custom operators are opaque, so their models keep them."""
+    if any(node.domain for node in model.graph):
+        return
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type, value.shape = None, None
 
 
 def require_writable(output: Path, inputs: Sequence[Path]) -> None:

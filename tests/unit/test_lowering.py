@@ -54,7 +54,8 @@ def test_pad_moves_codes() -> None:
     pads = np.array([0, 2, 1, 1, 0, 2, 1, 1])
     result = run(HEAD + "y = Pad (a, pads) }", {"w": CONV["w"], "pads": pads}, 3, 8, 8)
     nodes = {node.op_type: node for node in result.delivery.model.graph}
-    assert nodes["Pad"].inputs[0].dtype == ir.DataType.UINT8
+    assert nodes["Pad"].inputs[0].producer().op_type == "QuantizeLinear"
+    assert nodes["Pad"].inputs[2].dtype == ir.DataType.UINT8
 
 
 def test_parts_of_a_concat_share_its_grid() -> None:
@@ -140,7 +141,7 @@ def test_overflowing_bias_raises_the_weight_scale_and_is_counted() -> None:
 def test_the_right_operand_of_a_product_is_signed() -> None:
     text = "net (float[N, 6, 8] x) => (float[N, 6, 6] y) { t = Transpose <perm = [0, 2, 1]> (x)  y = MatMul (x, t) }"
     result = run(text, {}, 6, 8)
-    dtypes = {node.outputs[0].dtype for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"}
+    dtypes = {node.inputs[2].dtype for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"}
     assert ir.DataType.INT8 in dtypes or result.report.proof.kernels.num_linear == 1
 
 
