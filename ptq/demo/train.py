@@ -89,7 +89,7 @@ def train(digits: Digits) -> nn.Sequential:
             batch = torch.roll(images[chosen], shift, (2, 3))
             loss = functional.cross_entropy(network(batch), labels[chosen], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return network.eval()
@@ -99,8 +99,14 @@ def export(network: nn.Sequential, path: Path) -> None:
     """Fold every block and write the network as ONNX, without traces of the machine it was made on."""
     folded = nn.Sequential(*(p for b in network if isinstance(b, Block) for p in (b.folded(), nn.ReLU())), network[-1])
     sample = torch.zeros(2, 1, 32, 32)
-    names = {"input_names": ["image"], "output_names": ["logits"]}
-    program = torch.onnx.export(folded.eval(), (sample,), dynamo=True, dynamic_shapes=({0: "batch"},), **names)
+    program = torch.onnx.export(
+        folded.eval(),
+        (sample,),
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        dynamo=True,
+    )
     if program is None:
         raise RuntimeError("torch exported nothing")
     model = program.model_proto
