@@ -28,7 +28,22 @@ GOAL_MISSED, USER_ERROR, INTERRUPTED = 1, 2, 130
 Command = Callable[..., None]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class OneLineErrors(click.Group):
+    """A group whose usage errors look like all other errors: one line, exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and word what click refuses."""
+        try:
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ptq"
+            _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")
+        except click.Abort:
+            sys.exit(INTERRUPTED)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ptq")
 def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""

@@ -7,7 +7,6 @@ Every step is a function of the steps before it. The graph stays float until `In
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -140,7 +139,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     facts = FileFacts(
         _name(job.source), source_fingerprint(job.source, model), source_bytes(job.source, model), _opset(model)
     )
-    verdict = judge(proof, (facts.num_bytes, delivery.num_bytes), job.recipe.goals, random_data=job.data.is_random)
+    sizes = (facts.num_bytes, delivery.num_bytes)
+    verdict = judge(proof, rows, sizes, job.recipe.goals, random_data=job.data.is_random)
     report = QuantReport(
         float_model=facts,
         quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
@@ -195,6 +195,10 @@ def peak_rss_mb() -> float:
         lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         if lines:
             return int(lines[0][1]) / 1024
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
@@ -10,9 +10,11 @@ from ptq.analysis.compare import Accuracy, Comparison
 from ptq.analysis.latency import Latency
 from ptq.analysis.verify import Verification
 from ptq.core.errors import RecipeError
+from ptq.layerwise import LayerRow
 from ptq.recipe import Goals
 
 Level = Literal["missed", "warning"]
+POOR_SQNR_DB = 15.0  # a class or two in a hundred usually change here
 SLOWER = 1.02  # a ratio within two percent of 1 is noise
 
 
@@ -74,6 +76,18 @@ def judge_accuracy(comparison: Comparison, goals: Goals) -> Iterator[Finding]:
         yield from _judge_drop(comparison.accuracies, goals.max_drop)
 
 
+def judge_fidelity(comparison: Comparison, layers: Sequence[LayerRow]) -> Iterator[Finding]:
+    """A warning when the outputs are far from float's although nobody set a goal."""
+    if comparison.sqnr_db < POOR_SQNR_DB:
+        worst = sorted(layers, key=lambda row: row.input_sqnr_db)[:3]
+        names = " ".join(f"--exclude {row.name}" for row in worst)
+        yield Finding(
+            "warning",
+            f"accuracy is poor: SQNR {comparison.sqnr_db:.1f} dB is below {POOR_SQNR_DB:g} dB; "
+            f"try the layers with the coarsest inputs in float: {names}",
+        )
+
+
 def _judge_drop(accuracies: tuple[Accuracy, ...], max_drop: float) -> Iterator[Finding]:
     judged = [row for row in accuracies if row.name != "top5"]
     if not judged:
@@ -114,11 +128,14 @@ def judge_size(before: int, after: int) -> Iterator[Finding]:
         )
 
 
-def judge(proof: Verification, sizes: tuple[int, int], goals: Goals, *, random_data: bool) -> Verdict:
+def judge(
+    proof: Verification, layers: Sequence[LayerRow], sizes: tuple[int, int], goals: Goals, *, random_data: bool
+) -> Verdict:
     """Put all findings together.
 
     Args:
         proof: What was measured.
+        layers: The quantized layers.
         sizes: Bytes before and after.
         goals: What the user asked for.
         random_data: Whether the calibration data was random.
@@ -127,6 +144,7 @@ def judge(proof: Verification, sizes: tuple[int, int], goals: Goals, *, random_d
         The verdict, missed goals first.
     """
     findings = [*judge_accuracy(proof.comparison, goals), *judge_latency(proof.latency, goals), *judge_size(*sizes)]
+    findings += judge_fidelity(proof.comparison, layers)
     if proof.kernels.fallbacks:
         named = ", ".join(f"{count} {op}" for op, count in proof.kernels.fallbacks.items())
         findings.append(

@@ -208,6 +208,30 @@ def test_wrong_options_are_exit_2(folder: Path, options: tuple[Any, ...], word: 
     assert not (folder / "q.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("m.onnx",), ("m.onnx", "--data", "d.npz", "--samples", "0", "-o", "q.onnx"), ("--no-such-option",)],
+)
+def test_wrong_usage_is_one_line_too(folder: Path, arguments: tuple[str, ...]) -> None:
+    refused(invoke("quantize", *arguments), folder, "--help")
+    assert invoke("no-such-command").exit_code == 2
+    assert invoke("--help").exit_code == 0
+    assert invoke("--version").exit_code == 0
+
+
+def test_poor_accuracy_is_said_without_a_goal(folder: Path) -> None:
+    x = np.concatenate([feed["x"] for feed in feeds(16, 3, 16, 16)])
+    x[:, 0] *= 1e4  # one channel dwarfs the others on the common grid
+    np.savez(folder / "uneven.npz", x=x)
+    graph = ir.load(folder / "m.onnx")
+    weight = graph.graph.initializers["w1"].const_value.numpy().copy()
+    weight[:, 0] = 0
+    graph.graph.initializers["w1"].const_value = ir.tensor(weight)
+    ir.save(graph, folder / "uneven.onnx")
+    done = quantize(folder, model="uneven.onnx", data="uneven.npz")
+    assert "accuracy is poor" in done.output
+
+
 def test_neither_data_nor_random_data_is_refused(folder: Path) -> None:
     refused(invoke("quantize", folder / "m.onnx", "-o", folder / "q.onnx"), folder, "--data", "neither")
 
