@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,17 @@ from numpy.typing import NDArray
 
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
+from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.statistics import Histogram, HistogramAccumulator
+from ptq.core.unfold import Unfold
 from ptq.modelfile import run, session_of
+from ptq.passes._linear import LinearLayer
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]
+MAX_ROWS = 128
+"""Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
+
 FLUSH = 1 << 18  # values gathered per tensor before they are counted: a count has a fixed cost
 
 
@@ -37,11 +43,13 @@ class CalibrationStatistics:
         histograms: Value name -> distribution.
         means: Value name -> mean per channel.
         num_samples: How many samples were run.
+        layers: Layer name -> second moment of its input.
     """
 
     histograms: Mapping[str, Histogram]
     means: Mapping[str, ChannelMean]
     num_samples: int
+    layers: Mapping[str, LayerStatistics] = field(default_factory=dict)
 
 
 class StatisticsCollector:
@@ -50,9 +58,12 @@ class StatisticsCollector:
     Args:
         histograms: Values whose distribution is wanted.
         means: Values whose channel means are wanted -> their channel axis.
+        layers: Layers whose input's second moment is wanted.
     """
 
-    def __init__(self, histograms: Sequence[str], means: Mapping[str, int]) -> None:
+    def __init__(self, histograms: Sequence[str], means: Mapping[str, int], layers: Sequence[LinearLayer] = ()) -> None:
+        self._layers = {layer.name: layer for layer in layers}
+        self._moments: dict[str, LayerStatistics] = {}
         self._accumulators = {name: HistogramAccumulator() for name in histograms}
         self._axes = dict(means)
         self._means: dict[str, ChannelMean] = {}
@@ -62,7 +73,8 @@ class StatisticsCollector:
     @property
     def names(self) -> tuple[str, ...]:
         """Every value to observe."""
-        return tuple(dict.fromkeys([*self._accumulators, *self._axes]))
+        sources = [layer.source for layer in self._layers.values()]
+        return tuple(dict.fromkeys([*self._accumulators, *self._axes, *sources]))
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Add one sample's tensors, in the order of `names`.
@@ -85,6 +97,17 @@ class StatisticsCollector:
                 if sum(len(part) for part in self._pending[name]) >= FLUSH:
                     self._flush(name)
         self._num_samples += 1
+        self._update_layers(dict(zip(self.names, arrays, strict=True)))
+
+    def _update_layers(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        shared: dict[tuple[str, Unfold], LayerStatistics] = {}  # layers side by side read one input the same way
+        for name, layer in self._layers.items():
+            key = (layer.source, layer.unfold)
+            if key not in shared:
+                rows = layer.unfold.rows(arrays[layer.source])
+                shared[key] = LayerStatistics.of(rows[:, :: -(-rows.shape[1] // MAX_ROWS)])
+            seen = shared[key]
+            self._moments[name] = self._moments[name].merge(seen) if name in self._moments else seen
 
     def value(self) -> CalibrationStatistics:
         """The statistics of everything seen.
@@ -97,7 +120,7 @@ class StatisticsCollector:
         for name in self._pending:
             self._flush(name)
         histograms = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
-        return CalibrationStatistics(histograms, dict(self._means), self._num_samples)
+        return CalibrationStatistics(histograms, dict(self._means), self._num_samples, dict(self._moments))
 
     def _flush(self, name: str) -> None:
         if self._pending[name]:

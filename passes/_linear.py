@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.matrix import WeightLayout
+from ptq.core.unfold import AutoPad, Unfold
 
 NARROW_GROUP = 16
 """Channels per group below which onnxruntime's integer convolution takes up to four times as long as the float one."""
@@ -26,6 +27,7 @@ class LinearLayer:
         weight: Name of the weight.
         bias: Name of the bias, or None. That of a MatMul is the constant of the Add behind it.
         layout: Where the output features are.
+        unfold: How the input meets the weight matrix.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LinearLayer:
     weight: str
     bias: str | None
     layout: WeightLayout
+    unfold: Unfold
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -81,6 +84,21 @@ def describe_linear(node: ir.Node) -> LinearLayer | str:
         str(node.inputs[1].name),  # type: ignore[union-attr]
         None if bias is None else str(bias.name),
         layout,
+        _unfold(node, weight) if node.op_type == "Conv" else Unfold(),
+    )
+
+
+def _unfold(node: ir.Node, weight: NDArray[Any]) -> Unfold:
+    """Geometry of a Conv with ONNX's defaults filled in."""
+    kernel = tuple(weight.shape[2:])
+    ones, attributes = (1,) * len(kernel), node.attributes
+    return Unfold(
+        kernel,
+        tuple(attributes.get_ints("strides", ones)),
+        tuple(attributes.get_ints("dilations", ones)),
+        tuple(attributes.get_ints("pads", (0,) * 2 * len(kernel))),
+        cast("AutoPad", attributes.get_string("auto_pad", "NOTSET")),
+        attributes.get_int("group", 1),
     )
 
 

@@ -121,6 +121,7 @@ SHARED_OPTIONS = options(
 @click.option("--target", help="cpu-x86, cpu-arm or portable; default: this machine.")
 @click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto).")
 @click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
+@click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8).")
 @click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]), help="Which weights share a scale.")
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are.")
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
@@ -235,6 +236,8 @@ def _recipe(given: dict[str, Any]) -> Recipe:
     weights = recipe.weights
     if given["weights"]:
         weights = replace(weights, method=member_named(WeightMethod, given["weights"]))
+    if given["bits"]:
+        weights = replace(weights, bits=given["bits"])
     if given["granularity"]:
         weights = replace(weights, granularity=given["granularity"])
     if given["no_bias_correction"]:

@@ -14,18 +14,22 @@ from ptq.calibration.observers import Observer
 from ptq.core.affine import QuantParams, choose_qparams, quantize
 from ptq.core.distortion import expected_error
 from ptq.core.encoding import WeightEncoding
+from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
-from ptq.core.problem import LayerProblem
+from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
-from ptq.recipe import Recipe
+from ptq.recipe import Recipe, tag_of
 from ptq.target import Target
-from ptq.weights import WeightMethod
+from ptq.weights import Rtn, WeightMethod
 
 BIAS_LIMIT = 2.0**30
 """Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
+
+MAX_FAN_IN = 6144
+"""Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -46,6 +50,7 @@ class LayerRow:
         weight_sqnr_db: Signal to error of the weight, dB.
         input_sqnr_db: Signal to error of its input on the calibration set, dB.
         bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
+        method: Tag of the weight method that was used.
     """
 
     name: str
@@ -55,6 +60,7 @@ class LayerRow:
     weight_sqnr_db: float
     input_sqnr_db: float
     bias_guarded: int
+    method: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,16 @@ class Settings:
     activation: QuantSpec
     weight: QuantSpec
     bias_correction: bool
+
+    def method_for(self, layer: LinearLayer) -> WeightMethod:
+        """The method, or rounding with clipped ranges where its statistics would not fit into memory."""
+        fan_in = int(np.prod(layer.layout.shape)) // layer.layout.shape[layer.layout.out_axis]
+        return Rtn("mse") if self.method.needs is Needs.GRAM and fan_in > MAX_FAN_IN else self.method
+
+
+def layers_to_observe(placement: Placement, settings: Settings) -> tuple[LinearLayer, ...]:
+    """Layers whose method wants the second moment of their input."""
+    return tuple(layer for layer in placement.layers if settings.method_for(layer).needs is Needs.GRAM)
 
 
 def make_plan(
@@ -105,18 +121,19 @@ def make_plan(
             if settings.bias_correction and layer.source in statistics.means
             else None
         )
-        solved = _solve(_Layer(layer, model, grids[index], mean), settings)
+        solved = _solve(_Layer(layer, model, grids[index], mean, statistics.layers.get(layer.name)), settings)
         weights[layer.name] = solved.encoding
         if solved.bias is not None:
             biases[layer.name] = solved.bias
-        rows.append(_row(layer, solved, noise[index]))
+        rows.append(_row(layer, solved, noise[index], tag_of(type(settings.method_for(layer)))))
     activations = {name: grids[i] for name, i in group_of.items()}
     return QuantPlan(activations, weights, biases), tuple(rows)
 
 
 def settings_of(recipe: Recipe, target: Target) -> Settings:
     """What a recipe means on a target."""
-    weight = replace(target.weight, granularity=recipe.weights.layout)
+    bits = min(recipe.weights.bits, target.weight_bits)
+    weight = replace(target.weight, granularity=recipe.weights.layout, num_bits=bits)
     return Settings(
         recipe.activations, recipe.weights.method, target.activation, weight, recipe.weights.bias_correction
     )
@@ -204,6 +221,7 @@ class _Layer:
     model: ir.Model
     grid: QuantParams
     input_mean: NDArray[np.float64] | None
+    statistics: LayerStatistics | None
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -245,7 +263,8 @@ class _Solved:
 def _solve(layer: _Layer, settings: Settings) -> _Solved:
     """Quantize one weight and the bias that belongs to it."""
     weight = layer.weight
-    encoding: WeightEncoding = settings.method.quantize(LayerProblem(layer.layer.name, weight, settings.weight))
+    problem = LayerProblem(layer.layer.name, weight, settings.weight, layer.statistics)
+    encoding: WeightEncoding = settings.method_for(layer.layer).quantize(problem)
     bias = layer.bias
     guarded = 0
     is_product = layer.layer.op_type == "MatMul"
@@ -289,7 +308,7 @@ def _encode_bias(bias: NDArray[np.float64], encoding: WeightEncoding, grid: Quan
     return BiasEncoding(quantize(bias, params).astype(np.int32), scale)
 
 
-def _row(layer: LinearLayer, solved: _Solved, input_sqnr_db: float) -> LayerRow:
+def _row(layer: LinearLayer, solved: _Solved, input_sqnr_db: float, method: str) -> LayerRow:
     error = np.square(solved.encoding.decode() - solved.weight, dtype=np.float64).sum()
     signal = np.square(solved.weight, dtype=np.float64).sum()
     return LayerRow(
@@ -300,6 +319,7 @@ def _row(layer: LinearLayer, solved: _Solved, input_sqnr_db: float) -> LayerRow:
         decibels(signal, error),
         input_sqnr_db,
         solved.bias_guarded,
+        method,
     )
 
 

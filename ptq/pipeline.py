@@ -27,7 +27,15 @@ from ptq.calibration.split import SampleSplit, split_samples
 from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, pack
-from ptq.layerwise import channel_axes, fragile_layers, make_plan, settings_of, spread, uneven_concats
+from ptq.layerwise import (
+    channel_axes,
+    fragile_layers,
+    layers_to_observe,
+    make_plan,
+    settings_of,
+    spread,
+    uneven_concats,
+)
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
 from ptq.passes import InsertQdq, Placement, place, prepare
 from ptq.passes.selection import select_nodes
@@ -163,10 +171,12 @@ def calibrate(model: ir.Model, split: SampleSplit, job: Job, target: Target) -> 
     """Look at the data once, then leave out the layers that it shows to be fragile."""
     left_out = select_nodes(model, job.recipe.exclude)
     placement = place(model, left_out)
-    collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
+    settings = settings_of(job.recipe, target)
+    layers = layers_to_observe(placement, settings)
+    collector = StatisticsCollector(list(placement.sources), channel_axes(placement), layers)
     seen = collect(model, split.calibration_feeds(), collector, custom_ops=job.custom_ops)
-    statistics = CalibrationStatistics(spread(placement, seen.histograms), seen.means, seen.num_samples)
-    fragile = fragile_layers(placement, statistics, settings_of(job.recipe, target), job.recipe.min_input_sqnr_db)
+    statistics = replace(seen, histograms=spread(placement, seen.histograms))
+    fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)))
     return placement, statistics

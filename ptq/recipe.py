@@ -27,12 +27,14 @@ class Weights:
 
     Attributes:
         method: The weight method.
+        bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
         granularity: Which weights share a scale. (Blocks are for weight-only layers: with quantized activations no
             runtime has an integer kernel for them.)
         bias_correction: Shift biases by the mean error of the rounded weights.
     """
 
     method: WeightMethod = field(default_factory=Rtn)
+    bits: int = 8
     granularity: GranularityName = "per-channel"
     bias_correction: bool = True
 
@@ -88,6 +90,8 @@ class Recipe:
         names = [target.name for target in TARGETS]
         if self.target is not None and self.target not in names:
             raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
+        if self.weights.bits not in range(2, 9):
+            raise RecipeError(f"weights.bits is {self.weights.bits}; expected 2 to 8")
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
 

@@ -117,11 +117,12 @@ def _layers(report: QuantReport) -> str:
             str(row.num_weights),
             f"{row.weight_sqnr_db:.1f}",
             f"{row.input_sqnr_db:.1f}",
+            row.method,
             str(row.bias_guarded),
         )
         for row in report.layers
     ]
-    head = ("layer", "type", "bits", "weights", "weight SQNR dB", "input SQNR dB", "guarded biases")
+    head = ("layer", "type", "bits", "weights", "weight SQNR dB", "input SQNR dB", "method", "guarded biases")
     text = "## Layers\n\n" + _table(head, rows)
     floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ptq.weights.gpfq import Gpfq
+from ptq.weights.gptq import Gptq
 from ptq.weights.rtn import Rtn
 
-WeightMethod = Rtn
+WeightMethod = Rtn | Gpfq | Gptq
 """Every weight method. Recipe tags, command-line choices, contract tests and `ptq methods` are read from this union."""
 
-__all__ = ["Rtn", "WeightMethod"]
+__all__ = ["Gpfq", "Gptq", "Rtn", "WeightMethod"]

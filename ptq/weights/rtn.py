@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import FloatArray, Range, choose_qparams, fake_quantize, per_scale_view, quantize
 from ptq.core.encoding import AffineEncoding
-from ptq.core.problem import LayerProblem
+from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis, QuantSpec
 
 MSE_RATIOS = np.linspace(1.0, 0.4, 61)
@@ -26,6 +26,7 @@ class Rtn:
     """
 
     clip: Literal["absmax", "mse"] = "absmax"
+    needs = Needs.WEIGHT
 
     def quantize(self, problem: LayerProblem) -> AffineEncoding:
         """Choose a range per scale and round.

@@ -1,0 +1,141 @@
+"""What the solvers share: grids and codes judged by the error they cause at the layer's output, J = tr(D G D^T).
+
+Arrays are batched over convolution groups: weight [groups, out, in], gram [groups, in, in], scale [groups, out].
+Weights are symmetric, so a code is a level and a level times the scale is the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
+from ptq.core.encoding import AffineEncoding
+from ptq.core.errors import CalibrationError
+from ptq.core.layer_statistics import output_error
+from ptq.core.problem import LayerProblem
+from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+
+Float = NDArray[np.float64]
+DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
+RATIOS = np.geomspace(1.0, 0.35, 30)
+
+
+@dataclass(frozen=True)
+class GroupedProblem:
+    """A layer problem as the solvers see it.
+
+    Attributes:
+        weight: Shape [groups, out, in], float64.
+        gram: Shape [groups, in, in]; rows and columns of dead inputs are those of the identity, so that they keep
+            their weights instead of being anything at no cost.
+        spec: The grid wished for.
+    """
+
+    weight: Float
+    gram: Float
+    spec: QuantSpec
+
+    @staticmethod
+    def of(problem: LayerProblem) -> GroupedProblem:
+        """Arrange a layer by groups.
+
+        Raises:
+            CalibrationError: The layer has no statistics; names it.
+            ValueError: Scales are shared by blocks; these solvers share them by row or tensor.
+        """
+        if isinstance(problem.spec.granularity, PerBlock):
+            raise ValueError(f"layer {problem.name!r}: scales per block; expected per row or tensor")  # noqa: TRY004
+        if problem.statistics is None:
+            raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
+        gram = problem.statistics.gram / max(problem.statistics.count, 1)
+        weight = problem.weight.astype(np.float64).reshape(len(gram), -1, gram.shape[-1])
+        return GroupedProblem(weight, _revive(gram), problem.spec)
+
+    def encode(self, levels: Float, scale: Float) -> AffineEncoding:
+        """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
+        codes = levels.reshape(-1, levels.shape[-1]).astype(self.spec.storage_dtype)
+        single = scale.reshape(-1).astype(np.float32)
+        if isinstance(self.spec.granularity, PerTensor):
+            single = single[0]
+        return AffineEncoding(codes, QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec))
+
+    def error(self, levels: Float, scale: Float) -> Float:
+        """J per output feature. Shape [groups, out]."""
+        return output_error(levels * scale[..., None] - self.weight, self.gram)
+
+
+def _revive(gram: Float) -> Float:
+    diagonal = np.einsum("gii->gi", gram)
+    dead = diagonal <= DEAD * diagonal.max(initial=0.0)
+    alive = np.where(dead[:, :, None] | dead[:, None, :], 0.0, gram)
+    np.einsum("gii->gi", alive)[dead] = max(float(diagonal.mean()), 1e-30)
+    return alive
+
+
+def best_scale(problem: GroupedProblem) -> Float:
+    """Per row the clipped range whose rounded weights err least at the output.
+
+    Args:
+        problem: The layer.
+
+    Returns:
+        Scale, exact in float32. Shape [groups, out].
+    """
+    reach = np.abs(problem.weight).max(-1)
+    if isinstance(problem.spec.granularity, PerTensor):
+        reach = np.full(reach.shape, reach.max())
+    best_error, best = np.full(reach.shape, np.inf), np.zeros(reach.shape)
+    rowwise = replace(problem.spec, granularity=PerAxis(0))
+    for ratio in RATIOS:
+        scale = choose_qparams(Range.of(-reach * ratio, reach * ratio), rowwise).scale.astype(np.float64)
+        error = problem.error(round_to_nearest(problem.weight, scale, problem.spec), scale)
+        if isinstance(problem.spec.granularity, PerTensor):
+            error = np.full(error.shape, error.sum())
+        better = error < best_error
+        best_error, best = np.where(better, error, best_error), np.where(better, scale, best)
+    return best
+
+
+def round_to_nearest(weight: Float, scale: Float, spec: QuantSpec) -> Float:
+    """Levels of the nearest codes. Shape of `weight`."""
+    return nearest_level(weight / scale[..., None], spec.qmin, spec.qmax)
+
+
+def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> Float:
+    """Coordinate descent on J: move one column at a time to its best level, given all others.
+
+    With R = D G, the best value of column t is q_t - R_t / G_tt; its nearest level is the best level because J is a
+    parabola in it. J never rises.
+
+    Args:
+        problem: The layer.
+        levels: Start. Shape [groups, out, in]. Not modified.
+        scale: Shape [groups, out].
+        num_sweeps: Passes over all columns; ends early when nothing moves.
+
+    Returns:
+        Levels of lower or equal J.
+
+    Cost:
+        O(out * in^2) per sweep, less once few rows move.
+    """
+    gram, spec = problem.gram, problem.spec
+    levels = levels.copy()
+    residual = np.matmul(levels * scale[..., None] - problem.weight, gram)
+    for _ in range(num_sweeps):
+        moved = False
+        for t in range(levels.shape[-1]):
+            step = residual[..., t] / gram[:, None, t, t] / scale
+            best = nearest_level(levels[..., t] - step, spec.qmin, spec.qmax)
+            change = best - levels[..., t]
+            groups, rows = np.nonzero(change)
+            if len(rows):
+                levels[groups, rows, t] = best[groups, rows]
+                residual[groups, rows] += (change * scale)[groups, rows, None] * gram[groups, t]
+                moved = True
+        if not moved:
+            break
+    return levels
