@@ -14,7 +14,7 @@ from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_qdq import InsertQdq
-from ptq.passes.normalise import FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
+from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place
 
 PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm
@@ -28,9 +28,12 @@ PREPARE: tuple[PrepareStep, ...] = (
 )
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 
+PREPARE_INT4: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
+"""For weights of four bits or less; last, because the converter does better on a plain graph."""
+
 Feed = Mapping[str, NDArray[Any]]
 
-__all__ = ["PREPARE", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
+__all__ = ["PREPARE", "PREPARE_INT4", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
 
 
 def prepare(
@@ -77,7 +80,8 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     notes = []
     before, after = model.opset_imports.get("", 0), prepared.opset_imports.get("", 0)
     if before != after:
-        notes.append(f"opset raised from {before} to {after}: per-channel scales need 13")
+        why = "int4 weights need 21" if after == INT4_OPSET else "per-channel scales need 13"
+        notes.append(f"opset raised from {before} to {after}: {why}")
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
     if folded > 0:
         notes.append(f"{folded} BatchNormalization folded into the layer before")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -20,10 +21,14 @@ from ptq.core.encoding import AffineEncoding
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
 from ptq.passes._linear import LinearLayer, bias_add, name_of
+from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.placement import Placement
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
+
+INT4_BITS = 4
+"""Word length up to which codes are stored as int4."""
 
 INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 
@@ -95,7 +100,8 @@ class _Lowering:
             case BiasEncoding(codes, scale):
                 # Without a zero point: it is 0 by definition, and some runtimes reject one of type int32.
                 node.resize_inputs(3)
-                node.replace_input_with(2, self._dequantized(f"{layer.name}_bias", codes, scale, None, 0))
+                stored = self._initializer(f"{layer.name}_bias_quantized", codes)
+                node.replace_input_with(2, self._dequantized(f"{layer.name}_bias", stored, scale, None, 0))
             case FloatBias(values):
                 add = bias_add(node)
                 for position, value in enumerate(add.inputs if add is not None else ()):
@@ -207,27 +213,42 @@ class _Lowering:
             per_tensor = isinstance(encoding.params.spec.granularity, PerTensor)
             # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
             zero = encoding.params.zero_point if layer.op_type == "Gemm" else None
+            stored = self._stored(f"{layer.weight}_quantized", codes, encoding.params.spec.num_bits)
             self.decoded[key] = self._dequantized(
-                layer.weight, codes, encoding.params.scale, zero, None if per_tensor else axis
+                layer.weight, stored, encoding.params.scale, zero, None if per_tensor else axis
             )
         return self.decoded[key]
 
+    def _stored(self, name: str, codes: NDArray[Any], num_bits: int) -> ir.Value:
+        """Codes as 8-bit integers; four bits and less are half the bytes on disk.
+
+        onnxruntime evaluates a Cast of a constant when the session opens, before it looks for integer kernels. A
+        DequantizeLinear of int4 itself would run in float.
+        """
+        if num_bits > INT4_BITS or self.graph.opset_imports.get("", 0) < INT4_OPSET:
+            return self._initializer(name, codes)
+        packed = self._initializer(f"{name}_int4", codes.astype(ml_dtypes.int4))
+        wide = self._node(
+            "Cast", [packed], name, ir.DataType.INT8, ir.Shape(codes.shape), {"to": int(ir.DataType.INT8)}
+        )
+        producer = wide.producer()
+        if producer is not None:
+            self.graph.insert_before(self.graph[0], producer)
+        return wide
+
     def _dequantized(
-        self, name: str, codes: NDArray[Any], scale: NDArray[np.float32], zero: NDArray[Any] | None, axis: int | None
+        self, name: str, codes: ir.Value, scale: NDArray[np.float32], zero: NDArray[Any] | None, axis: int | None
     ) -> ir.Value:
-        """An initializer of codes behind a DequantizeLinear."""
-        inputs: Sequence[ir.Value] = [
-            self._initializer(f"{name}_quantized", codes),
-            self._initializer(f"{name}_scale", scale),
-        ]
+        """Constant codes behind a DequantizeLinear."""
+        inputs: Sequence[ir.Value] = [codes, self._initializer(f"{name}_scale", scale)]
         if zero is not None:
             inputs = [*inputs, self._initializer(f"{name}_zero_point", zero)]
         attributes = {} if axis is None else {"axis": axis}
-        back = self._node(
-            "DequantizeLinear", inputs, f"{name}_dq", ir.DataType.FLOAT, ir.Shape(codes.shape), attributes
-        )
-        producer = back.producer()
-        if producer is not None:
+        back = self._node("DequantizeLinear", inputs, f"{name}_dq", ir.DataType.FLOAT, codes.shape, attributes)
+        after, producer = codes.producer(), back.producer()
+        if producer is not None and after is not None:
+            self.graph.insert_after(after, producer)
+        elif producer is not None:
             self.graph.insert_before(self.graph[0], producer)
         return back
 

@@ -18,6 +18,8 @@ from ptq.core.errors import UnsupportedModelError
 
 MIN_OPSET = 13
 MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
+INT4_OPSET = 21
+IR_VERSIONS = {MIN_OPSET: MIN_IR_VERSION, INT4_OPSET: 10}
 FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to fold
 
 
@@ -37,10 +39,17 @@ class InlineFunctions(ir.passes.InPlacePass):
 
 @dataclass(frozen=True)
 class RaiseOpset(ir.passes.InPlacePass):
-    """Convert to opset 13 when the model is older.
+    """Convert an older model to a newer operator set.
 
     Preserves float outputs: yes, within 1e-5.
+
+    Attributes:
+        minimum: Operator set to reach; 13 has per-channel scales, 21 has int4 tensors.
+        required: Refuse a model that cannot be converted, instead of leaving it as it is.
     """
+
+    minimum: int = MIN_OPSET
+    required: bool = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run ONNX's version converter; a model that is recent enough stays untouched.
@@ -48,18 +57,21 @@ class RaiseOpset(ir.passes.InPlacePass):
         Raises:
             UnsupportedModelError: The converter does not know an operator of the model.
         """
-        found = model.opset_imports.get("", MIN_OPSET)
-        if found >= MIN_OPSET:
+        found = model.opset_imports.get("", self.minimum)
+        if found >= self.minimum:
             return ir.passes.PassResult(model, False)
         try:
-            converted = onnx.version_converter.convert_version(ir.to_proto(model), MIN_OPSET)
+            converted = onnx.version_converter.convert_version(ir.to_proto(model), self.minimum)
         except Exception as error:  # the converter raises RuntimeError and pybind types alike
+            if not self.required:
+                return ir.passes.PassResult(model, False)
             reason = " ".join(str(error).split())[:200]
             raise UnsupportedModelError(
-                f"the model has opset {found}; quantization needs {MIN_OPSET} and the ONNX version converter fails: "
+                f"the model has opset {found}; quantization needs {self.minimum} and the ONNX version converter fails: "
                 f"{reason}; export the model again with a newer opset"
             ) from error
         model.graph = ir.from_proto(converted).graph
+        model.ir_version = max(model.ir_version, IR_VERSIONS.get(self.minimum, MIN_IR_VERSION))
         return ir.passes.PassResult(model, True)
 
 

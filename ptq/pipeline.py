@@ -37,7 +37,8 @@ from ptq.layerwise import (
     uneven_concats,
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
-from ptq.passes import InsertQdq, Placement, place, prepare
+from ptq.passes import PREPARE, PREPARE_INT4, InsertQdq, Placement, place, prepare
+from ptq.passes.insert_qdq import INT4_BITS
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.session import open_session
@@ -135,7 +136,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     progress("prepare")
     model = load_model(job.source)
     split = split_samples(job.data, hold_out=job.evaluation is None)
-    prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops)
+    steps = PREPARE_INT4 if job.recipe.weights.bits <= INT4_BITS else PREPARE
+    prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
     progress("calibrate")
     placement, statistics = calibrate(prepared, split, job, target)
     progress("solve")

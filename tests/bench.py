@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ptq.pipeline import peak_rss_mb
+from ptq.recipe import Weights
 from ptq.runtime import open_session
+from ptq.weights import Gptq
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator, limit
 
 BATCH, ROUNDS = 32, 15
+ROWS = {"ort": "onnxruntime", "ptq": "ptq", "ptq4": "ptq --weights gptq --bits 4"}
 
 
 def main() -> None:
@@ -34,13 +37,13 @@ def main() -> None:
         "model", "by", "SQNR dB", "agreement", "bytes", "CPU s", "peak MB", f"x float, batch {BATCH}", "x ORT"
     )
     with tempfile.TemporaryDirectory() as folder:
-        files = {(by, name): Path(folder) / f"{name}.{by}.onnx" for name in SAMPLES for by in ("ort", "ptq")}
+        files = {(by, name): Path(folder) / f"{name}.{by}.onnx" for name in SAMPLES for by in ROWS}
         # All children first: a child's peak memory may start with what this process holds.
         costs = {(by, name): child(by, name, path) for (by, name), path in files.items()}
         for name in SAMPLES:
             for row in compare(name, files, costs):
                 table.add_row(*row)
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 def compare(
@@ -56,7 +59,7 @@ def compare(
         rows.append(
             [
                 name,
-                by,
+                ROWS[by],
                 f"{figures['sqnr_db']:.2f}",
                 f"{figures.get('agreement', float('nan')):.4f}",
                 str(figures["bytes"]),
@@ -91,7 +94,8 @@ def quantize(by: str, name: str, path: Path) -> dict[str, Any]:
             check=True,
         )
         start = time.process_time()
-        ptq.quantize(SHARED / f"models/{name}.onnx", data).save(path)
+        recipe = ptq.Recipe(weights=Weights(Gptq(), bits=4)) if by == "ptq4" else None
+        ptq.quantize(SHARED / f"models/{name}.onnx", data, recipe).save(path)
         seconds = time.process_time() - start
     return {"cpu_s": seconds, "peak_rss_mb": peak_rss_mb()}
 

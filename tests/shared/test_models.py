@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import ptq
+from ptq.recipe import Weights
+from ptq.weights import Gptq
 from tests.shared.workloads import SAMPLES, evaluator, limit
 
 pytestmark = [
@@ -17,6 +19,22 @@ pytestmark = [
 
 FLOORS = {"resnet20": 29.5, "squeezenet": 27.5, "mobilenet_vww": 31.0, "repvgg_cifar": 28.5, "minilm": 20.0}
 """SQNR in dB against float; goals of W8A8 with default flags."""
+
+
+FLOORS_W4A8 = {"resnet20": 19.5, "squeezenet": 15.0, "mobilenet_vww": 15.0}
+
+
+@pytest.mark.parametrize("name", FLOORS_W4A8)
+def test_four_bit_weights_reach_the_floor_at_half_the_bytes(shared: Path, tmp_path: Path, name: str) -> None:
+    workloads = evaluator(shared)
+    out = tmp_path / "q.onnx"
+    recipe = ptq.Recipe(weights=Weights(Gptq(), bits=4))
+    result = ptq.quantize(shared / f"models/{name}.onnx", workloads.calib(name, SAMPLES[name]), recipe)
+    result.save(out)
+    figures = workloads.evaluate(name, out, limit=limit(name))
+    assert figures["sqnr_db"] >= FLOORS_W4A8[name], figures
+    assert figures["bytes"] < (shared / f"models/{name}.onnx").stat().st_size / 5
+    assert not result.report.proof.kernels.fallbacks
 
 
 @pytest.mark.parametrize("name", FLOORS)

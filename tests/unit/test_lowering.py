@@ -10,6 +10,7 @@ from ptq import Recipe, quantize
 from ptq.core.errors import RecipeError, UnsupportedModelError
 from ptq.core.spec import QuantSpec
 from ptq.pipeline import Result
+from ptq.recipe import Weights
 from tests.builders import Arrays, feeds, model_from_text, random
 
 
@@ -136,6 +137,24 @@ def test_overflowing_bias_raises_the_weight_scale_and_is_counted() -> None:
     result = run(text, {"w": weight, "b": bias}, 3, 8, 8)
     assert [row.bias_guarded for row in result.report.layers] == [1]
     assert result.report.proof.comparison.sqnr_db > 35
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_four_bits_and_less_are_stored_as_int4_and_run_like_int8(bits: int) -> None:
+    text = HEAD + "r = Relu (a)  b = Conv (r, u)  f = Flatten (b)  y = Gemm (f, g)}"
+    weights = {"w": random((16, 3, 3, 3)), "u": random((16, 16, 1, 1), 1), "g": random((1024, 5), 2)}
+    result = run(text, weights, 3, 8, 8, recipe=Recipe(weights=Weights(bits=bits)))
+    graph = result.delivery.model.graph
+    stored = [v for v in graph.initializers.values() if v.dtype == ir.DataType.INT4]
+    assert len(stored) == 3
+    assert all(np.abs(v.const_value.numpy().astype(int)).max() <= 2 ** (bits - 1) - 1 for v in stored)
+    assert result.report.proof.kernels.num_linear == 3
+    assert not result.report.proof.kernels.fallbacks
+    assert "int4 weights need 21" in result.report.notes[0]
+    wide = run(text, weights, 3, 8, 8, recipe=Recipe(weights=Weights(bits=8)))
+    num_weights = sum(row.num_weights for row in result.report.layers)
+    saved = wide.delivery.num_bytes - result.delivery.num_bytes
+    assert saved > num_weights / 2 - 3 * 100  # half a byte per weight, less a Cast per layer
 
 
 def test_the_right_operand_of_a_product_is_signed() -> None:
