@@ -157,11 +157,17 @@ def test_four_bits_and_less_are_stored_as_int4_and_run_like_int8(bits: int) -> N
     assert saved > num_weights / 2 - 3 * 100  # half a byte per weight, less a Cast per layer
 
 
-def test_the_right_operand_of_a_product_is_signed() -> None:
-    text = "net (float[N, 6, 8] x) => (float[N, 6, 6] y) { t = Transpose <perm = [0, 2, 1]> (x)  y = MatMul (x, t) }"
+def test_the_right_operand_of_a_product_is_signed_and_centred() -> None:
+    text = """net (float[N, 6, 8] x) => (float[N, 6, 6] y) {
+        s = Softmax <axis = -1> (x)  t = Transpose <perm = [0, 2, 1]> (x)  y = MatMul (s, t) }"""
     result = run(text, {}, 6, 8)
-    dtypes = {node.inputs[2].dtype for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"}
-    assert ir.DataType.INT8 in dtypes or result.report.proof.kernels.num_linear == 1
+    zeros = {
+        node.inputs[0].name: node.inputs[2] for node in result.delivery.model.graph if node.op_type == "QuantizeLinear"
+    }
+    assert zeros["s"].dtype == ir.DataType.UINT8
+    assert zeros["x"].dtype == ir.DataType.INT8
+    assert zeros["x"].const_value.numpy() == 0
+    assert result.report.proof.kernels.num_linear == 1
 
 
 @pytest.mark.parametrize("target", ["cpu-x86", "cpu-arm", "portable"])
