@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ptq.analysis.compare import Comparison, Metric, compare
-from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy
+from ptq.analysis.latency import Latency, measure_latency
+from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
@@ -61,6 +63,21 @@ RANDOM_SAMPLES = 16
 EVALUATION_SAMPLES = 1_000_000
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Two models compared.
+
+    Attributes:
+        comparison: Their outputs.
+        latency: Their time on one sample.
+        verdict: Whether the goals were met.
+    """
+
+    comparison: Comparison
+    latency: Latency
+    verdict: Verdict
+
+
 def validate(  # noqa: PLR0913 - the front door names every option
     reference: ModelSource,
     model: ModelSource,
@@ -71,7 +88,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
-) -> tuple[Comparison, Verdict]:
+) -> Validation:
     """Compare any two ONNX models on data.
 
     Args:
@@ -85,7 +102,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
         metric: Name and function of a user metric.
 
     Returns:
-        The comparison, and whether the goals were met.
+        Outputs, latency, and whether the goals were met.
 
     Raises:
         PtqError: A model or the data cannot be used.
@@ -93,6 +110,10 @@ def validate(  # noqa: PLR0913 - the front door names every option
     float_model = load_model(reference)
     reader: DataReader = open_data(data, input_specs(float_model), limit=limit, images=images)
     forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
-    comparison = compare(*forms, reader, custom_ops=custom_ops, metric=metric)
-    wanted = replace(goals or Goals(), max_latency_ratio=None)
-    return comparison, Verdict(tuple(judge_accuracy(comparison, wanted)), count_goals(wanted))
+    samples = iter(reader)
+    first = next(samples)  # an empty reader raises by itself
+    comparison = compare(*forms, itertools.chain([first], samples), custom_ops=custom_ops, metric=metric)
+    latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
+    wanted = goals or Goals()
+    findings = (*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted))
+    return Validation(comparison, latency, Verdict(findings, count_goals(wanted)))

@@ -100,6 +100,7 @@ GOAL_OPTIONS = options(
     click.option(
         "--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."
     ),
+    click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency."),
 )
 SHARED_OPTIONS = options(
     click.option(
@@ -127,7 +128,6 @@ SHARED_OPTIONS = options(
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
 @click.option("--seed", type=int, help="Seed of random data (default 0).")
-@click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency.")
 @options(GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
@@ -174,9 +174,9 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
 def validate(reference: Path, model: Path, **given: Any) -> None:
     """Compare MODEL with REFERENCE on data: any two ONNX models with the same inputs."""
     from ptq.api import validate as run_validate
-    from ptq.display import Display, comparison_table
+    from ptq.display import Display, validation_table
 
-    comparison, verdict = run_validate(
+    validation = run_validate(
         reference,
         model,
         given["data"],
@@ -187,9 +187,9 @@ def validate(reference: Path, model: Path, **given: Any) -> None:
         metric=_metric(given["metric"]),
     )
     if given["as_json"]:
-        click.echo(json.dumps({"passed": verdict.passed, **comparison_table(comparison)}, sort_keys=True))
-    Display(quiet=given["quiet"] or given["as_json"]).comparison(comparison, verdict)
-    sys.exit(0 if verdict.passed else GOAL_MISSED)
+        click.echo(json.dumps(validation_table(validation), sort_keys=True))
+    Display(quiet=given["quiet"] or given["as_json"]).validation(validation)
+    sys.exit(0 if validation.verdict.passed else GOAL_MISSED)
 
 
 @main.command()

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ptq.analysis.compare import Comparison
 from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
+from ptq.api import Validation
 from ptq.calibration.observers import Observer
 from ptq.recipe import describe_method, members
 from ptq.weights import WeightMethod
@@ -89,8 +89,9 @@ class Display:
             console = self._always if self._quiet else self._out
             console.print(f"[bold red]verdict: goal missed[/], {escape(withheld)}")
 
-    def comparison(self, comparison: Comparison, verdict: Verdict) -> None:
+    def validation(self, validation: Validation) -> None:
         """Two models side by side."""
+        comparison, latency = validation.comparison, validation.latency
         table = Table("output", "SQNR dB", "cosine", "agreement", "largest error", box=None)
         for row in comparison.outputs:
             agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
@@ -100,9 +101,10 @@ class Display:
         self._out.print(table)
         for score in comparison.accuracies:
             self._row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
-        self.verdict(
-            verdict, f"{comparison.num_samples} samples compared", f"{comparison.num_samples} samples compared"
-        )
+        times = f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms (x{latency.ratio:.2f}, one thread)"
+        self._row("latency", times)
+        compared = f"{comparison.num_samples} samples compared"
+        self.verdict(validation.verdict, compared, compared)
 
     def inspection(self, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""
@@ -149,9 +151,12 @@ class Display:
         )
 
 
-def comparison_table(comparison: Comparison) -> dict[str, Any]:
-    """A comparison ready for JSON."""
+def validation_table(validation: Validation) -> dict[str, Any]:
+    """A validation ready for JSON."""
+    comparison = validation.comparison
     return {
+        "passed": validation.verdict.passed,
+        "latency": {**asdict(validation.latency), "ratio": validation.latency.ratio},
         "outputs": [asdict(row) for row in comparison.outputs],
         "labelled": [asdict(row) for row in comparison.accuracies],
         "num_samples": comparison.num_samples,

@@ -44,13 +44,12 @@ def test_the_callers_model_stays_as_it_is() -> None:
 def test_validate_judges_any_two_models() -> None:
     result = ptq.quantize(conv_net(), feeds(16, 3, 16, 16))
     data = feeds(12, 3, 16, 16, seed=8)
-    comparison, verdict = ptq.validate(conv_net(), result.delivery.data, data, goals=ptq.Goals(min_sqnr_db=20))
-    assert verdict.passed
-    assert comparison.num_samples == 12
-    same, _ = ptq.validate(conv_net(), conv_net(), data)
-    assert same.sqnr_db == 200.0
-    _, verdict = ptq.validate(conv_net(), result.delivery.data, data, goals=ptq.Goals(min_sqnr_db=150))
-    assert not verdict.passed
+    good = ptq.validate(conv_net(), result.delivery.data, data, goals=ptq.Goals(min_sqnr_db=20))
+    assert good.verdict.passed
+    assert good.comparison.num_samples == 12
+    assert ptq.validate(conv_net(), conv_net(), data).comparison.sqnr_db == 200.0
+    for goals in (ptq.Goals(min_sqnr_db=150), ptq.Goals(max_latency_ratio=1e-9)):
+        assert not ptq.validate(conv_net(), result.delivery.data, data, goals=goals).verdict.passed
 
 
 def test_any_order_of_the_calibration_set_gives_the_same_ranges() -> None:
