@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 MODEL = Path(__file__).with_name("digits.onnx")
 SIDE = 32
 TRAIN, CALIBRATION = 1000, 256
-MEAN, STD = 0.305, 0.377  # of the training images, pixels in 0..1
+MEAN, STD = 0.305, 0.377  # of the training images before upscaling, pixels in 0..1
 
 
 @dataclass(frozen=True)

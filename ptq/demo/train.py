@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ptq.demo.data import Digits, load
+from ptq.runtime import open_session
 
 BLOCKS = ((1, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))  # channels in, out, stride
 EPOCHS, BATCH = 24, 50
@@ -119,13 +120,16 @@ def export(network: nn.Sequential, path: Path) -> None:
 
 
 def main(path: Path) -> None:
-    """Train, export, and say how good it is."""
+    """Train, export, check the export against the network it came from, and say how good it is."""
     digits, _, evaluation = load()
     network = train(digits)
     with torch.no_grad():
         scores = network(torch.from_numpy(evaluation.images)).numpy()
     export(network, path)
-    print(f"{path}: accuracy {np.mean(scores.argmax(1) == evaluation.labels):.4f}, {path.stat().st_size} bytes")
+    (exported,) = open_session(path).run(None, {"image": evaluation.images})
+    if np.abs(exported - scores).max() > 1e-3:
+        raise RuntimeError(f"{path} computes something else than the network it was folded from")
+    print(f"{path}: accuracy {np.mean(exported.argmax(1) == evaluation.labels):.4f}, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
