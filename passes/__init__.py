@@ -16,6 +16,7 @@ from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place
+from ptq.target import INTEGER_OPS
 
 PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm
 PREPARE: tuple[PrepareStep, ...] = (
@@ -85,6 +86,10 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
     if folded > 0:
         notes.append(f"{folded} BatchNormalization folded into the layer before")
+    inner = sum(node.op_type in INTEGER_OPS for node in prepared.graph.all_nodes())
+    inner -= sum(node.op_type in INTEGER_OPS for node in prepared.graph)
+    if inner:
+        notes.append(f"{inner} layers inside If, Loop or Scan stay float")
     return tuple(notes)
 
 

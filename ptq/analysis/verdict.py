@@ -114,7 +114,7 @@ def judge_latency(latency: Latency, goals: Goals) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"slower than float on this machine: {latency.value_ms:.3f} ms against {latency.reference_ms:.3f} ms; "
-            "try --exclude with the islands named above, or keep the float model where speed is the point",
+            "try --exclude on depthwise and tiny layers, or keep the float model where speed counts",
             measured=True,
         )
 

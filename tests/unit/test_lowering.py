@@ -188,6 +188,21 @@ def test_targets_choose_signs_and_word_lengths(target: str) -> None:
     assert result.report.proof.kernels.num_linear == 2
 
 
+def test_bodies_of_control_flow_stay_float_and_are_counted() -> None:
+    text = """net (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        m = ReduceMean <keepdims = 0> (x)
+        c = Greater (m, zero)
+        b = If (c) <
+            then_branch = t () => (float[N, 4, 8, 8] p) { p = Conv (a, v) },
+            else_branch = e () => (float[N, 4, 8, 8] q) { r = Conv (a, v)  q = Relu (r) }>
+        y = Conv (b, v) }"""
+    result = run(text, CONV | {"zero": np.asarray(0, np.float32)}, 3, 8, 8)
+    assert result.report.notes == ("2 layers inside If, Loop or Scan stay float",)
+    assert result.report.proof.kernels.num_linear == 2
+    assert result.report.proof.comparison.sqnr_db > 25
+
+
 def test_names_that_clash_with_ours_are_kept() -> None:
     text = "net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] a_scale) { a = Conv (x, w)  a_scale = Relu (a) }"
     result = run(text, {"w": CONV["w"]}, 3, 8, 8)
