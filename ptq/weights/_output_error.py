@@ -6,6 +6,7 @@ Weights are symmetric, so a code is a level and a level times the scale is the w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,6 +74,25 @@ def _revive(gram: Float) -> Float:
     alive = np.where(dead[:, :, None] | dead[:, None, :], 0.0, gram)
     np.einsum("gii->gi", alive)[dead] = max(float(diagonal.mean()), 1e-30)
     return alive
+
+
+def solve(problem: LayerProblem, start: Callable[[GroupedProblem, Float], Float], num_sweeps: int) -> AffineEncoding:
+    """What every solver does: choose scales, find levels its own way, polish them.
+
+    Args:
+        problem: Layer with statistics of its input.
+        start: The method: (problem, scale [groups, out]) -> levels [groups, out, in].
+        num_sweeps: Sweeps of coordinate descent.
+
+    Returns:
+        Codes and one scale per row.
+
+    Raises:
+        CalibrationError: The layer has no statistics.
+    """
+    grouped = GroupedProblem.of(problem)
+    scale = best_scale(grouped)
+    return grouped.encode(polish(grouped, start(grouped, scale), scale, num_sweeps), scale)
 
 
 def best_scale(problem: GroupedProblem) -> Float:

@@ -9,7 +9,7 @@ import numpy as np
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, best_scale, polish
+from ptq.weights._output_error import Float, GroupedProblem, solve
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Gpfq:
         Raises:
             CalibrationError: The layer has no statistics.
         """
-        grouped = GroupedProblem.of(problem)
-        scale = best_scale(grouped)
-        levels = _follow(grouped, scale, self.block)
-        return grouped.encode(polish(grouped, levels, scale, self.num_sweeps), scale)
+        return solve(problem, lambda grouped, scale: _follow(grouped, scale, self.block), self.num_sweeps)
 
 
 def _follow(problem: GroupedProblem, scale: Float, block: int) -> Float:

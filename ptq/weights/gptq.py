@@ -9,7 +9,7 @@ import numpy as np
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, best_scale, polish
+from ptq.weights._output_error import Float, GroupedProblem, solve
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class Gptq:
         Raises:
             CalibrationError: The layer has no statistics.
         """
-        grouped = GroupedProblem.of(problem)
-        scale = best_scale(grouped)
-        levels = _sweep(grouped, scale, self.damping)
-        return grouped.encode(polish(grouped, levels, scale, self.num_sweeps), scale)
+        return solve(problem, lambda grouped, scale: _sweep(grouped, scale, self.damping), self.num_sweeps)
 
 
 def _sweep(problem: GroupedProblem, scale: Float, damping: float) -> Float:
