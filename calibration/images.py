@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from ptq.core.errors import InputError
 from ptq.modelfile import InputSpec
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # a name proves nothing, and EPS would start Ghostscript
+DEEP_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow clips these to 255 without a word
 LABELS = "labels.csv"
 IMAGE_RANK = 4
 
@@ -66,8 +68,7 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
         from PIL import Image
     except ImportError as error:
         raise InputError(f'{folder}: image folders need Pillow; run pip install "ptq[images]"') from error
-    if spec.shape is None or len(spec.shape) != IMAGE_RANK or spec.dtype.kind != "f":
-        raise InputError(f"{folder}: an image folder needs a float input of rank 4; the model wants {spec}")
+    _require_image_input(folder, spec, options)
     _check(options)
     files = _list(folder)
 
@@ -75,15 +76,26 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
         for path, label in files:
             try:
                 with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(path) as image:
+                    with Image.open(path, formats=FORMATS) as image:
                         array = _array(image, spec, options)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-                reason = " ".join(str(error).split())[:160]
+            except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
                 raise InputError(f"{path.name}: not a readable image ({reason}); remove or replace it") from error
             yield Sample({spec.name: array}, label)
 
     return stream
+
+
+def _require_image_input(folder: Path, spec: InputSpec, options: ImageOptions) -> None:
+    raw = options.scale == 1 and not options.mean and not options.std
+    if spec.shape is None or len(spec.shape) != IMAGE_RANK or not (spec.dtype.kind == "f" or spec.dtype == np.uint8):
+        raise InputError(f"{folder}: an image folder needs a float or uint8 input of rank 4; the model wants {spec}")
+    if spec.dtype == np.uint8 and not raw:
+        raise InputError(
+            f"{folder}: the model wants {spec}, which takes pixels as they are; set scale 1, no mean or std"
+        )
 
 
 def _check(options: ImageOptions) -> None:
@@ -93,11 +105,14 @@ def _check(options: ImageOptions) -> None:
             raise InputError(f"--{name} has {len(values)} numbers; expected one or {channels}")
     if any(value == 0 for value in options.std):
         raise InputError("--std holds 0; expected numbers other than 0")
+    for name, goal in (("resize", options.resize), ("crop", options.crop)):
+        if goal is not None and min((goal,) if isinstance(goal, int) else goal) < 1:
+            raise InputError(f"--{name} is {goal}; expected at least 1 pixel")
 
 
 def _list(folder: Path) -> list[tuple[Path, int | None]]:
     """Image files with labels, in an order that does not depend on the file system."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if classes:
         columns = [[(path, label) for path in _images(each)] for label, each in enumerate(classes)]
         turns = itertools.zip_longest(*columns)
@@ -117,22 +132,29 @@ def _images(folder: Path) -> list[Path]:
 
 def _labelled(folder: Path) -> list[tuple[Path, int | None]]:
     files: list[tuple[Path, int | None]] = []
-    with (folder / LABELS).open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                path, label = folder / row["file"], int(row["label"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(
-                    f"{folder / LABELS}: line {number}: expected columns file and label (a number)"
-                ) from error
-            if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-                raise InputError(f"{folder / LABELS}: line {number}: no image {row['file']!r} in the folder")
-            files.append((path, label))
+    try:
+        with (folder / LABELS).open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                files.append(_labelled_file(folder, row, f"{folder / LABELS}: line {number}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{folder / LABELS}: not a readable CSV file in UTF-8 ({error}); save it again") from error
     return files
+
+
+def _labelled_file(folder: Path, row: Mapping[str, str], where: str) -> tuple[Path, int]:
+    try:
+        path, label = folder / row["file"], int(row["label"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: expected columns file and label (a number)") from error
+    if "\0" in str(path) or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise InputError(f"{where}: no image {row['file']!r:.200} in the folder")
+    return path, label
 
 
 def _array(image: Any, spec: InputSpec, options: ImageOptions) -> NDArray[Any]:
     """One decoded image as the model's input."""
+    if image.mode in DEEP_MODES:
+        raise ValueError(f"it has mode {image.mode}; expected 8 bits per channel")
     picture = image.convert("L" if options.channels == "gray" else "RGB")
     picture = _crop(_resize(picture, _resize_goal(spec, options)), options.crop)
     values: NDArray[Any] = np.asarray(picture, np.float32)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
-import tokenize
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +20,6 @@ from ptq.core.errors import InputError
 
 MAX_HEADER = 10_000  # bytes; numpy writes about 100
 WHOLE_LIMIT = 2**30  # bytes of a column-major array, which cannot be read by rows
-BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    tokenize.TokenError,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    SyntaxError,
-)
 
 
 @dataclass(frozen=True)
@@ -151,12 +138,14 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any],
     """Shape, column-major flag, type and length of the header; its own claimed length is capped by numpy's reader."""
     counted = _Counted(file)
     version = npy.read_magic(counted)
-    if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(counted)
-    elif version == (2, 0):
-        shape, fortran, dtype = npy.read_array_header_2_0(counted)
-    else:
-        raise ValueError(f"format version {version} is not supported")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # headers written by Python 2 are fine, and not the user's concern
+        if version == (1, 0):
+            shape, fortran, dtype = npy.read_array_header_1_0(counted)
+        elif version == (2, 0):
+            shape, fortran, dtype = npy.read_array_header_2_0(counted)
+        else:
+            raise ValueError(f"format version {version} is not supported")
     return shape, fortran, dtype, counted.count
 
 
@@ -181,6 +170,6 @@ def _named_errors(where: str, what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except BROKEN as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # zipfile, its decompressors and numpy's header parser have no common base
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{where} {what} ({reason}); save it again with numpy") from error

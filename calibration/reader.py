@@ -6,6 +6,8 @@ never more than one sample of a file is in memory.
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +69,11 @@ class _OrtReader(Protocol):
 
 
 def open_data(
-    source: Any, specs: Sequence[InputSpec], *, limit: int = 512, images: ImageOptions | None = None
+    source: Any,
+    specs: Sequence[InputSpec],
+    *,
+    limit: int = 512,
+    images: ImageOptions | None = None,
 ) -> DataReader:
     """Open calibration data of any supported kind.
 
@@ -89,9 +95,7 @@ def open_data(
 
     def stream() -> Iterator[Sample]:
         count = 0
-        for sample in start():
-            if count == limit:
-                return
+        for sample in itertools.islice(start(), max(limit, 0)):  # a sample beyond the limit is not even read
             check_feed(sample.feed, specs, count, description)
             yield sample
             count += 1
@@ -111,23 +115,43 @@ def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> Data
 
     Returns:
         A reader that says it is random.
+
+    Raises:
+        InputError: No sample is asked for, or an input takes something else than numbers.
     """
+    if num_samples < 1:
+        raise InputError(f"random data: {num_samples} samples; expected at least 1")
+    texts = sorted(spec.name for spec in specs if spec.dtype.hasobject)
+    if texts:
+        raise InputError(f"random data: {', '.join(texts)} takes text; only numbers can be made up, give a data set")
+    extents = _extents(specs)
 
     def stream() -> Iterator[Sample]:
         generator = np.random.default_rng(seed)
         for _ in range(num_samples):
-            yield Sample({spec.name: _random(spec, generator) for spec in specs})
+            yield Sample({spec.name: _random(spec, extents[spec.name], generator) for spec in specs})
 
     return _Stream(f"random data (seed {seed})", stream, is_random=True)
 
 
-def _random(spec: InputSpec, generator: np.random.Generator) -> NDArray[Any]:
-    shape = spec.shape if spec.shape is not None else (1,)
-    is_image = len(shape) == 4 and spec.dtype.kind == "f"
-    extents = [
-        n if isinstance(n, int) else 1 if axis == 0 else FREE_SIDE if is_image and axis >= 2 else FREE_EXTENT
-        for axis, n in enumerate(shape)
-    ]
+def _extents(specs: Sequence[InputSpec]) -> dict[str, list[int]]:
+    """Extents of every input; what the model gives one name gets one size."""
+    named: dict[str, int] = {}
+
+    def size(spec: InputSpec, axis: int, extent: int | str | None) -> int:
+        if isinstance(extent, int):
+            return extent
+        is_side = len(spec.shape or ()) == 4 and spec.dtype.kind == "f" and axis >= 2
+        free = 1 if axis == 0 else FREE_SIDE if is_side else FREE_EXTENT
+        return free if extent is None else named.setdefault(extent, free)
+
+    return {
+        spec.name: [size(spec, axis, extent) for axis, extent in enumerate((1,) if spec.shape is None else spec.shape)]
+        for spec in specs
+    }
+
+
+def _random(spec: InputSpec, extents: list[int], generator: np.random.Generator) -> NDArray[Any]:
     if spec.dtype.kind in "iub":
         return generator.integers(0, 2, extents).astype(spec.dtype)
     return np.asarray(generator.standard_normal(extents)).astype(spec.dtype)
@@ -136,23 +160,41 @@ def _random(spec: InputSpec, generator: np.random.Generator) -> NDArray[Any]:
 def _open(
     source: Any, specs: list[InputSpec], images: ImageOptions | None
 ) -> tuple[Callable[[], Iterator[Sample]], str]:
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         return _open_path(Path(source), specs, images)
     if isinstance(source, np.ndarray):
         return _arrays({_only(specs, "an array").name: ArrayFile.of(source)}, specs, "array"), "array in memory"
     if isinstance(source, Mapping):
-        return _arrays({k: ArrayFile.of(np.asarray(v)) for k, v in source.items()}, specs, "data"), "arrays in memory"
+        arrays = {str(name): ArrayFile.of(_as_array(value, f"data: {name}")) for name, value in source.items()}
+        return _arrays(arrays, specs, "data"), "arrays in memory"
     if isinstance(source, _OrtReader):
-        return lambda: _feeds(iter(source.get_next, None), specs), type(source).__name__
-    if isinstance(source, Iterable):
+        return lambda: _feeds(_drain(source), specs), type(source).__name__
+    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
         return lambda: _feeds(source, specs), "iterable in memory"
     raise InputError(f"calibration data of type {type(source).__name__}; expected {ACCEPTED}")
+
+
+def _drain(reader: _OrtReader) -> Iterator[Any]:
+    while (item := reader.get_next()) is not None:
+        yield item
+
+
+def _as_array(value: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists; tensors that numpy cannot see
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{what} cannot become an array ({reason}); expected numbers of one shape") from error
 
 
 def _open_path(
     path: Path, specs: list[InputSpec], images: ImageOptions | None
 ) -> tuple[Callable[[], Iterator[Sample]], str]:
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise InputError(f"{str(path)[:200]}: cannot read it: {error.strerror}; check the path") from error
+    if not found:
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         spec = _only(specs, "an image folder")
@@ -180,24 +222,26 @@ def _only(specs: list[InputSpec], what: str) -> InputSpec:
 
 def _arrays(arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str) -> Callable[[], Iterator[Sample]]:
     """Arrays with a leading sample axis; checked now, read later."""
-    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays and key not in {s.name for s in specs}), None)
-    inputs = {name: array for name, array in arrays.items() if array is not labels}
+    wanted = {spec.name for spec in specs}
+    key = next((key for key in LABEL_KEYS if key in arrays and key not in wanted), None)
+    inputs = {name: array for name, array in arrays.items() if name != key}
     _require_names(inputs, specs, where)
     rows = {spec.name: Row(spec, inputs[spec.name].dtype, inputs[spec.name].shape, where) for spec in specs}
-    _require_counts(rows, None if labels is None else labels.shape, where)
+    labels = None if key is None else arrays[key]
+    if labels is not None and (len(labels.shape) != 1 or labels.dtype.kind not in "iu"):
+        raise InputError(
+            f"{where}: {key} is {labels.dtype} {list(labels.shape)}; expected one whole class number per sample"
+        )
+    _require_counts(rows, labels, where)
+    num_feeds = min(row.num_rows // row.group for row in rows.values())
 
     def stream() -> Iterator[Sample]:
         streams = {name: inputs[name].rows() for name in rows}
-        classes = None if labels is None else labels.rows()
-        size = max(row.group for row in rows.values())
-        count = min((row.num_rows // row.group) for row in rows.values())
-        for _ in range(count):
+        # Where the model's fixed batch puts several samples into a feed, no single class belongs to it.
+        classes = None if labels is None or labels.shape[0] != num_feeds else labels.rows()
+        for _ in range(num_feeds):
             feed = {name: sample_of_rows(rows[name], streams[name]) for name in rows}
-            label = None
-            if classes is not None:
-                drawn = [int(next(classes)) for _ in range(size)]
-                label = drawn[0] if size == 1 else None
-            yield Sample(feed, label)
+            yield Sample(feed, None if classes is None else int(next(classes)))
 
     return stream
 
@@ -210,15 +254,13 @@ def _require_names(inputs: Mapping[str, ArrayFile], specs: list[InputSpec], wher
         )
 
 
-def _require_counts(rows: Mapping[str, Row], labels: tuple[int, ...] | None, where: str) -> None:
-    counts = {name: row.num_rows for name, row in rows.items()} | ({} if labels is None else {"labels": labels[0]})
-    if len({row.num_rows // row.group for row in rows.values()}) > 1 or (
-        labels is not None and labels[0] not in {row.num_rows for row in rows.values()}
-    ):
-        listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+def _require_counts(rows: Mapping[str, Row], labels: ArrayFile | None, where: str) -> None:
+    counts = {name: row.num_rows for name, row in rows.items()}
+    differ = len({row.num_rows // row.group for row in rows.values()}) > 1
+    if differ or (labels is not None and labels.shape[0] not in counts.values()):
+        shown = counts if labels is None else counts | {"labels": labels.shape[0]}
+        listed = ", ".join(f"{name} {count}" for name, count in sorted(shown.items()))
         raise InputError(f"{where}: different numbers of samples: {listed}; expected the same in every array")
-    if labels is not None and len(labels) != 1:
-        raise InputError(f"{where}: labels have shape {labels}; expected one class number per sample")
 
 
 def _feeds(source: Iterable[Any], specs: list[InputSpec]) -> Iterator[Sample]:
@@ -227,6 +269,31 @@ def _feeds(source: Iterable[Any], specs: list[InputSpec]) -> Iterator[Sample]:
         feed, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
         if not isinstance(feed, Mapping):
             feed = {_only(specs, "a bare array").name: feed}
-        arrays = {str(name): np.asarray(value) for name, value in feed.items()}
-        check_feed(arrays, specs, index, "calibration data")
-        yield from split_batch(arrays, label, specs)
+        where = f"calibration data: feed {index}"
+        arrays = {str(name): _as_array(value, f"{where}: {name}") for name, value in feed.items()}
+        if not _has_ranks(arrays, specs):
+            yield Sample(arrays)  # refused as a sample, with the shape it came in
+            continue
+        samples = [sample.feed for sample in split_batch(arrays, None, specs)]
+        for each, number in zip(samples, _classes(label, arrays, len(samples), where), strict=True):
+            yield Sample(each, number)
+
+
+def _has_ranks(arrays: Mapping[str, NDArray[Any]], specs: list[InputSpec]) -> bool:
+    return {spec.name for spec in specs} == set(arrays) and all(
+        arrays[spec.name].size and (spec.shape is None or arrays[spec.name].ndim == len(spec.shape)) for spec in specs
+    )
+
+
+def _classes(label: Any, arrays: Mapping[str, NDArray[Any]], num_samples: int, where: str) -> Sequence[int | None]:
+    """The class of each sample of a feed; none for a feed that is itself a batch, as no single class belongs to it."""
+    if label is None:
+        return [None] * num_samples
+    values = _as_array(label, f"{where}: label").reshape(-1)
+    if values.dtype.kind not in "iu":
+        raise InputError(f"{where}: label is {label!r:.80}; expected a whole class number per sample")
+    if len(values) == num_samples:
+        return [int(value) for value in values]
+    if num_samples == 1 and {len(array) for array in arrays.values() if array.ndim} == {len(values)}:
+        return [None]
+    raise InputError(f"{where}: {len(values)} labels for {num_samples} samples; expected a class number per sample")

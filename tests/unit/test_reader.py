@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
+import random
 import resource
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +289,351 @@ def test_broken_token_files_are_named(tmp_path: Path, line: str, word: str) -> N
     pytest.importorskip("pyarrow")
     with pytest.raises(InputError, match=r"d\.parquet"):
         list(open_data(tmp_path / "d.parquet", TOKENS))
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_any_batching_of_several_inputs_and_labels_is_the_same_stream(sizes: list[int]) -> None:
+    total, cuts = sum(sizes), np.cumsum(sizes)[:-1]
+    ids, classes = np.arange(3 * total).reshape(total, 3), np.arange(total)
+    parts = zip(np.split(ids, cuts), np.split(classes, cuts), strict=True)
+    samples = list(open_data([({"ids": part, "mask": part}, label) for part, label in parts], TOKENS))
+    assert [sample.label for sample in samples] == list(range(total))
+    np.testing.assert_array_equal(np.concatenate([sample.feed["ids"] for sample in samples]), ids)
+
+
+@pytest.mark.parametrize("sizes", [[12], [5, 7], [1] * 12])
+def test_a_bad_sample_has_one_number_however_it_was_batched(sizes: list[int]) -> None:
+    x = images(12)
+    x[11, 0, 0, 0] = np.inf
+    with pytest.raises(InputError, match="x holds NaN or infinity in sample 11"):
+        list(open_data([{"x": part} for part in np.split(x, np.cumsum(sizes)[:-1])], IMAGE))
+
+
+def test_nothing_is_read_beyond_the_limit() -> None:
+    drawn: list[int] = []
+
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        for index in range(9):
+            drawn.append(index)
+            yield {"x": images(1)}
+
+    assert len(list(open_data(source(), IMAGE, limit=3))) == 3
+    assert drawn == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.full(6, np.nan), np.full(6, 1.7), np.int64(3), np.ones((6, 1), int), np.array(["cat"] * 6), np.arange(5)],
+    ids=["nan", "fractions", "scalar", "matrix", "text", "too few"],
+)
+def test_labels_that_are_no_classes_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(InputError, match="labels"):
+        list(open_data({"x": images(6), "labels": labels}, IMAGE))
+
+
+@pytest.mark.parametrize(("label", "word"), [([1, 2], "2 labels for 6"), ("cat", "cat"), ([0.5] * 6, "0.5")])
+def test_labels_of_feeds_that_do_not_fit_are_refused(label: Any, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        list(open_data([({"x": images(6)}, label)], IMAGE))
+
+
+def test_a_fixed_batch_has_no_single_class() -> None:
+    specs = [InputSpec("x", F32, (2, 3, 4, 4))]
+    for source in ([({"x": images(2)}, [4, 5])], {"x": images(2), "labels": np.array([4, 5])}):
+        (sample,) = open_data(source, specs)
+        assert sample.label is None
+
+
+def test_labels_count_feeds_where_only_another_input_is_batched() -> None:
+    specs = [InputSpec("x", F32, (2, 3)), InputSpec("y", F32, (3,))]
+    source = {"x": np.ones((10, 3), np.float32), "y": np.ones((5, 3), np.float32), "labels": np.arange(5)}
+    assert [sample.label for sample in open_data(source, specs)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ({"x": [[1], [1, 2]]}, "cannot become an array"),
+        ({1: images(), "x": images()}, "1, x"),
+        ([{"x": images()}, {"x": images(1)[:0]}], "empty in sample 10"),
+        ([{"x": images(1)[0]}], r"\[3, 4, 4\]"),
+        (b"PK", "bytes"),
+        ("a" * 5000 + ".npz", "cannot read it"),
+        ({"x": images().astype(np.float64)}, "astype"),
+        ({"x": images(), "y": images()}, "x, y"),
+        ({"x": images()[:0]}, "empty"),
+    ],
+)
+def test_more_misfits_are_named(source: Any, word: str) -> None:
+    with pytest.raises(InputError, match=word) as error:
+        list(open_data(source, IMAGE))
+    assert "\n" not in str(error.value)
+
+
+def test_different_sample_counts_show_both() -> None:
+    with pytest.raises(InputError, match="ids 4, mask 3"):
+        list(open_data({"ids": np.ones((4, 2), int), "mask": np.ones((3, 2), int)}, TOKENS))
+
+
+def test_unknown_suffixes_name_what_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("1")
+    with pytest.raises(InputError, match=r"\.npz or \.npy"):
+        open_data(tmp_path / "d.csv", IMAGE)
+
+
+def test_get_next_may_return_bare_arrays() -> None:
+    class Arrays:
+        def __init__(self) -> None:
+            self.left = [images(1), images(1)]
+
+        def get_next(self) -> np.ndarray | None:
+            return self.left.pop() if self.left else None
+
+    assert len(list(open_data(Arrays(), IMAGE))) == 2
+
+
+def test_random_data_gives_one_name_one_size() -> None:
+    specs = [InputSpec("a", F32, ("B", "S")), InputSpec("x", F32, (None, 3, "S", "W"))]
+    (sample,) = random_data(specs, 1, 0)
+    assert sample.feed["a"].shape == (1, 16)
+    assert sample.feed["x"].shape == (1, 3, 16, 224)
+
+
+def test_random_data_is_for_numbers_and_not_for_nothing() -> None:
+    with pytest.raises(InputError, match="a takes text"):
+        random_data([InputSpec("a", np.dtype(object), ("B",))], 1, 0)
+    with pytest.raises(InputError, match="at least 1"):
+        random_data(IMAGE, 0, 0)
+
+
+class Canary:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["member", "unused member", "npy", "pickle as npz", "pickle as npy"])
+def test_pickles_are_never_loaded(tmp_path: Path, kind: str) -> None:
+    trap = np.array([Canary(tmp_path / "hatched")], object)
+    path = tmp_path / ("d.npy" if kind.endswith("npy") else "d.npz")
+    if kind == "npy":
+        np.save(path, trap, allow_pickle=True)
+    elif kind.startswith("pickle"):
+        path.write_bytes(pickle.dumps(trap))
+    else:
+        arrays = {"x": images(), "other": trap} if kind == "unused member" else {"x": trap}
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"d\.np"):
+        list(open_data(path, IMAGE))
+    assert not (tmp_path / "hatched").exists()
+
+
+def npy_bytes(x: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, x)
+    return buffer.getvalue()
+
+
+def zip_of(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> bytearray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, data in members:
+                archive.writestr(name, data)
+    return bytearray(path.read_bytes())
+
+
+def damaged(path: Path, how: str) -> bytes:
+    x = npy_bytes(images())
+    if how == "duplicate":
+        return bytes(zip_of(path, ("x.npy", x), ("x.npy", x)))
+    if how == "header length":
+        return bytes(zip_of(path, ("x.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + x)))
+    if how == "short member":
+        return bytes(zip_of(path, ("x.npy", x[:-1])))
+    data = zip_of(path, ("x.npy", x))
+    if how == "crc":
+        data[data.index(x) + len(x) - 1] ^= 1
+    elif how == "encrypted":
+        data[6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+    elif how == "truncated":
+        del data[len(data) // 2 :]
+    return b"not a zip" if how == "no zip" else bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ("duplicate", "twice"),
+        ("header length", "array x.*header claims"),
+        ("short member", "array x claims"),
+        ("crc", "array x.*CRC"),
+        ("encrypted", "array x is encrypted"),
+        ("truncated", "not a readable npz"),
+        ("no zip", "not a readable npz"),
+    ],
+)
+def test_damaged_npz_files_are_named(tmp_path: Path, how: str, word: str) -> None:
+    (tmp_path / "d.npz").write_bytes(damaged(tmp_path / "whole.npz", how))
+    with pytest.raises(InputError, match=rf"d\.npz.*{word}"):
+        list(open_data(tmp_path / "d.npz", IMAGE))
+
+
+def test_member_names_are_only_names(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    zip_of(tmp_path / "in" / "d.npz", ("../../x.npy", npy_bytes(images())))
+    with pytest.raises(InputError, match="has arrays"):
+        list(open_data(tmp_path / "in" / "d.npz", IMAGE))
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "d.npz"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_flipped_bytes_never_give_a_traceback(tmp_path: Path, method: int) -> None:
+    whole, dice = zip_of(tmp_path / "whole.npz", ("x.npy", npy_bytes(images())), method=method), random.Random(method)
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(dice.choice([1, 3, 10])):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        (tmp_path / "d.npz").write_bytes(data)
+        with suppress(InputError):  # nothing else may come out
+            list(open_data(tmp_path / "d.npz", IMAGE))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"ids": [2**40]}, "holds 1099511627776"),
+        ({"ids": [-(2**31) - 1]}, "takes -2147483648"),
+        ({"ids": [0.5]}, "no flat list"),
+        ({"ids": []}, "empty|no flat list"),
+        ({"ids": [1], "text": [2]}, "holds ids, text"),
+        ({"ids": [1], "label": "cat"}, "label of sample 0 is 'cat'"),
+        ({"ids": [1], "label": True}, "label of sample 0 is True"),
+        ({"ids": [1, 2]}, "wants ids"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, suffix: str, row: dict[str, Any], word: str) -> None:
+    path = tmp_path / f"d{suffix}"
+    if suffix == ".jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({k: [v] for k, v in row.items()}), path)
+    with pytest.raises(InputError, match=word):
+        list(open_data(path, [InputSpec("ids", np.dtype(np.int32), ("B", 1))]))
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b'{"ids": "\xff"}', "UTF-8"),
+        (b'{"ids": [' + b"9" * 5000 + b"]}", "not JSON"),
+        (b'{"ids": [' + b"1," * 9 * 2**20 + b"1]}", "longer than"),
+        (b'{"ids": ' + b"[" * 100_000, "not JSON"),
+        (b"", "no sample"),
+    ],
+    ids=["latin-1", "5000 digits", "long line", "deep", "empty"],
+)
+def test_hostile_json_lines_are_refused(tmp_path: Path, data: bytes, word: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(data)
+    with pytest.raises(InputError, match=word):
+        list(open_data(tmp_path / "d.jsonl", [InputSpec("ids", I64, ("B", "S"))]))
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"file,label\n\xff.png,1\n", "UTF-8"),
+        (b"file,label\na\0.png,1\n", "line 2"),
+        (b"file,label\n" + b"a" * 200_000 + b",1\n", "CSV"),
+        (b"name,label\na.png,1\n", "line 2"),
+        (b"file,label\na.png,cat\n", "line 2"),
+    ],
+    ids=["latin-1", "nul", "long field", "columns", "text label"],
+)
+def test_broken_labels_csv_is_named(tmp_path: Path, data: bytes, word: str) -> None:
+    pytest.importorskip("PIL.Image").new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(InputError, match=rf"labels\.csv.*{word}"):
+        list(open_data(tmp_path, IMAGE))
+
+
+def test_a_spreadsheets_byte_order_mark_and_hidden_folders_do_no_harm(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image").new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_bytes("\ufefffile,label\na.png,5\n".encode())
+    (tmp_path / ".thumbnails").mkdir()
+    assert [sample.label for sample in open_data(tmp_path, IMAGE)] == [5]
+
+
+def test_images_that_cannot_be_trusted_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "a.png"
+
+    def refused(word: str) -> None:
+        with pytest.raises(InputError, match=rf"a\.png.*{word}"):
+            list(open_data(tmp_path, IMAGE))
+
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
+    refused("cannot identify")
+    image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)
+    refused("8 bits")
+    image.new("RGB", (40, 40)).save(path)
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 1000)  # a warning to Pillow, an error here
+    refused("bomb")
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 100)
+    refused("bomb")
+
+
+def test_a_pipe_among_the_images_is_not_opened(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image").new("RGB", (4, 4)).save(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "a.png")
+    assert len(list(open_data(tmp_path, IMAGE))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (ImageOptions(resize=0), "--resize is 0"),
+        (ImageOptions(crop=(4, -1)), "--crop"),
+        (ImageOptions(std=(1.0, 0.0, 1.0)), "--std holds 0"),
+        (ImageOptions(mean=(1.0, 2.0)), "--mean has 2"),
+        (ImageOptions(crop=50), "smaller than the crop"),
+    ],
+)
+def test_image_options_that_make_no_sense_are_refused(pictures: Path, options: ImageOptions, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        list(open_data(pictures, IMAGE, images=options))
+
+
+def test_models_of_bytes_take_pixels_as_they_are(pictures: Path) -> None:
+    spec = [InputSpec("x", np.dtype(np.uint8), (1, 3, 4, 4))]
+    sample = next(iter(open_data(pictures, spec, images=ImageOptions(scale=1.0))))
+    assert sample.feed["x"][0, :, 0, 0].tolist() == [0, 100, 200]
+    with pytest.raises(InputError, match="scale 1"):
+        open_data(pictures, spec)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "extra"), [("PIL", "folder", r"ptq\[images\]"), ("pyarrow", "d.parquet", r"ptq\[data\]")]
+)
+def test_missing_extras_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, extra: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "d.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=extra):
+        open_data(tmp_path / name, IMAGE)
+
+
+def test_the_order_of_a_folders_listing_does_not_matter(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards, listing = values(open_data(pictures, IMAGE)), Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listing(self), reverse=True)))
+    np.testing.assert_array_equal(values(open_data(pictures, IMAGE)), forwards)
