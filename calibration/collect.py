@@ -8,10 +8,8 @@ bounded by the tensors of the samples in flight, never by their number.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.calibration.parallel import in_order
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
-from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.statistics import Histogram, HistogramAccumulator
-from ptq.core.unfold import Unfold
 from ptq.modelfile import run, session_of
-from ptq.passes._linear import LinearLayer
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]
-MAX_ROWS = 128
-"""Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
-
 FLUSH = 1 << 18  # values gathered per tensor before they are counted: a count has a fixed cost
 
 
@@ -43,13 +36,11 @@ class CalibrationStatistics:
         histograms: Value name -> distribution.
         means: Value name -> mean per channel.
         num_samples: How many samples were run.
-        layers: Layer name -> second moment of its input.
     """
 
     histograms: Mapping[str, Histogram]
     means: Mapping[str, ChannelMean]
     num_samples: int
-    layers: Mapping[str, LayerStatistics] = field(default_factory=dict)
 
 
 class StatisticsCollector:
@@ -58,12 +49,9 @@ class StatisticsCollector:
     Args:
         histograms: Values whose distribution is wanted.
         means: Values whose channel means are wanted -> their channel axis.
-        layers: Layers whose input's second moment is wanted.
     """
 
-    def __init__(self, histograms: Sequence[str], means: Mapping[str, int], layers: Sequence[LinearLayer] = ()) -> None:
-        self._layers = {layer.name: layer for layer in layers}
-        self._moments: dict[str, LayerStatistics] = {}
+    def __init__(self, histograms: Sequence[str], means: Mapping[str, int]) -> None:
         self._accumulators = {name: HistogramAccumulator() for name in histograms}
         self._axes = dict(means)
         self._means: dict[str, ChannelMean] = {}
@@ -73,8 +61,7 @@ class StatisticsCollector:
     @property
     def names(self) -> tuple[str, ...]:
         """Every value to observe."""
-        sources = [layer.source for layer in self._layers.values()]
-        return tuple(dict.fromkeys([*self._accumulators, *self._axes, *sources]))
+        return tuple(dict.fromkeys([*self._accumulators, *self._axes]))
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Add one sample's tensors, in the order of `names`.
@@ -97,17 +84,6 @@ class StatisticsCollector:
                 if sum(len(part) for part in self._pending[name]) >= FLUSH:
                     self._flush(name)
         self._num_samples += 1
-        self._update_layers(dict(zip(self.names, arrays, strict=True)))
-
-    def _update_layers(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        shared: dict[tuple[str, Unfold], LayerStatistics] = {}  # layers side by side read one input the same way
-        for name, layer in self._layers.items():
-            key = (layer.source, layer.unfold)
-            if key not in shared:
-                rows = layer.unfold.rows(arrays[layer.source])
-                shared[key] = LayerStatistics.of(rows[:, :: -(-rows.shape[1] // MAX_ROWS)])
-            seen = shared[key]
-            self._moments[name] = self._moments[name].merge(seen) if name in self._moments else seen
 
     def value(self) -> CalibrationStatistics:
         """The statistics of everything seen.
@@ -120,7 +96,7 @@ class StatisticsCollector:
         for name in self._pending:
             self._flush(name)
         histograms = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
-        return CalibrationStatistics(histograms, dict(self._means), self._num_samples, dict(self._moments))
+        return CalibrationStatistics(histograms, dict(self._means), self._num_samples)
 
     def _flush(self, name: str) -> None:
         if self._pending[name]:
@@ -157,22 +133,6 @@ def collect(
         def forward(feed: Feed) -> list[NDArray[Any]]:
             return run(session, dict(feed), names)
 
-        for arrays in _in_order(forward, feeds, num_workers or os.cpu_count() or 1):
+        for arrays in in_order(forward, feeds, num_workers or os.cpu_count() or 1):
             collector.update(arrays)
     return collector.value()
-
-
-def _in_order(function: Callable[[Feed], Any], items: Iterable[Feed], num_workers: int) -> Iterator[Any]:
-    """Map with a few items in flight, results in order; the input is never read far ahead."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        flight: deque[Future[Any]] = deque()
-        try:
-            for item in items:
-                flight.append(pool.submit(function, item))
-                if len(flight) > num_workers:
-                    yield flight.popleft().result()
-            while flight:
-                yield flight.popleft().result()
-        finally:
-            for future in flight:
-                future.cancel()

@@ -29,12 +29,12 @@ PREPARE: tuple[PrepareStep, ...] = (
 )
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 
-PREPARE_INT4: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
-"""For weights of four bits or less; last, because the converter does better on a plain graph."""
+PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
+"""For weights of less than eight bits; last, because the converter does better on a plain graph."""
 
 Feed = Mapping[str, NDArray[Any]]
 
-__all__ = ["PREPARE", "PREPARE_INT4", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
+__all__ = ["PREPARE", "PREPARE_SMALL", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
 
 
 def prepare(

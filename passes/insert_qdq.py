@@ -6,7 +6,7 @@ kernel; what it fuses, and what must not be written because it would quietly run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
 from ptq.passes._linear import LinearLayer, bias_add, name_of
@@ -53,14 +54,61 @@ class InsertQdq(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the pairs, swap the weights, drop what is dead."""
-        lowering = _Lowering(model.graph, self.plan, self.placement)
-        lowering.activations()
-        for layer in self.placement.layers:
-            lowering.weight(layer)
-        lowering.avoid_float_fusion()
-        lowering.keep_float()
-        common.RemoveUnusedNodesPass()(model)
+        lower_layers(model, self.plan, self.placement)
         return ir.passes.PassResult(model, True)
+
+
+@dataclass(frozen=True)
+class LoweredLayer:
+    """Where a layer is found in the lowered graph.
+
+    Attributes:
+        source: Value that it reads: codes if its input has a grid, else the float input.
+        codes: Initializer of its weight codes.
+        scale: Initializer of its weight scales.
+        bias: Initializer of its bias, codes or float, or None.
+        bias_scale: Initializer of the scales of an integer bias, or None.
+        layout: How the weight is stored.
+    """
+
+    source: str
+    codes: str
+    scale: str
+    bias: str | None
+    bias_scale: str | None
+    layout: WeightLayout
+
+    def rewrite(self, graph: ir.Graph, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
+        """Replace the numbers of the layer; shapes and types stay."""
+        _overwrite(graph, self.codes, self.layout.to_tensor(encoding.codes))
+        _overwrite(graph, self.scale, encoding.params.scale)
+        if self.bias is not None and bias is not None:
+            _overwrite(graph, self.bias, bias.values if isinstance(bias, FloatBias) else bias.codes)
+        if self.bias_scale is not None and isinstance(bias, BiasEncoding):
+            _overwrite(graph, self.bias_scale, bias.scale)
+
+
+def lower_layers(
+    model: ir.Model, plan: QuantPlan, placement: Placement, *, compact: bool = True
+) -> Mapping[str, LoweredLayer]:
+    """Write a plan into a graph, in place.
+
+    Args:
+        model: The graph that `placement` was made from.
+        plan: Grids and codes.
+        placement: Which nodes run on integers.
+        compact: Store codes at their word length; without it they are plain int8 and can be rewritten.
+
+    Returns:
+        Where each layer went.
+    """
+    lowering = _Lowering(model.graph, plan, placement, compact)
+    lowering.activations()
+    layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
+    lowering.avoid_float_fusion()
+    lowering.keep_float()
+    common.RemoveUnusedNodesPass()(model)
+    return layers
 
 
 @dataclass
@@ -68,6 +116,7 @@ class _Lowering:
     graph: ir.Graph
     plan: QuantPlan
     placement: Placement
+    compact: bool = True
     scales: dict[tuple[bytes, bytes, str], tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     decoded: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
 
@@ -90,25 +139,40 @@ class _Lowering:
             else:
                 self._insert_pair(value, params)
 
-    def weight(self, layer: LinearLayer) -> None:
+    def weight(self, layer: LinearLayer) -> LoweredLayer:
         """Replace the float weight and bias of a layer by codes."""
         node = self.values[layer.name].producer()
         assert node is not None  # a layer is named after a node's output
-        encoding = self.plan.weights[layer.name]
-        node.replace_input_with(1, self._decoded_weight(layer, encoding))
+        decoded = self._decoded_weight(layer, self.plan.weights[layer.name])
+        node.replace_input_with(1, decoded)
+        bias = self._bias(layer, node)
+        source, codes = _decoder_of(node.inputs[0]), _decoder_of(decoded)
+        return LoweredLayer(
+            str(source.inputs[0].name) if source is not None and source.inputs[0] is not None else layer.source,
+            _name_at(codes, 0),
+            _name_at(codes, 1),
+            None if bias is None else _name_at(_decoder_of(bias), 0) or str(bias.name),
+            None if bias is None else _name_at(_decoder_of(bias), 1) or None,
+            layer.layout,
+        )
+
+    def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):
             case BiasEncoding(codes, scale):
                 # Without a zero point: it is 0 by definition, and some runtimes reject one of type int32.
                 node.resize_inputs(3)
                 stored = self._initializer(f"{layer.name}_bias_quantized", codes)
-                node.replace_input_with(2, self._dequantized(f"{layer.name}_bias", stored, scale, None, 0))
+                decoded = self._dequantized(f"{layer.name}_bias", stored, scale, None, 0)
+                node.replace_input_with(2, decoded)
+                return decoded
             case FloatBias(values):
-                add = bias_add(node)
+                add, stored = bias_add(node), self._initializer(f"{layer.name}_bias", values)
                 for position, value in enumerate(add.inputs if add is not None else ()):
                     if add is not None and value is not None and value.name == layer.bias:
-                        add.replace_input_with(position, self._initializer(f"{layer.name}_bias", values))
+                        add.replace_input_with(position, stored)
+                return stored
             case None:
-                pass
+                return None
             case never:
                 assert_never(never)
 
@@ -225,7 +289,7 @@ class _Lowering:
         onnxruntime evaluates a Cast of a constant when the session opens, before it looks for integer kernels. A
         DequantizeLinear of int4 itself would run in float.
         """
-        if num_bits > INT4_BITS or self.graph.opset_imports.get("", 0) < INT4_OPSET:
+        if not self.compact or num_bits > INT4_BITS or self.graph.opset_imports.get("", 0) < INT4_OPSET:
             return self._initializer(name, codes)
         packed = self._initializer(f"{name}_int4", codes.astype(ml_dtypes.int4))
         wide = self._node(
@@ -282,6 +346,21 @@ class _Lowering:
             candidate, count = f"{name}_{count}", count + 1
         self.names.add(candidate)
         return candidate
+
+
+def _decoder_of(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear behind a value."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _name_at(node: ir.Node | None, index: int) -> str:
+    value = None if node is None else node.inputs[index]
+    return "" if value is None else str(value.name)
+
+
+def _overwrite(graph: ir.Graph, name: str, array: NDArray[Any]) -> None:
+    graph.initializers[name].const_value = ir.tensor(np.ascontiguousarray(array), name=name)
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from ptq.core.errors import RecipeError
+from ptq.passes._linear import name_of
 from ptq.passes.placement import Selector
+from ptq.target import INTEGER_OPS
 
 REGEX = "re:"
 
@@ -28,30 +30,66 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Selector:
     Raises:
         RecipeError: A pattern matches nothing, or is no regular expression.
     """
-    tests = [(pattern, _compile(pattern)) for pattern in patterns]
-    for pattern, test in tests:
-        if not any(test(word) for node in model.graph for word in _words(node)):
-            known = ", ".join(sorted({node.op_type for node in model.graph})[:8])
-            raise RecipeError(f"exclude: {pattern!r} matches no node; expected a node name or one of the types {known}")
+    chosen = {pattern: names_matching(model, pattern, "exclude") for pattern in patterns}
 
     def left_out(node: ir.Node) -> str | None:
-        for pattern, test in tests:
-            if any(test(word) for word in _words(node)):
-                return f"excluded by {pattern!r}"
-        return None
+        found = [pattern for pattern, names in chosen.items() if name_of(node) in names]
+        return f"excluded by {found[0]!r}" if found else None
 
     return left_out
+
+
+def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
+    """Nodes that a pattern means.
+
+    Args:
+        model: Prepared model.
+        pattern: As in `select_nodes`.
+        where: The recipe's key, for messages.
+
+    Returns:
+        Their names.
+
+    Raises:
+        RecipeError: It matches nothing, or is no regular expression.
+    """
+    test = _compile(pattern, where)
+    names = frozenset(name_of(node) for node in model.graph if any(test(word) for word in _words(node)))
+    if not names:
+        known = ", ".join(sorted({node.op_type for node in model.graph})[:8])
+        raise RecipeError(f"{where}: {pattern!r} matches no node; expected a node name or one of the types {known}")
+    return names
+
+
+def outermost(model: ir.Model) -> frozenset[str]:
+    """Linear layers with no other linear layer before them, or none behind."""
+    nodes = [node for node in model.graph if node.outputs]
+    linear = {node for node in nodes if not node.domain and node.op_type in INTEGER_OPS}
+    behind = _reached(nodes, linear, lambda node: [v.producer() for v in node.inputs if v is not None])
+    before = _reached(nodes[::-1], linear, lambda node: [use.node for v in node.outputs for use in v.uses()])
+    return frozenset(name_of(node) for node in linear if node not in behind or node not in before)
+
+
+def _reached(
+    nodes: list[ir.Node], linear: set[ir.Node], neighbours: Callable[[ir.Node], list[ir.Node | None]]
+) -> set[ir.Node]:
+    """Nodes with a linear layer among their neighbours, or neighbours of those, in the order given."""
+    reached = set[ir.Node]()
+    for node in nodes:
+        if any(other in linear or other in reached for other in neighbours(node) if other is not None):
+            reached.add(node)
+    return reached
 
 
 def _words(node: ir.Node) -> list[str]:
     return [node.op_type, *([node.name] if node.name else []), *(str(v.name) for v in node.outputs if v.name)]
 
 
-def _compile(pattern: str) -> Callable[[str], bool]:
+def _compile(pattern: str, where: str) -> Callable[[str], bool]:
     if not pattern.startswith(REGEX):
         return lambda word: fnmatch.fnmatchcase(word, pattern)
     try:
         compiled = re.compile(pattern.removeprefix(REGEX))
     except re.error as error:
-        raise RecipeError(f"exclude: {pattern!r} is no regular expression: {error}") from error
+        raise RecipeError(f"{where}: {pattern!r} is no regular expression: {error}") from error
     return lambda word: compiled.fullmatch(word) is not None

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.observers import Observer
-from ptq.core.affine import QuantParams, choose_qparams, quantize
+from ptq.calibration.sequential import Samples, SequentialWalk
+from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
-from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
-from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
-from ptq.core.problem import LayerProblem, Needs
-from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.core.plan import QuantPlan
+from ptq.core.problem import Needs
+from ptq.core.spec import Granularity, QuantSpec
 from ptq.core.statistics import Histogram
+from ptq.linear import InputMeans, LinearArrays, Solved, solve_layer
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
+from ptq.passes.selection import names_matching, outermost
 from ptq.recipe import Recipe, tag_of
 from ptq.target import Target
 from ptq.weights import Rtn, WeightMethod
-
-BIAS_LIMIT = 2.0**30
-"""Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
 
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
@@ -51,6 +49,10 @@ class LayerRow:
         input_sqnr_db: Signal to error of its input on the calibration set, dB.
         bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
         method: Tag of the weight method that was used.
+        output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, dB;
+            None if the method looked at the weight alone.
+        levels: How many different codes the weight uses.
+        sparsity: Share of codes that are 0.
     """
 
     name: str
@@ -61,6 +63,22 @@ class LayerRow:
     input_sqnr_db: float
     bias_guarded: int
     method: str
+    output_sqnr_db: float | None
+    levels: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """How the weight of one layer is quantized.
+
+    Attributes:
+        method: Quantizes it.
+        spec: Its grid.
+    """
+
+    method: WeightMethod
+    spec: QuantSpec
 
 
 @dataclass(frozen=True)
@@ -69,31 +87,62 @@ class Settings:
 
     Attributes:
         observer: Chooses activation ranges.
-        method: Quantizes weights.
         activation: Grid of activations.
-        weight: Grid of weights.
-        bias_correction: Shift biases by the mean error that rounding the weights causes.
+        weights: Choice for every layer without one of its own.
+        bias_correction: Shift biases by the mean error that the integers cause.
+        overrides: Layer name -> choice.
     """
 
     observer: Observer
-    method: WeightMethod
     activation: QuantSpec
-    weight: QuantSpec
+    weights: LayerChoice
     bias_correction: bool
+    overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
 
-    def method_for(self, layer: LinearLayer) -> WeightMethod:
-        """The method, or rounding with clipped ranges where its statistics would not fit into memory."""
+    def choice(self, layer: LinearLayer) -> LayerChoice:
+        """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
+        chosen = self.overrides.get(layer.name, self.weights)
         fan_in = int(np.prod(layer.layout.shape)) // layer.layout.shape[layer.layout.out_axis]
-        return Rtn("mse") if self.method.needs is Needs.GRAM and fan_in > MAX_FAN_IN else self.method
+        too_large = chosen.method.needs is Needs.GRAM and fan_in > MAX_FAN_IN
+        return replace(chosen, method=Rtn("mse")) if too_large else chosen
+
+    @property
+    def walks(self) -> bool:
+        """Whether any layer may need more than its weight."""
+        return any(choice.method.needs is Needs.GRAM for choice in [self.weights, *self.overrides.values()])
 
 
-def layers_to_observe(placement: Placement, settings: Settings) -> tuple[LinearLayer, ...]:
-    """Layers whose method wants the second moment of their input."""
-    return tuple(layer for layer in placement.layers if settings.method_for(layer).needs is Needs.GRAM)
+@dataclass(frozen=True)
+class Grids:
+    """Grids of the activations.
+
+    Attributes:
+        of_value: Value name -> grid.
+        sqnr_db: Value name -> what its group keeps on that grid, dB.
+    """
+
+    of_value: Mapping[str, QuantParams]
+    sqnr_db: Mapping[str, float]
+
+
+def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], settings: Settings) -> Grids:
+    """One grid per group of values.
+
+    Args:
+        placement: The groups.
+        histograms: Of `placement.sources`.
+        settings: Observer and grid of activations.
+    """
+    groups = _merge_groups(placement, histograms)
+    specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
+    grids = [choose_qparams(settings.observer.choose_range(h, s), s) for h, s in zip(groups, specs, strict=True)]
+    noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
+    index = {name: i for i, members in enumerate(placement.groups) for name in members}
+    return Grids({name: grids[i] for name, i in index.items()}, {name: noise[i] for name, i in index.items()})
 
 
 def make_plan(
-    model: ir.Model, placement: Placement, statistics: CalibrationStatistics, settings: Settings
+    model: ir.Model, placement: Placement, statistics: CalibrationStatistics, settings: Settings, samples: Samples
 ) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     """Decide every grid and every code.
 
@@ -102,41 +151,106 @@ def make_plan(
         placement: Which nodes and values become integers.
         statistics: Histograms of `placement.sources` and, for bias correction, means of the layers' inputs.
         settings: Observer, method and grids.
+        samples: The calibration set again, for methods that look at a layer's input.
 
     Returns:
         The plan, and a row per layer for the report.
     """
-    groups = _merge_groups(placement, statistics.histograms)
-    specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
-    grids = [choose_qparams(settings.observer.choose_range(h, s), s) for h, s in zip(groups, specs, strict=True)]
-    noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
-    group_of = {name: i for i, members in enumerate(placement.groups) for name in members}
-    weights: dict[str, WeightEncoding] = {}
-    biases: dict[str, BiasEncoding | FloatBias] = {}
-    rows = []
-    for layer in placement.layers:
-        index = group_of[layer.source]
-        mean = (
-            statistics.means[layer.source].mean
-            if settings.bias_correction and layer.source in statistics.means
-            else None
+    grids = choose_grids(placement, statistics.histograms, settings)
+    jobs = {layer.name: _Job(LinearArrays.of(model, layer), layer, settings, grids) for layer in placement.layers}
+    solved = {name: job.start(statistics) for name, job in jobs.items()}
+    walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
+    if walked:
+        walk = SequentialWalk(model, placement, _plan(grids, solved), walked, samples)
+        for layer, seen in walk.layers():
+            solved[layer.name] = jobs[layer.name].solve(seen)
+            walk.install(layer, solved[layer.name].encoding, solved[layer.name].bias)
+    return _plan(grids, solved), tuple(job.row(solved[name]) for name, job in jobs.items())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One layer to solve."""
+
+    arrays: LinearArrays
+    layer: LinearLayer
+    settings: Settings
+    grids: Grids
+
+    @property
+    def choice(self) -> LayerChoice:
+        return self.settings.choice(self.layer)
+
+    def start(self, statistics: CalibrationStatistics) -> Solved:
+        """Solve from the weight alone; for a method that needs more, what its walk starts from."""
+        method = Rtn() if self.choice.method.needs is Needs.GRAM else self.choice.method
+        seen = statistics.means.get(self.layer.source) if self.settings.bias_correction else None
+        means = None if seen is None else InputMeans.of_channels(self.layer, seen)
+        return solve_layer(self.arrays, method, self.choice.spec, self._grid, means=means)
+
+    def solve(self, seen: LayerStatistics) -> Solved:
+        """Solve with the moments of the input."""
+        means = InputMeans.of_statistics(seen) if self.settings.bias_correction else None
+        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, statistics=seen, means=means)
+
+    @property
+    def _grid(self) -> QuantParams:
+        return self.grids.of_value[self.layer.source]
+
+    def row(self, solved: Solved) -> LayerRow:
+        """What to report."""
+        error, signal = solved.weight_error
+        codes, spec = solved.encoding.codes, solved.encoding.params.spec
+        return LayerRow(
+            self.layer.name,
+            self.layer.op_type,
+            spec.num_bits,
+            self.arrays.weight.size,
+            decibels(signal, error),
+            self.grids.sqnr_db[self.layer.source],
+            solved.bias_guarded,
+            tag_of(type(self.choice.method)),
+            None if solved.output_error is None else decibels(1.0, solved.output_error),
+            len(np.unique(codes)),
+            float(np.mean(codes == 0)),
         )
-        solved = _solve(_Layer(layer, model, grids[index], mean, statistics.layers.get(layer.name)), settings)
-        weights[layer.name] = solved.encoding
-        if solved.bias is not None:
-            biases[layer.name] = solved.bias
-        rows.append(_row(layer, solved, noise[index], tag_of(type(settings.method_for(layer)))))
-    activations = {name: grids[i] for name, i in group_of.items()}
-    return QuantPlan(activations, weights, biases), tuple(rows)
 
 
-def settings_of(recipe: Recipe, target: Target) -> Settings:
-    """What a recipe means on a target."""
-    bits = min(recipe.weights.bits, target.weight_bits)
-    weight = replace(target.weight, granularity=recipe.weights.layout, num_bits=bits)
-    return Settings(
-        recipe.activations, recipe.weights.method, target.activation, weight, recipe.weights.bias_correction
-    )
+def _plan(grids: Grids, solved: Mapping[str, Solved]) -> QuantPlan:
+    weights = {name: each.encoding for name, each in solved.items()}
+    biases = {name: each.bias for name, each in solved.items() if each.bias is not None}
+    return QuantPlan(grids.of_value, weights, biases)
+
+
+def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
+    """What a recipe means for a model on a target.
+
+    Args:
+        recipe: Decisions.
+        target: Deployment target; caps the word length of weights.
+        model: Prepared model, whose layers the rules of the recipe name.
+
+    Raises:
+        RecipeError: A rule matches nothing.
+    """
+    weights = recipe.weights
+
+    def choice(method: WeightMethod, bits: int, granularity: Granularity) -> LayerChoice:
+        return LayerChoice(
+            method, replace(target.weight, granularity=granularity, num_bits=min(bits, target.weight_bits))
+        )
+
+    overrides = {}
+    if weights.first_last_bits is not None:
+        outer = choice(weights.method, weights.first_last_bits, weights.layout)
+        overrides = dict.fromkeys(outermost(model), outer)
+    for rule in recipe.layers:
+        own = rule.over(weights)
+        chosen = choice(own.method, own.bits, own.layout)
+        overrides |= dict.fromkeys(names_matching(model, rule.match, "layers"), chosen)
+    base = choice(weights.method, weights.bits, weights.layout)
+    activation = replace(target.activation, num_bits=recipe.activation_bits)
+    return Settings(recipe.activations, activation, base, weights.bias_correction, overrides)
 
 
 def channel_axes(placement: Placement) -> dict[str, int]:
@@ -211,116 +325,6 @@ def _merge_groups(placement: Placement, histograms: Mapping[str, Histogram]) -> 
     for name, index in placement.sources.items():
         merged[index] = merged[index].merge(histograms[name]) if index in merged else histograms[name]
     return [merged[index] for index in range(len(placement.groups))]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A linear layer with its arrays."""
-
-    layer: LinearLayer
-    model: ir.Model
-    grid: QuantParams
-    input_mean: NDArray[np.float64] | None
-    statistics: LayerStatistics | None
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """Float weight. Shape [out, in]."""
-        return self.layer.layout.to_matrix(self._initializer(self.layer.weight))
-
-    @property
-    def bias(self) -> NDArray[np.float64] | None:
-        """Float bias. Shape [out]."""
-        return None if self.layer.bias is None else self._initializer(self.layer.bias).reshape(-1).astype(np.float64)
-
-    def mean_per_weight(self) -> NDArray[np.float64] | None:
-        """Mean of the input that each weight meets; border effects of padding are neglected. Shape [out, in]."""
-        if self.input_mean is None:
-            return None
-        num_out, num_in = self.weight.shape
-        if self.layer.op_type != "Conv":
-            return np.broadcast_to(self.input_mean, (num_out, num_in))
-        channels = self.layer.layout.shape[1]  # per group
-        num_groups = len(self.input_mean) // channels
-        per_group = np.repeat(self.input_mean.reshape(num_groups, channels), num_in // channels, axis=1)
-        return np.repeat(per_group, num_out // num_groups, axis=0)
-
-    def _initializer(self, name: str) -> NDArray[np.float32]:
-        tensor = self.model.graph.initializers[name].const_value
-        if tensor is None:
-            raise RuntimeError(f"initializer {name} lost its values")
-        return tensor.numpy()
-
-
-@dataclass(frozen=True)
-class _Solved:
-    encoding: WeightEncoding
-    bias: BiasEncoding | FloatBias | None
-    weight: NDArray[np.float32]
-    bias_guarded: int
-
-
-def _solve(layer: _Layer, settings: Settings) -> _Solved:
-    """Quantize one weight and the bias that belongs to it."""
-    weight = layer.weight
-    problem = LayerProblem(layer.layer.name, weight, settings.weight, layer.statistics)
-    encoding: WeightEncoding = settings.method_for(layer.layer).quantize(problem)
-    bias = layer.bias
-    guarded = 0
-    is_product = layer.layer.op_type == "MatMul"
-    if bias is not None and not is_product:
-        encoding, guarded = _guard_bias(encoding, weight, bias, layer.grid)
-    mean = layer.mean_per_weight()
-    if mean is not None and not (is_product and bias is None):
-        shift = ((encoding.decode().astype(np.float64) - weight) * mean).sum(1)
-        bias = (np.zeros(len(weight)) if bias is None else bias) - shift
-    if bias is None:
-        return _Solved(encoding, None, weight, guarded)
-    if is_product:
-        return _Solved(encoding, FloatBias(bias.astype(np.float32)), weight, guarded)
-    return _Solved(encoding, _encode_bias(bias, encoding, layer.grid), weight, guarded)
-
-
-def _guard_bias(
-    encoding: WeightEncoding, weight: NDArray[np.float32], bias: NDArray[np.float64], grid: QuantParams
-) -> tuple[WeightEncoding, int]:
-    """Raise weight scales whose bias would not fit into int32.
-
-    The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
-    ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
-    """
-    least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
-    if isinstance(encoding.params.spec.granularity, PerTensor):
-        least = np.asarray(least.max(initial=0.0))
-    low = encoding.params.scale < least
-    if not low.any():
-        return encoding, 0
-    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
-    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
-    return type(encoding)(quantize(weight, params), params), int(low.sum())
-
-
-def _encode_bias(bias: NDArray[np.float64], encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
-    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
-    params = QuantParams(
-        scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
-    )
-    return BiasEncoding(quantize(bias, params).astype(np.int32), scale)
-
-
-def _row(layer: LinearLayer, solved: _Solved, input_sqnr_db: float, method: str) -> LayerRow:
-    error = np.square(solved.encoding.decode() - solved.weight, dtype=np.float64).sum()
-    signal = np.square(solved.weight, dtype=np.float64).sum()
-    return LayerRow(
-        layer.name,
-        layer.op_type,
-        solved.encoding.params.spec.num_bits,
-        solved.weight.size,
-        decibels(signal, error),
-        input_sqnr_db,
-        solved.bias_guarded,
-        method,
-    )
 
 
 def _activation_sqnr_db(histogram: Histogram, grid: QuantParams) -> float:

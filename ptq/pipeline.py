@@ -23,31 +23,35 @@ from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
 from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
 from ptq.calibration.reader import DataReader, Sample
+from ptq.calibration.sequential import Samples
 from ptq.calibration.split import SampleSplit, split_samples
+from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, pack
 from ptq.layerwise import (
+    Settings,
     channel_axes,
     fragile_layers,
-    layers_to_observe,
     make_plan,
     settings_of,
     spread,
     uneven_concats,
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
-from ptq.passes import PREPARE, PREPARE_INT4, InsertQdq, Placement, place, prepare
-from ptq.passes.insert_qdq import INT4_BITS
+from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, place, prepare
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.session import open_session
-from ptq.target import Target, target_named
+from ptq.target import target_named
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Progress = Callable[[str], None]
+
+MEMORY = 256 * 2**20
+"""Bytes of values that wait in memory between two layers; more go to temporary files."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,15 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     progress("prepare")
     model = load_model(job.source)
     split = split_samples(job.data, hold_out=job.evaluation is None)
-    steps = PREPARE_INT4 if job.recipe.weights.bits <= INT4_BITS else PREPARE
+    steps = PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
-    progress("calibrate")
-    placement, statistics = calibrate(prepared, split, job, target)
-    progress("solve")
-    plan, rows = make_plan(prepared, placement, statistics, settings_of(job.recipe, target))
+    settings = settings_of(job.recipe, target, prepared)
+    with ArrayStore(MEMORY) as store:
+        samples = Samples(store, job.custom_ops)
+        progress("calibrate")
+        placement, statistics = calibrate(prepared, split, job, settings, samples)
+        progress("solve")
+        plan, rows = make_plan(prepared, placement, statistics, settings, samples)
     progress("lower")
     delivery = pack(lower(prepared, placement, plan), {"ptq.float_sha256": source_fingerprint(job.source, model)})
     progress("verify")
@@ -169,14 +176,17 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     return Result(delivery, report, job.custom_ops)
 
 
-def calibrate(model: ir.Model, split: SampleSplit, job: Job, target: Target) -> tuple[Placement, CalibrationStatistics]:
+def calibrate(
+    model: ir.Model, split: SampleSplit, job: Job, settings: Settings, samples: Samples
+) -> tuple[Placement, CalibrationStatistics]:
     """Look at the data once, then leave out the layers that it shows to be fragile."""
-    left_out = select_nodes(model, job.recipe.exclude)
+    skipped = tuple(rule.match for rule in job.recipe.layers if rule.skip)
+    left_out = select_nodes(model, job.recipe.exclude + skipped)
     placement = place(model, left_out)
-    settings = settings_of(job.recipe, target)
-    layers = layers_to_observe(placement, settings)
-    collector = StatisticsCollector(list(placement.sources), channel_axes(placement), layers)
-    seen = collect(model, split.calibration_feeds(), collector, custom_ops=job.custom_ops)
+    collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
+    feeds = split.calibration_feeds()
+    feeds = samples.keep(feeds) if settings.walks else feeds
+    seen = collect(model, feeds, collector, custom_ops=job.custom_ops)
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
     fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell

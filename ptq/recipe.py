@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,18 +30,44 @@ class Weights:
         bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
         granularity: Which weights share a scale. (Blocks are for weight-only layers: with quantized activations no
             runtime has an integer kernel for them.)
-        bias_correction: Shift biases by the mean error of the rounded weights.
+        bias_correction: Shift biases by the mean error that the integers cause.
+        first_last_bits: Word length in layers with no other before them, or none behind; None treats them like all.
     """
 
     method: WeightMethod = field(default_factory=Rtn)
     bits: int = 8
     granularity: GranularityName = "per-channel"
     bias_correction: bool = True
+    first_last_bits: int | None = None
 
     @property
     def layout(self) -> Granularity:
         """The granularity as a type, on the matrix [out, in]."""
         return PerTensor() if self.granularity == "per-tensor" else PerAxis(0)
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What some layers do differently. What is None stays as `Weights` says; later rules win.
+
+    Attributes:
+        match: Output name, node name, operator type, glob, or `re:` and a pattern.
+        method: The weight method.
+        bits: Word length, 2 to 8.
+        granularity: Which weights share a scale.
+        skip: Leave the layer in float.
+    """
+
+    match: str
+    method: WeightMethod | None = None
+    bits: int | None = None
+    granularity: GranularityName | None = None
+    skip: bool = False
+
+    def over(self, weights: Weights) -> Weights:
+        """The weights' settings with this rule on top."""
+        names = ("method", "bits", "granularity")
+        return replace(weights, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,9 @@ class Recipe:
         target: Deployment target; None takes this machine's.
         activations: Observer that chooses activation ranges.
         weights: How weights become integers.
+        activation_bits: Word length of activations, 2 to 8. Below 8 there are no kernels: the ranges are clipped inside
+            8-bit codes, for study.
+        layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
         min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
@@ -80,18 +109,30 @@ class Recipe:
     target: str | None = None
     activations: Observer = field(default_factory=Auto)
     weights: Weights = field(default_factory=Weights)
+    activation_bits: int = 8
+    layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512
     min_input_sqnr_db: float = 23.0
     goals: Goals = field(default_factory=Goals)
     seed: int = 0
 
+    @property
+    def has_small_weights(self) -> bool:
+        """Whether any weight is shorter than a byte."""
+        own = [self.weights.bits, self.weights.first_last_bits, *(rule.bits for rule in self.layers)]
+        return any(bits is not None and bits < 8 for bits in own)
+
     def __post_init__(self) -> None:
         names = [target.name for target in TARGETS]
         if self.target is not None and self.target not in names:
             raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
-        if self.weights.bits not in range(2, 9):
-            raise RecipeError(f"weights.bits is {self.weights.bits}; expected 2 to 8")
+        lengths = {"weights.bits": self.weights.bits, "activation_bits": self.activation_bits}
+        lengths |= {"weights.first_last_bits": self.weights.first_last_bits or 8}
+        lengths |= {f"layers: bits of {rule.match!r}": rule.bits or 8 for rule in self.layers}
+        for key, bits in lengths.items():
+            if bits not in range(2, 9):
+                raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
 

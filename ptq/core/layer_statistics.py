@@ -1,10 +1,11 @@
-"""What was seen at one linear layer's input: the second moment that decides how much an error in its weight costs.
+"""What was seen at one linear layer's input: the second moments that decide how much an error in its weight costs.
 
-With the input rows X [positions, in] the layer computes X W^T, so weights W + D err by
+The float network gives the layer rows X [positions, in] and the layer computes X W^T; the quantized network, whose
+earlier layers already err, gives it rows X~ instead. Weights Q then err at the layer's output by
 
-    sum |X D^T|^2 = tr(D G D^T),   G = X^T X   (`gram`)
+    sum |X~ Q^T - X W^T|^2 = tr(Q H Q^T) - 2 tr(Q G W^T) + sum |X W^T|^2,   H = X~^T X~ (`gram`),   G = X~^T X (`cross`)
 
-and every solver that minimises the output error needs G alone: memory is in^2, whatever the number of samples.
+so every solver that minimises the output error needs H and G alone: memory is in^2, whatever the number of samples.
 """
 
 from __future__ import annotations
@@ -15,36 +16,101 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Float = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Second moment of a layer's input, one matrix per convolution group.
+    """Moments of a layer's input, one matrix per convolution group. All are sums over positions, float64.
 
     Attributes:
-        gram: Sum over positions of x x^T, float64. Shape [groups, in, in].
-        count: Number of positions summed.
+        gram: Sum of x~ x~^T. Shape [groups, in, in].
+        cross: Sum of x~ x^T; the same array as `gram` where both networks agree. Shape [groups, in, in].
+        total: Sum of x~. Shape [groups, in].
+        float_total: Sum of x. Shape [groups, in].
+        energy: Sum of the squared float outputs (W x)^2. Shape [groups, out].
+        count: Number of positions.
     """
 
-    gram: NDArray[np.float64]
+    gram: Float
+    cross: Float
+    total: Float
+    float_total: Float
+    energy: Float
     count: int
 
     @staticmethod
-    def of(rows: NDArray[Any]) -> LayerStatistics:
+    def of(rows: NDArray[Any], weight: NDArray[Any], float_rows: NDArray[Any] | None = None) -> LayerStatistics:
         """Statistics of input rows.
 
         Args:
-            rows: Shape [groups, positions, in]. float32 rows are multiplied in float32, which is twice as fast; the
-                sum over samples is float64.
+            rows: What the quantized network gives the layer. Shape [groups, positions, in]. float32 rows are
+                multiplied in float32, which is twice as fast; sums over batches are float64.
+            weight: Float weight. Shape [groups * out, in].
+            float_rows: What the float network gives it at the same positions; default: the same.
         """
-        return LayerStatistics(np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64), rows.shape[1])
+        origin = rows if float_rows is None else float_rows
+        turned = rows.transpose(0, 2, 1)
+        gram = np.matmul(turned, rows).astype(np.float64)
+        cross = gram if float_rows is None else np.matmul(turned, origin).astype(np.float64)
+        by_group = weight.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 2, 1)
+        energy = np.square(np.matmul(origin, by_group)).sum(1, dtype=np.float64)
+        total = rows.sum(1, dtype=np.float64)
+        float_total = total if float_rows is None else origin.sum(1, dtype=np.float64)
+        return LayerStatistics(gram, cross, total, float_total, energy, rows.shape[1])
+
+    @property
+    def matched(self) -> bool:
+        """Whether both networks give the layer the same input."""
+        return self.cross is self.gram
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
         """Add two sums; float addition, so a fixed order gives fixed bits."""
-        return LayerStatistics(self.gram + other.gram, self.count + other.count)
+        gram = self.gram + other.gram
+        both = self.matched and other.matched
+        return LayerStatistics(
+            gram,
+            gram if both else self.cross + other.cross,
+            self.total + other.total,
+            self.float_total + other.float_total,
+            self.energy + other.energy,
+            self.count + other.count,
+        )
+
+    def relative_error(self, quantized: NDArray[Any], weight: NDArray[Any]) -> float:
+        """Energy of the error at the layer's output over that of the float output.
+
+        Args:
+            quantized: Weights that the quantized network uses. Shape [groups * out, in].
+            weight: Float weight, likewise.
+        """
+        shape = (len(self.gram), -1, self.gram.shape[-1])
+        q, w = quantized.reshape(shape).astype(np.float64), weight.reshape(shape).astype(np.float64)
+        asked = np.matmul(w, self.cross.transpose(0, 2, 1))
+        error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * asked, q) + self.energy.sum()
+        return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
+
+    def centred(self, weight: NDArray[Any]) -> LayerStatistics:
+        """Moments about the means: what is left to the weight where a bias takes up every mean error.
+
+        Args:
+            weight: Float weight. Shape [groups * out, in].
+
+        Returns:
+            Central moments; totals are 0.
+        """
+        count = max(self.count, 1)
+        gram = self.gram - self.total[:, :, None] * self.total[:, None] / count
+        cross = gram if self.matched else self.cross - self.total[:, :, None] * self.float_total[:, None] / count
+        by_group = weight.reshape(len(gram), -1, gram.shape[-1]).astype(np.float64)
+        mean_output = np.einsum("goi,gi->go", by_group, self.float_total)
+        energy = np.maximum(self.energy - np.square(mean_output) / count, 0.0)
+        none = np.zeros_like(self.total)
+        return LayerStatistics(gram, cross, none, none, energy, self.count)
 
 
-def output_error(error: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Energy that weight errors add to the layer's output.
+def output_error(error: Float, gram: Float) -> Float:
+    """Energy that weight errors add to the layer's output when both networks give it the same input.
 
     Args:
         error: Weight errors. Shape [groups, out, in].

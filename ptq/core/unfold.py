@@ -32,17 +32,19 @@ class Unfold:
     auto_pad: AutoPad = "NOTSET"
     groups: int = 1
 
-    def rows(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Every position's input as a row, columns in the order of the weight matrix (channel, kernel...).
+    def rows(self, values: NDArray[Any], limit: int | None = None) -> NDArray[Any]:
+        """What each position of the output reads, columns in the order of the weight matrix (channel, kernel...).
 
         Args:
             values: [batch, channels, spatial...] for a convolution, [..., in] for a product.
+            limit: Most positions wanted; default: all. Fewer are spread evenly over the batch and every axis.
 
         Returns:
             Shape [groups, positions, in].
         """
         if not self.kernel:
-            return values.reshape(1, -1, values.shape[-1])
+            flat = values.reshape(-1, values.shape[-1])
+            return flat[_spread(len(flat), limit)][None]
         spatial = len(self.kernel)
         begin, end = self._pads(values.shape[2:])
         padded = np.pad(values, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
@@ -52,10 +54,11 @@ class Unfold:
         taps = tuple(slice(None, None, d) for d in self.dilations)
         chosen = windows[(*steps, *taps)]  # [batch, channels, out..., kernel...]
         batch, channels = chosen.shape[:2]
-        grouped = chosen.reshape(batch, self.groups, channels // self.groups, *chosen.shape[2:])
-        order = (1, 0, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial))
+        extents = (batch, *chosen.shape[2 : 2 + spatial])
+        at, *where = np.unravel_index(_spread(int(np.prod(extents)), limit), extents)
+        picked = chosen[(at, slice(None), *where)]  # [positions, channels, kernel...]
         columns = channels // self.groups * int(np.prod(self.kernel))
-        return grouped.transpose(order).reshape(self.groups, -1, columns)
+        return np.ascontiguousarray(picked.reshape(-1, self.groups, columns).transpose(1, 0, 2))
 
     def _pads(self, extents: tuple[int, ...]) -> tuple[list[int], list[int]]:
         half = len(self.kernel)
@@ -70,3 +73,17 @@ class Unfold:
         small = [total // 2 for total in totals]
         large = [total - half_ for total, half_ in zip(totals, small, strict=True)]
         return (small, large) if self.auto_pad == "SAME_UPPER" else (large, small)
+
+
+def _spread(total: int, limit: int | None) -> NDArray[np.intp]:
+    """Indices below `total`, at most `limit` of them, far apart in whatever axes the index runs over.
+
+    Multiples of the golden section modulo `total`: a plain stride would meet the same columns of an image again and
+    again, and with them its border.
+    """
+    if limit is None or limit >= total:
+        return np.arange(total)
+    step = max(int(total * 0.6180339887498949), 1)
+    while np.gcd(step, total) != 1:
+        step += 1
+    return np.sort(np.arange(limit, dtype=np.int64) * step % total)

@@ -1,4 +1,8 @@
-"""What the solvers share: grids and codes judged by the error they cause at the layer's output, J = tr(D G D^T).
+"""What the solvers share: grids and codes judged by the error that they cause at the layer's output.
+
+With H the second moment of the quantized network's input and G its cross moment with the float one, weights Q err by
+J(Q) = tr(Q H Q^T) - 2 tr(Q P^T) + energy, where P = W G^T is what the output asks of each weight; if both networks
+agree this is tr((Q - W) H (Q - W)^T).
 
 Arrays are batched over convolution groups: weight [groups, out, in], gram [groups, in, in], scale [groups, out].
 Weights are symmetric, so a code is a level and a level times the scale is the weight.
@@ -15,29 +19,37 @@ from numpy.typing import NDArray
 from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
 from ptq.core.encoding import AffineEncoding
 from ptq.core.errors import CalibrationError
-from ptq.core.layer_statistics import output_error
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 
 Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
 RATIOS = np.geomspace(1.0, 0.35, 30)
+DAMPING = 0.01  # of the mean second moment: how strongly the target is held to the float weight
 
 
 @dataclass(frozen=True)
 class GroupedProblem:
-    """A layer problem as the solvers see it.
+    """A layer problem as the solvers see it. All moments are per position.
 
     Attributes:
-        weight: Shape [groups, out, in], float64.
-        gram: Shape [groups, in, in]; rows and columns of dead inputs are those of the identity, so that they keep
-            their weights instead of being anything at no cost.
+        weight: Float weight. Shape [groups, out, in].
+        gram: H. Rows and columns of dead inputs are those of the identity, so that they keep their weights instead
+            of being anything at no cost. Shape [groups, in, in].
+        cross: G, its dead rows likewise; the same array as `gram` where both networks agree. Shape [groups, in, in].
+        energy: Of the float output. Shape [groups, out].
         spec: The grid wished for.
+        target: The real weight of least J; the float weight itself where both networks agree. Shape of `weight`.
+        pull: P = W G^T. Shape of `weight`.
     """
 
     weight: Float
     gram: Float
+    cross: Float
+    energy: Float
     spec: QuantSpec
+    target: Float
+    pull: Float
 
     @staticmethod
     def of(problem: LayerProblem) -> GroupedProblem:
@@ -49,11 +61,16 @@ class GroupedProblem:
         """
         if isinstance(problem.spec.granularity, PerBlock):
             raise ValueError(f"layer {problem.name!r}: scales per block; expected per row or tensor")  # noqa: TRY004
-        if problem.statistics is None:
+        statistics = problem.statistics
+        if statistics is None:
             raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
-        gram = problem.statistics.gram / max(problem.statistics.count, 1)
-        weight = problem.weight.astype(np.float64).reshape(len(gram), -1, gram.shape[-1])
-        return GroupedProblem(weight, _revive(gram), problem.spec)
+        count = max(statistics.count, 1)
+        weight = problem.weight.astype(np.float64).reshape(len(statistics.gram), -1, statistics.gram.shape[-1])
+        gram, dead = _revive(statistics.gram / count)
+        cross = gram if statistics.matched else _keep_dead(statistics.cross / count, gram, dead)
+        pull = np.matmul(weight, cross.transpose(0, 2, 1))
+        target = weight if statistics.matched else _least_squares(weight, gram, pull)
+        return GroupedProblem(weight, gram, cross, statistics.energy / count, problem.spec, target, pull)
 
     def encode(self, levels: Float, scale: Float) -> AffineEncoding:
         """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
@@ -64,16 +81,31 @@ class GroupedProblem:
         return AffineEncoding(codes, QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec))
 
     def error(self, levels: Float, scale: Float) -> Float:
-        """J per output feature. Shape [groups, out]."""
-        return output_error(levels * scale[..., None] - self.weight, self.gram)
+        """J per output feature, the constant left out. Shape [groups, out]."""
+        values = levels * scale[..., None]
+        return np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values)
 
 
-def _revive(gram: Float) -> Float:
+def _revive(gram: Float) -> tuple[Float, NDArray[np.bool_]]:
+    """The moment with dead inputs put on the diagonal, and which they are. Shape [groups, in]."""
     diagonal = np.einsum("gii->gi", gram)
     dead = diagonal <= DEAD * diagonal.max(initial=0.0)
     alive = np.where(dead[:, :, None] | dead[:, None, :], 0.0, gram)
     np.einsum("gii->gi", alive)[dead] = max(float(diagonal.mean()), 1e-30)
-    return alive
+    return alive, dead
+
+
+def _keep_dead(cross: Float, gram: Float, dead: NDArray[np.bool_]) -> Float:
+    kept = np.where(dead[:, :, None], 0.0, cross)
+    np.einsum("gii->gi", kept)[dead] = np.einsum("gii->gi", gram)[dead]
+    return kept
+
+
+def _least_squares(weight: Float, gram: Float, pull: Float) -> Float:
+    """Argmin over real T of J(T) + damping |T - W|^2."""
+    strength = DAMPING * np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
+    held = gram + strength * np.eye(gram.shape[-1])
+    return np.linalg.solve(held, (pull + strength * weight).transpose(0, 2, 1)).transpose(0, 2, 1)
 
 
 def solve(problem: LayerProblem, start: Callable[[GroupedProblem, Float], Float], num_sweeps: int) -> AffineEncoding:
@@ -104,14 +136,14 @@ def best_scale(problem: GroupedProblem) -> Float:
     Returns:
         Scale, exact in float32. Shape [groups, out].
     """
-    reach = np.abs(problem.weight).max(-1)
+    reach = np.abs(problem.target).max(-1)
     if isinstance(problem.spec.granularity, PerTensor):
         reach = np.full(reach.shape, reach.max())
     best_error, best = np.full(reach.shape, np.inf), np.zeros(reach.shape)
     rowwise = replace(problem.spec, granularity=PerAxis(0))
     for ratio in RATIOS:
         scale = choose_qparams(Range.of(-reach * ratio, reach * ratio), rowwise).scale.astype(np.float64)
-        error = problem.error(round_to_nearest(problem.weight, scale, problem.spec), scale)
+        error = problem.error(round_to_nearest(problem.target, scale, problem.spec), scale)
         if isinstance(problem.spec.granularity, PerTensor):
             error = np.full(error.shape, error.sum())
         better = error < best_error
@@ -127,8 +159,8 @@ def round_to_nearest(weight: Float, scale: Float, spec: QuantSpec) -> Float:
 def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> Float:
     """Coordinate descent on J: move one column at a time to its best level, given all others.
 
-    With R = D G, the best value of column t is q_t - R_t / G_tt; its nearest level is the best level because J is a
-    parabola in it. J never rises.
+    With R = Q H - P, half the gradient, the best value of column t is q_t - R_t / H_tt; its nearest level is the best
+    level because J is a parabola in it. J never rises.
 
     Args:
         problem: The layer.
@@ -144,7 +176,7 @@ def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
     """
     gram, spec = problem.gram, problem.spec
     levels = levels.copy()
-    residual = np.matmul(levels * scale[..., None] - problem.weight, gram)
+    residual = np.matmul(levels * scale[..., None], gram) - problem.pull
     for _ in range(num_sweeps):
         moved = False
         for t in range(levels.shape[-1]):

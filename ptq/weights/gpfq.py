@@ -49,7 +49,7 @@ class Gpfq:
 def _follow(problem: GroupedProblem, scale: Float, block: int) -> Float:
     """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
     gram, spec = problem.gram, problem.spec
-    rest = np.matmul(problem.weight, np.tril(gram).transpose(0, 2, 1))
+    rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
     values = np.zeros_like(rest)
     for start in range(0, rest.shape[-1], block):
         stop = min(start + block, rest.shape[-1])

@@ -49,7 +49,7 @@ def _sweep(problem: GroupedProblem, scale: Float, damping: float) -> Float:
     mean = np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
     inverse = np.linalg.inv(gram + damping * mean * np.eye(gram.shape[-1]))
     upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    weight = problem.weight.copy()
+    weight = problem.target.copy()
     levels = np.zeros_like(weight)
     for t in range(weight.shape[-1]):
         levels[..., t] = nearest_level(weight[..., t] / scale, spec.qmin, spec.qmax)

@@ -1,0 +1,201 @@
+"""A model run over many samples in segments: every node once per sample, however many values are looked at.
+
+Between two segments the values that are still to be read are kept in an `ArrayStore`. Weights are read when their
+segment starts, so that a layer may be changed as long as no segment with it has run: cost is linear in depth where
+running from the start for every layer would be quadratic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from ptq.calibration.parallel import in_order
+from ptq.calibration.store import ArrayStore
+from ptq.modelfile import run, session_of
+
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Nodes between two stops.
+
+    Attributes:
+        nodes: In dataflow order.
+        reads: Values taken from the store.
+        writes: Values put into it.
+        frees: Values nobody reads after this segment.
+        stops: Values asked for.
+    """
+
+    nodes: tuple[int, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    frees: tuple[str, ...]
+    stops: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the session returns."""
+        return tuple(dict.fromkeys([*self.writes, *(name for name in self.stops if name not in self.reads)]))
+
+
+class SegmentedRun:
+    """One walk through a model over a fixed set of samples.
+
+    Args:
+        model: The model. Its initializers may change between two segments.
+        stops: Values wanted, one tuple per segment, in an order that dataflow allows.
+        store: Where values wait between segments.
+        label: Keeps the values of several walks in one store apart.
+        custom_ops: Libraries the model needs.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        stops: Sequence[Sequence[str]],
+        store: ArrayStore,
+        label: str,
+        custom_ops: Sequence[str | Path] = (),
+    ) -> None:
+        self._model, self._store, self._label, self._custom_ops = model, store, label, tuple(custom_ops)
+        self._nodes = list(model.graph)
+        self._segments = iter(_segments(model, [tuple(stop) for stop in stops]))
+        self._num_chunks = 0
+
+    def feed(self, chunk: Mapping[str, NDArray[Any]]) -> None:
+        """Add model inputs, which the first segment starts from."""
+        for name, array in chunk.items():
+            self._store.put((self._label, self._num_chunks, name), array)
+        self._num_chunks += 1
+
+    def advance(self) -> Iterator[list[NDArray[Any]]]:
+        """Run the next segment.
+
+        Yields:
+            The values of its stop, chunk after chunk.
+        """
+        segment = next(self._segments)
+        outputs = segment.outputs
+        with session_of(self._cut(segment), custom_ops=self._custom_ops) if outputs else nullcontext() as session:
+
+            def forward(chunk: int) -> dict[str, NDArray[Any]]:
+                held = {name: self._store.get((self._label, chunk, name)) for name in segment.reads}
+                if session is None:
+                    return held
+                return held | dict(zip(outputs, run(session, held, outputs), strict=True))
+
+            workers = os.cpu_count() or 1
+            for chunk, values in enumerate(in_order(forward, range(self._num_chunks), workers)):
+                for name in segment.writes:
+                    self._store.put((self._label, chunk, name), values[name])
+                for name in segment.frees:
+                    self._store.drop((self._label, chunk, name))
+                yield [values[name] for name in segment.stops]
+
+    def _cut(self, segment: _Segment) -> bytes:
+        """The nodes of a segment as a model of their own."""
+        graph = self._model.graph
+        nodes = [ir.to_proto(self._nodes[index]) for index in segment.nodes]
+        read = {name for node in nodes for name in _names_read(node)}
+        tensors = [
+            numpy_helper.from_array(value.const_value.numpy(), name)
+            for name, value in graph.initializers.items()
+            if name in read and value.const_value is not None
+        ]
+        inputs = []
+        for name in segment.reads:
+            array = self._store.get((self._label, 0, name))
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            inputs.append(helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+        outputs = [onnx.ValueInfoProto(name=name) for name in segment.outputs]
+        opsets = [helper.make_opsetid(domain, version) for domain, version in self._model.opset_imports.items()]
+        piece = helper.make_graph(nodes, "segment", inputs, outputs, tensors)
+        model = helper.make_model(piece, opset_imports=opsets, ir_version=max(self._model.ir_version, IR_VERSION))
+        data: bytes = model.SerializeToString()
+        return data
+
+
+def _segments(model: ir.Model, stops: list[tuple[str, ...]]) -> list[_Segment]:
+    """Which nodes run where: each in the first segment whose stop depends on it."""
+    graph = model.graph
+    nodes = list(graph)
+    reads = [_names_read(ir.to_proto(node)) for node in nodes]
+    producer = {str(value.name): i for i, node in enumerate(nodes) for value in node.outputs}
+    fixed = _constant_nodes(reads, producer, {str(value.name) for value in graph.inputs})
+    pieces, done = [], set[int]()
+    for stop in stops:
+        pieces.append(_ancestors(stop, reads, producer, done))
+        done |= pieces[-1]
+    taken = [_taken(piece, stop, reads, producer, fixed) for piece, stop in zip(pieces, stops, strict=True)]
+    inputs = {str(value.name) for value in graph.inputs}
+    names = [frozenset(name for name in each if name in producer or name in inputs) for each in taken]
+    last = {name: k for k, each in enumerate(names) for name in each}
+    segments, live = [], set[str]()
+    for k, piece in enumerate(pieces):
+        made = {str(value.name) for i in piece if i not in fixed for value in nodes[i].outputs}
+        writes = tuple(sorted(name for name in made if last.get(name, -1) > k))
+        enters = tuple(sorted(names[k] - made))
+        live |= set(enters) | set(writes)
+        frees = tuple(sorted(name for name in live if last[name] == k and name not in made))
+        live -= set(frees)
+        needed = piece | _ancestors([n for i in piece for n in reads[i]], reads, producer, set(), fixed)
+        segments.append(_Segment(tuple(sorted(needed)), enters, writes, frees, stops[k]))
+    return segments
+
+
+def _taken(
+    piece: set[int], stop: tuple[str, ...], reads: list[set[str]], producer: Mapping[str, int], fixed: set[int]
+) -> set[str]:
+    """Values that a segment reads, its own and constants included or not."""
+    named = {name for i in piece for name in reads[i]} | set(stop)
+    return {name for name in named if producer.get(name, -1) not in fixed}
+
+
+def _constant_nodes(reads: list[set[str]], producer: Mapping[str, int], inputs: set[str]) -> set[int]:
+    """Nodes that depend on initializers alone: run again in every segment that needs them rather than stored."""
+    fixed = set[int]()
+    for i, names in enumerate(reads):  # dataflow order
+        if not names & inputs and all(name not in producer or producer[name] in fixed for name in names):
+            fixed.add(i)
+    return fixed
+
+
+def _ancestors(
+    names: Iterable[str],
+    reads: list[set[str]],
+    producer: Mapping[str, int],
+    done: set[int],
+    within: set[int] | None = None,
+) -> set[int]:
+    """Nodes that values depend on, without those that ran already."""
+    found, stack = set[int](), [producer[name] for name in names if name in producer]
+    while stack:
+        index = stack.pop()
+        if index in found or index in done or (within is not None and index not in within):
+            continue
+        found.add(index)
+        stack += [producer[name] for name in reads[index] if name in producer]
+    return found
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Values a node reads, those that its subgraphs take from outside included."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            inner = {name for each in graph.node for name in _names_read(each)}
+            own = {name for each in graph.node for name in each.output} | {value.name for value in graph.input}
+            names |= inner - own - {tensor.name for tensor in graph.initializer}
+    return names

@@ -1,0 +1,218 @@
+"""The layers of a network one after the other, each seen with what its already quantized predecessors give it.
+
+Two networks walk side by side over the calibration set: the float one, and the lowered one with the very integers
+that will be delivered. At every input of a linear layer both stop, the layer's moments are taken, the layer is solved,
+and its codes are written into the lowered network before that walks on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.calibration.segments import SegmentedRun
+from ptq.calibration.store import ArrayStore
+from ptq.core.affine import QuantParams, dequantize
+from ptq.core.encoding import WeightEncoding
+from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
+from ptq.core.unfold import Unfold
+from ptq.modelfile import run, session_of
+from ptq.passes._linear import LinearLayer
+from ptq.passes.insert_qdq import lower_layers
+from ptq.passes.placement import Placement
+
+Feed = Mapping[str, NDArray[Any]]
+
+MAX_ROWS = 128
+"""Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
+
+CHUNK_BYTES = 4 * 2**20
+"""Size of the model inputs that are run at once: enough to make one call worth its cost."""
+
+MAX_CHUNK = 16
+SAME = 1e-3  # of the largest output: how far a batch may differ from its samples one by one
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples that are run at once.
+
+    Attributes:
+        feed: Model inputs.
+        size: Number of samples.
+    """
+
+    feed: Feed
+    size: int
+
+
+class Samples:
+    """The calibration set kept for a second look.
+
+    Args:
+        store: Where the samples wait, and later what the networks make of them.
+        custom_ops: Libraries the model needs.
+    """
+
+    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = ()) -> None:
+        self.store, self.custom_ops = store, tuple(custom_ops)
+        self._names: list[tuple[str, ...]] = []
+
+    def keep(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
+        """Pass samples through and keep a copy."""
+        for feed in feeds:
+            for name, array in feed.items():
+                self.store.put((len(self._names), name), array)
+            self._names.append(tuple(feed))
+            yield feed
+
+    def take(self) -> Iterator[Feed]:
+        """The samples again, once: each is forgotten as it is given."""
+        for index, names in enumerate(self._names):
+            yield {name: self.store.get((index, name)) for name in names}
+            for name in names:
+                self.store.drop((index, name))
+        self._names = []
+
+
+class SequentialWalk:
+    """The walk over one model.
+
+    Args:
+        model: Prepared float model.
+        placement: Which nodes run on integers.
+        plan: A first decision about everything; its weights are replaced as they are solved.
+        layers: The layers to stop at, in dataflow order.
+        samples: The calibration set.
+    """
+
+    def __init__(
+        self, model: ir.Model, placement: Placement, plan: QuantPlan, layers: Sequence[LinearLayer], samples: Samples
+    ) -> None:
+        self._lowered_model = model.clone()
+        self._lowered = lower_layers(self._lowered_model, plan, placement, compact=False)
+        self._model, self._plan = model, plan
+        self._stages = _stages(layers)
+        stops = [(stage[0].source,) for stage in self._stages]
+        codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
+        store, custom_ops = samples.store, samples.custom_ops
+        self._float_run = SegmentedRun(model, stops, store, "float", custom_ops)
+        self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", custom_ops)
+        self._sizes = []
+        for chunk in _chunks(model, samples):
+            self._sizes.append(chunk.size)
+            self._float_run.feed(chunk.feed)
+            self._quantized_run.feed(chunk.feed)
+
+    def layers(self) -> Iterator[tuple[LinearLayer, LayerStatistics]]:
+        """Each layer with its moments; `install` it before going on."""
+        for stage in self._stages:
+            yield from self._moments(stage)
+
+    def install(self, layer: LinearLayer, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
+        """Let the quantized network go on with the layer's final numbers."""
+        self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
+
+    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerStatistics]]:
+        weights = {layer.name: _weight(self._model, layer) for layer in stage}
+        alike: dict[Unfold, list[LinearLayer]] = {}
+        for layer in stage:
+            alike.setdefault(layer.unfold, []).append(layer)
+        seen: dict[Unfold, LayerStatistics] = {}
+        grid = self._plan.activations.get(stage[0].source)
+        values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
+        for size, (original,), (codes,) in values:
+            given = _decode(codes, grid)
+            for unfold, layers in alike.items():
+                weight = np.concatenate([_by_group(weights[layer.name], unfold.groups) for layer in layers], axis=1)
+                limit = MAX_ROWS * size
+                part = LayerStatistics.of(
+                    unfold.rows(given, limit), weight.reshape(-1, weight.shape[-1]), unfold.rows(original, limit)
+                )
+                seen[unfold] = seen[unfold].merge(part) if unfold in seen else part
+        return [(layer, _share(seen[layer.unfold], alike[layer.unfold], layer, weights)) for layer in stage]
+
+
+def _chunks(model: ir.Model, samples: Samples) -> Iterator[Chunk]:
+    """Neighbouring samples of equal shapes, stacked."""
+    waiting: list[Feed] = []
+    size = 0
+    for feed in samples.take():
+        size = size or _chunk_size(model, feed, samples.custom_ops)
+        if waiting and (len(waiting) == size or _shapes(feed) != _shapes(waiting[0])):
+            yield _stack(waiting)
+            waiting = []
+        waiting.append(feed)
+    if waiting:
+        yield _stack(waiting)
+
+
+def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) -> int:
+    """How many samples the model takes at once; 1 unless its first axis is free and a batch changes nothing."""
+    if any(
+        value.shape is None or not len(value.shape) or isinstance(value.shape[0], int) for value in model.graph.inputs
+    ):
+        return 1
+    outputs = [str(value.name) for value in model.graph.outputs]
+    with session_of(model, custom_ops=custom_ops) as session:
+        alone = run(session, dict(first), outputs)
+        try:
+            both = run(session, dict(_stack([first, first]).feed), outputs)
+        except Exception:
+            return 1
+    for one, two in zip(alone, both, strict=True):
+        twice = np.concatenate([one, one]) if one.ndim else one
+        if two.shape != twice.shape or not np.allclose(two, twice, atol=SAME * float(np.abs(one).max(initial=1e-30))):
+            return 1
+    num_bytes = sum(array.nbytes for array in first.values())
+    return int(min(max(CHUNK_BYTES // max(num_bytes, 1), 1), MAX_CHUNK))
+
+
+def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
+    """Layers by the value they read, in the order of the first of each: its predecessors all come before."""
+    stages: dict[str, list[LinearLayer]] = {}
+    for layer in layers:
+        stages.setdefault(layer.source, []).append(layer)
+    return list(stages.values())
+
+
+def _decode(codes: NDArray[Any], grid: QuantParams | None) -> NDArray[Any]:
+    return codes if grid is None else dequantize(codes, grid)
+
+
+def _weight(model: ir.Model, layer: LinearLayer) -> NDArray[np.float32]:
+    tensor = model.graph.initializers[layer.weight].const_value
+    if tensor is None:
+        raise RuntimeError(f"initializer {layer.weight} lost its values")
+    matrix: NDArray[np.float32] = layer.layout.to_matrix(tensor.numpy())
+    return matrix
+
+
+def _by_group(weight: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
+    return weight.reshape(groups, -1, weight.shape[-1])
+
+
+def _share(
+    seen: LayerStatistics, layers: list[LinearLayer], layer: LinearLayer, weights: Mapping[str, NDArray[np.float32]]
+) -> LayerStatistics:
+    """The moments with the output energy of one of the layers that share them."""
+    start = sum(len(weights[other.name]) for other in layers[: layers.index(layer)]) // layer.unfold.groups
+    stop = start + len(weights[layer.name]) // layer.unfold.groups
+    return replace(seen, energy=seen.energy[:, start:stop])
+
+
+def _shapes(feed: Feed) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (array.shape, str(array.dtype)) for name, array in feed.items()}
+
+
+def _stack(feeds: list[Feed]) -> Chunk:
+    if len(feeds) == 1:
+        return Chunk(feeds[0], 1)
+    return Chunk({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}, len(feeds))

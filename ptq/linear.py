@@ -1,0 +1,181 @@
+"""One linear layer from float arrays to codes: its weight by a method, and the bias that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.affine import QuantParams, quantize
+from ptq.core.channel_mean import ChannelMean
+from ptq.core.encoding import WeightEncoding
+from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.plan import BiasEncoding, FloatBias
+from ptq.core.problem import LayerProblem
+from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.passes._linear import LinearLayer
+from ptq.weights import WeightMethod
+
+Float = NDArray[np.float64]
+
+BIAS_LIMIT = 2.0**30
+"""Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
+
+
+@dataclass(frozen=True)
+class InputMeans:
+    """Mean input of a layer in the float and in the quantized network, per column of its weight matrix.
+
+    Attributes:
+        quantized: Shape [groups, in].
+        original: Shape [groups, in].
+    """
+
+    quantized: Float
+    original: Float
+
+    @staticmethod
+    def of_statistics(statistics: LayerStatistics) -> InputMeans:
+        """The means behind a layer's moments."""
+        count = max(statistics.count, 1)
+        return InputMeans(statistics.total / count, statistics.float_total / count)
+
+    @staticmethod
+    def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:
+        """Every tap of a kernel sees its channel's mean; border effects of padding are neglected."""
+        shape, groups = layer.layout.shape, layer.unfold.groups
+        num_taps = int(np.prod(shape)) // (shape[layer.layout.out_axis] * (len(channels.mean) // groups))
+        mean = np.repeat(channels.mean.reshape(groups, -1), num_taps, axis=1)
+        return InputMeans(mean, mean)
+
+
+@dataclass(frozen=True)
+class LinearArrays:
+    """A layer with its float parameters.
+
+    Attributes:
+        layer: The layer.
+        weight: Shape [out, in].
+        bias: Shape [out], or None.
+    """
+
+    layer: LinearLayer
+    weight: NDArray[np.float32]
+    bias: Float | None
+
+    @staticmethod
+    def of(model: ir.Model, layer: LinearLayer) -> LinearArrays:
+        """Read a layer's parameters from a prepared model."""
+        weight = layer.layout.to_matrix(_initializer(model, layer.weight))
+        bias = None if layer.bias is None else _initializer(model, layer.bias).reshape(-1).astype(np.float64)
+        return LinearArrays(layer, weight, bias)
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether a constant may be added to the output at no cost: a product without an Add behind it has no room."""
+        return self.layer.op_type != "MatMul" or self.bias is not None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A layer in integers.
+
+    Attributes:
+        encoding: Its weight.
+        bias: Its bias.
+        bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
+        weight_error: Energy of the weight's error, and of the weight.
+        output_error: Energy of the error at the output on the calibration set over that of the float output; None if
+            the method looked at the weight alone.
+    """
+
+    encoding: WeightEncoding
+    bias: BiasEncoding | FloatBias | None
+    bias_guarded: int
+    weight_error: tuple[float, float]
+    output_error: float | None = None
+
+
+def solve_layer(
+    arrays: LinearArrays,
+    method: WeightMethod,
+    spec: QuantSpec,
+    grid: QuantParams,
+    *,
+    statistics: LayerStatistics | None = None,
+    means: InputMeans | None = None,
+) -> Solved:
+    """Quantize one weight and the bias that belongs to it.
+
+    Args:
+        arrays: The layer.
+        method: Quantizes the weight.
+        spec: Grid of the weight.
+        grid: Grid of the layer's input, which an integer bias depends on.
+        statistics: Moments of the layer's input, if the method needs them.
+        means: Mean inputs; the bias takes up the mean error that the integers cause. None leaves the bias alone.
+
+    Returns:
+        Codes, scales and bias.
+    """
+    weight, bias = arrays.weight, arrays.bias
+    corrects = means is not None and arrays.takes_bias
+    seen = statistics.centred(weight) if statistics is not None and corrects else statistics
+    encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, seen))
+    guarded = 0
+    is_product = arrays.layer.op_type == "MatMul"
+    if bias is not None and not is_product:
+        encoding, guarded = _guard_bias(encoding, weight, bias, grid)
+    decoded = encoding.decode().astype(np.float64)
+    if corrects and means is not None:
+        bias = (np.zeros(len(weight)) if bias is None else bias) - _shift(decoded, weight, means)
+    encoded: BiasEncoding | FloatBias | None = None
+    if bias is not None:
+        encoded = FloatBias(bias.astype(np.float32)) if is_product else _encode_bias(bias, encoding, grid)
+    error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
+    relative = None if seen is None else seen.relative_error(decoded, weight)
+    return Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])), relative)
+
+
+def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
+    """Mean error of the output: Q x~ - W x. Shape [out]."""
+    by_group = (len(means.quantized), -1, means.quantized.shape[-1])
+    after = np.einsum("goi,gi->go", decoded.reshape(by_group), means.quantized)
+    before = np.einsum("goi,gi->go", weight.reshape(by_group).astype(np.float64), means.original)
+    return np.asarray((after - before).reshape(-1))
+
+
+def _guard_bias(
+    encoding: WeightEncoding, weight: NDArray[np.float32], bias: Float, grid: QuantParams
+) -> tuple[WeightEncoding, int]:
+    """Raise weight scales whose bias would not fit into int32.
+
+    The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
+    ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
+    """
+    least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
+    if isinstance(encoding.params.spec.granularity, PerTensor):
+        least = np.asarray(least.max(initial=0.0))
+    low = encoding.params.scale < least
+    if not low.any():
+        return encoding, 0
+    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
+    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
+    return type(encoding)(quantize(weight, params), params), int(low.sum())
+
+
+def _encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
+    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
+    params = QuantParams(
+        scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
+    )
+    return BiasEncoding(quantize(bias, params).astype(np.int32), scale)
+
+
+def _initializer(model: ir.Model, name: str) -> NDArray[np.float32]:
+    tensor = model.graph.initializers[name].const_value
+    if tensor is None:
+        raise RuntimeError(f"initializer {name} lost its values")
+    return tensor.numpy()
