@@ -30,6 +30,9 @@ from ptq.passes.placement import Placement
 
 Feed = Mapping[str, NDArray[Any]]
 
+Halves = tuple[LayerStatistics, ...]
+"""Moments over every other chunk of the calibration set and over the rest; just one if there is only one chunk."""
+
 MAX_ROWS = 128
 """Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
 
@@ -111,7 +114,7 @@ class SequentialWalk:
             self._float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)
 
-    def layers(self) -> Iterator[tuple[LinearLayer, LayerStatistics]]:
+    def layers(self) -> Iterator[tuple[LinearLayer, Halves]]:
         """Each layer with its moments; `install` it before going on."""
         for stage in self._stages:
             yield from self._moments(stage)
@@ -120,24 +123,30 @@ class SequentialWalk:
         """Let the quantized network go on with the layer's final numbers."""
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
-    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerStatistics]]:
+    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, Halves]]:
         weights = {layer.name: _weight(self._model, layer) for layer in stage}
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
-        seen: dict[Unfold, LayerStatistics] = {}
+        seen: dict[tuple[Unfold, int], LayerStatistics] = {}
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
-        for size, (original,), (codes,) in values:
-            given = _decode(codes, grid)
+        for index, (size, (original,), (codes,)) in enumerate(values):
+            given = codes if grid is None else dequantize(codes, grid)
             for unfold, layers in alike.items():
-                weight = np.concatenate([_by_group(weights[layer.name], unfold.groups) for layer in layers], axis=1)
-                limit = MAX_ROWS * size
-                part = LayerStatistics.of(
-                    unfold.rows(given, limit), weight.reshape(-1, weight.shape[-1]), unfold.rows(original, limit)
-                )
-                seen[unfold] = seen[unfold].merge(part) if unfold in seen else part
-        return [(layer, _share(seen[layer.unfold], alike[layer.unfold], layer, weights)) for layer in stage]
+                rows, float_rows = (unfold.rows(value, MAX_ROWS * size) for value in (given, original))
+                part = LayerStatistics.of(rows, _side_by_side(layers, weights), float_rows)
+                key = unfold, index % 2
+                seen[key] = seen[key].merge(part) if key in seen else part
+        return [
+            (
+                layer,
+                tuple(
+                    _share(seen[layer.unfold, i], alike[layer.unfold], layer) for i in range(min(len(self._sizes), 2))
+                ),
+            )
+            for layer in stage
+        ]
 
 
 def _chunks(model: ir.Model, samples: Samples) -> Iterator[Chunk]:
@@ -183,10 +192,6 @@ def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
     return list(stages.values())
 
 
-def _decode(codes: NDArray[Any], grid: QuantParams | None) -> NDArray[Any]:
-    return codes if grid is None else dequantize(codes, grid)
-
-
 def _weight(model: ir.Model, layer: LinearLayer) -> NDArray[np.float32]:
     tensor = model.graph.initializers[layer.weight].const_value
     if tensor is None:
@@ -195,17 +200,19 @@ def _weight(model: ir.Model, layer: LinearLayer) -> NDArray[np.float32]:
     return matrix
 
 
-def _by_group(weight: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
-    return weight.reshape(groups, -1, weight.shape[-1])
+def _side_by_side(layers: list[LinearLayer], weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Weights of layers that read the same rows as one, group by group."""
+    groups = layers[0].unfold.groups
+    parts = [weights[layer.name] for layer in layers]
+    width = parts[0].shape[-1]
+    return np.concatenate([part.reshape(groups, -1, width) for part in parts], axis=1).reshape(-1, width)
 
 
-def _share(
-    seen: LayerStatistics, layers: list[LinearLayer], layer: LinearLayer, weights: Mapping[str, NDArray[np.float32]]
-) -> LayerStatistics:
+def _share(seen: LayerStatistics, layers: list[LinearLayer], layer: LinearLayer) -> LayerStatistics:
     """The moments with the output energy of one of the layers that share them."""
-    start = sum(len(weights[other.name]) for other in layers[: layers.index(layer)]) // layer.unfold.groups
-    stop = start + len(weights[layer.name]) // layer.unfold.groups
-    return replace(seen, energy=seen.energy[:, start:stop])
+    sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in layers]
+    start = sum(sizes[: layers.index(layer)])
+    return replace(seen, energy=seen.energy[:, start : start + sizes[layers.index(layer)]])
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -188,10 +188,10 @@ class _Job:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return solve_layer(self.arrays, method, self.choice.spec, self._grid, means=means)
 
-    def solve(self, seen: LayerStatistics) -> Solved:
+    def solve(self, seen: tuple[LayerStatistics, ...]) -> Solved:
         """Solve with the moments of the input."""
         means = InputMeans.of_statistics(seen) if self.settings.bias_correction else None
-        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, statistics=seen, means=means)
+        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, halves=seen, means=means)
 
     @property
     def _grid(self) -> QuantParams:

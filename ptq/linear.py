@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, quantize
 from ptq.core.channel_mean import ChannelMean
+from ptq.core.damping import CAUTIOUS, choose_damping, damped
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.plan import BiasEncoding, FloatBias
@@ -37,10 +39,11 @@ class InputMeans:
     original: Float
 
     @staticmethod
-    def of_statistics(statistics: LayerStatistics) -> InputMeans:
-        """The means behind a layer's moments."""
-        count = max(statistics.count, 1)
-        return InputMeans(statistics.total / count, statistics.float_total / count)
+    def of_statistics(parts: tuple[LayerStatistics, ...]) -> InputMeans:
+        """The means behind a layer's moments over parts of the calibration set."""
+        whole = functools.reduce(LayerStatistics.merge, parts)
+        count = max(whole.count, 1)
+        return InputMeans(whole.total / count, whole.float_total / count)
 
     @staticmethod
     def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:
@@ -104,7 +107,7 @@ def solve_layer(
     spec: QuantSpec,
     grid: QuantParams,
     *,
-    statistics: LayerStatistics | None = None,
+    halves: tuple[LayerStatistics, ...] = (),
     means: InputMeans | None = None,
 ) -> Solved:
     """Quantize one weight and the bias that belongs to it.
@@ -114,7 +117,7 @@ def solve_layer(
         method: Quantizes the weight.
         spec: Grid of the weight.
         grid: Grid of the layer's input, which an integer bias depends on.
-        statistics: Moments of the layer's input, if the method needs them.
+        halves: Moments of the layer's input over two parts of the calibration set, if the method needs them.
         means: Mean inputs; the bias takes up the mean error that the integers cause. None leaves the bias alone.
 
     Returns:
@@ -122,8 +125,10 @@ def solve_layer(
     """
     weight, bias = arrays.weight, arrays.bias
     corrects = means is not None and arrays.takes_bias
-    seen = statistics.centred(weight) if statistics is not None and corrects else statistics
-    encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, seen))
+    parts = tuple(half.centred(weight) if corrects else half for half in halves)
+    seen = None if not parts else functools.reduce(LayerStatistics.merge, parts)
+    given = None if seen is None else damped(seen, _damping(parts, weight))
+    encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, given))
     guarded = 0
     is_product = arrays.layer.op_type == "MatMul"
     if bias is not None and not is_product:
@@ -137,6 +142,10 @@ def solve_layer(
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
     relative = None if seen is None else seen.relative_error(decoded, weight)
     return Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])), relative)
+
+
+def _damping(parts: tuple[LayerStatistics, ...], weight: NDArray[np.float32]) -> float:
+    return choose_damping(*parts, weight) if len(parts) == 2 else CAUTIOUS
 
 
 def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
