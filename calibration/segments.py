@@ -17,7 +17,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from ptq.calibration.parallel import in_order
 from ptq.calibration.store import ArrayStore
@@ -106,23 +105,21 @@ class SegmentedRun:
 
     def _cut(self, segment: _Segment) -> bytes:
         """The nodes of a segment as a model of their own."""
-        graph = self._model.graph
         nodes = [ir.to_proto(self._nodes[index]) for index in segment.nodes]
         read = {name for node in nodes for name in _names_read(node)}
-        tensors = [
-            numpy_helper.from_array(value.const_value.numpy(), name)
-            for name, value in graph.initializers.items()
-            if name in read and value.const_value is not None
-        ]
-        inputs = []
+        graph = onnx.GraphProto(name="segment", node=nodes)
+        for name, value in self._model.graph.initializers.items():
+            if name in read and value.const_value is not None:
+                tensor = ir.tensor(value.const_value.numpy(), name=name)  # external data becomes part of the model
+                graph.initializer.append(ir.to_proto(tensor))
         for name in segment.reads:
             array = self._store.get((self._label, 0, name))
-            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            inputs.append(helper.make_tensor_value_info(name, kind, [None] * array.ndim))
-        outputs = [onnx.ValueInfoProto(name=name) for name in segment.outputs]
-        opsets = [helper.make_opsetid(domain, version) for domain, version in self._model.opset_imports.items()]
-        piece = helper.make_graph(nodes, "segment", inputs, outputs, tensors)
-        model = helper.make_model(piece, opset_imports=opsets, ir_version=max(self._model.ir_version, IR_VERSION))
+            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            graph.input.append(ir.to_proto(ir.Value(name=name, shape=ir.Shape([None] * array.ndim), type=kind)))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in segment.outputs)
+        model = onnx.ModelProto(ir_version=max(self._model.ir_version, IR_VERSION), graph=graph)
+        for domain, version in self._model.opset_imports.items():
+            model.opset_import.add(domain=domain, version=version)
         data: bytes = model.SerializeToString()
         return data
 

@@ -8,7 +8,7 @@ and its codes are written into the lowered network before that walks on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.store import ArrayStore
-from ptq.core.affine import QuantParams, dequantize
+from ptq.core.affine import dequantize
+from ptq.core.damping import LayerMoments
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
@@ -30,10 +31,7 @@ from ptq.passes.placement import Placement
 
 Feed = Mapping[str, NDArray[Any]]
 
-Halves = tuple[LayerStatistics, ...]
-"""Moments over every other chunk of the calibration set and over the rest; just one if there is only one chunk."""
-
-MAX_ROWS = 128
+MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
 
 CHUNK_BYTES = 4 * 2**20
@@ -114,7 +112,7 @@ class SequentialWalk:
             self._float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)
 
-    def layers(self) -> Iterator[tuple[LinearLayer, Halves]]:
+    def layers(self) -> Iterator[tuple[LinearLayer, LayerMoments]]:
         """Each layer with its moments; `install` it before going on."""
         for stage in self._stages:
             yield from self._moments(stage)
@@ -123,30 +121,49 @@ class SequentialWalk:
         """Let the quantized network go on with the layer's final numbers."""
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
-    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, Halves]]:
+    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerMoments]]:
         weights = {layer.name: _weight(self._model, layer) for layer in stage}
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
-        seen: dict[tuple[Unfold, int], LayerStatistics] = {}
+        seen = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
-        for index, (size, (original,), (codes,)) in enumerate(values):
+        for size, (original,), (codes,) in values:
             given = codes if grid is None else dequantize(codes, grid)
-            for unfold, layers in alike.items():
+            for unfold, moments in seen.items():
                 rows, float_rows = (unfold.rows(value, MAX_ROWS * size) for value in (given, original))
-                part = LayerStatistics.of(rows, _side_by_side(layers, weights), float_rows)
-                key = unfold, index % 2
-                seen[key] = seen[key].merge(part) if key in seen else part
-        return [
-            (
-                layer,
-                tuple(
-                    _share(seen[layer.unfold, i], alike[layer.unfold], layer) for i in range(min(len(self._sizes), 2))
-                ),
-            )
-            for layer in stage
-        ]
+                moments.update(rows, float_rows, size)
+        return [(layer, seen[layer.unfold].of(layer)) for layer in stage]
+
+
+@dataclass
+class _Moments:
+    """Moments under construction, for layers that read the same rows."""
+
+    layers: list[LinearLayer]
+    weight: NDArray[np.float32]
+    parts: dict[tuple[str, int], LayerStatistics] = field(default_factory=dict)
+    count: int = 0
+
+    def update(self, rows: NDArray[Any], float_rows: NDArray[Any], size: int) -> None:
+        """Add the rows of a chunk of `size` samples."""
+        self._add("rows", rows, float_rows)
+        means = [np.stack([part.mean(1) for part in np.array_split(each, size, 1)], 1) for each in (rows, float_rows)]
+        self._add("pooled", *means)
+        self.count += 1
+
+    def of(self, layer: LinearLayer) -> LayerMoments:
+        """The moments with the output energy of one of the layers."""
+        sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in self.layers]
+        start = sum(sizes[: self.layers.index(layer)])
+        stop = start + sizes[self.layers.index(layer)]
+        own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in self.parts.items()}
+        return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
+
+    def _add(self, kind: str, rows: NDArray[Any], float_rows: NDArray[Any]) -> None:
+        part, key = LayerStatistics.of(rows, self.weight, float_rows), (kind, self.count % 2)
+        self.parts[key] = self.parts[key].merge(part) if key in self.parts else part
 
 
 def _chunks(model: ir.Model, samples: Samples) -> Iterator[Chunk]:
@@ -206,13 +223,6 @@ def _side_by_side(layers: list[LinearLayer], weights: Mapping[str, NDArray[np.fl
     parts = [weights[layer.name] for layer in layers]
     width = parts[0].shape[-1]
     return np.concatenate([part.reshape(groups, -1, width) for part in parts], axis=1).reshape(-1, width)
-
-
-def _share(seen: LayerStatistics, layers: list[LinearLayer], layer: LinearLayer) -> LayerStatistics:
-    """The moments with the output energy of one of the layers that share them."""
-    sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in layers]
-    start = sum(sizes[: layers.index(layer)])
-    return replace(seen, energy=seen.energy[:, start : start + sizes[layers.index(layer)]])
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -12,8 +12,8 @@ from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.observers import Observer
 from ptq.calibration.sequential import Samples, SequentialWalk
 from ptq.core.affine import QuantParams, choose_qparams
+from ptq.core.damping import LayerMoments
 from ptq.core.distortion import expected_error
-from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, QuantSpec
@@ -188,10 +188,10 @@ class _Job:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return solve_layer(self.arrays, method, self.choice.spec, self._grid, means=means)
 
-    def solve(self, seen: tuple[LayerStatistics, ...]) -> Solved:
+    def solve(self, seen: LayerMoments) -> Solved:
         """Solve with the moments of the input."""
-        means = InputMeans.of_statistics(seen) if self.settings.bias_correction else None
-        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, halves=seen, means=means)
+        means = InputMeans.of_moments(seen) if self.settings.bias_correction else None
+        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, moments=seen, means=means)
 
     @property
     def _grid(self) -> QuantParams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, quantize
 from ptq.core.channel_mean import ChannelMean
-from ptq.core.damping import CAUTIOUS, choose_damping, damped
+from ptq.core.damping import LayerMoments, damped
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.plan import BiasEncoding, FloatBias
@@ -39,9 +38,9 @@ class InputMeans:
     original: Float
 
     @staticmethod
-    def of_statistics(parts: tuple[LayerStatistics, ...]) -> InputMeans:
-        """The means behind a layer's moments over parts of the calibration set."""
-        whole = functools.reduce(LayerStatistics.merge, parts)
+    def of_moments(moments: LayerMoments) -> InputMeans:
+        """The means behind a layer's moments."""
+        whole = moments.whole
         count = max(whole.count, 1)
         return InputMeans(whole.total / count, whole.float_total / count)
 
@@ -107,7 +106,7 @@ def solve_layer(
     spec: QuantSpec,
     grid: QuantParams,
     *,
-    halves: tuple[LayerStatistics, ...] = (),
+    moments: LayerMoments | None = None,
     means: InputMeans | None = None,
 ) -> Solved:
     """Quantize one weight and the bias that belongs to it.
@@ -117,7 +116,7 @@ def solve_layer(
         method: Quantizes the weight.
         spec: Grid of the weight.
         grid: Grid of the layer's input, which an integer bias depends on.
-        halves: Moments of the layer's input over two parts of the calibration set, if the method needs them.
+        moments: Moments of the layer's input, if the method needs them.
         means: Mean inputs; the bias takes up the mean error that the integers cause. None leaves the bias alone.
 
     Returns:
@@ -125,9 +124,10 @@ def solve_layer(
     """
     weight, bias = arrays.weight, arrays.bias
     corrects = means is not None and arrays.takes_bias
-    parts = tuple(half.centred(weight) if corrects else half for half in halves)
-    seen = None if not parts else functools.reduce(LayerStatistics.merge, parts)
-    given = None if seen is None else damped(seen, _damping(parts, weight))
+    seen = given = None
+    if moments is not None:
+        moments = moments.centred(weight) if corrects else moments
+        seen, given = moments.whole, _damped(moments, arrays)
     encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, given))
     guarded = 0
     is_product = arrays.layer.op_type == "MatMul"
@@ -144,8 +144,13 @@ def solve_layer(
     return Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])), relative)
 
 
-def _damping(parts: tuple[LayerStatistics, ...], weight: NDArray[np.float32]) -> float:
-    return choose_damping(*parts, weight) if len(parts) == 2 else CAUTIOUS
+def _damped(moments: LayerMoments, arrays: LinearArrays) -> LayerStatistics:
+    """What the method is given.
+
+    Products are not asked to undo earlier errors: to do so they shrink, and behind them come a softmax, which turns
+    scale into temperature, and normalisations.
+    """
+    return damped(moments.whole, np.inf) if arrays.layer.op_type == "MatMul" else moments.damped(arrays.weight)
 
 
 def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:

@@ -1,13 +1,17 @@
-"""How far a layer may be asked to undo the errors of the layers before it, judged on rows it was not fitted to.
+"""How far a layer may be asked to undo the errors of the layers before it, judged on samples it was not fitted to.
 
 Weights that minimise the error against the float output, given the quantized input, also fit the noise of the rows
-that they were computed from; with few rows for many inputs that does more harm than good. Damping holds every weight
-to its float value: with D the diagonal of H, H and G become H + s D and G + s D.
+that they were computed from, and shrink the signal wherever rounding noise sits on top of it. Damping holds every
+weight to its float value: with D the diagonal of H, H and G become H + s D and G + s D. The strength s is judged by
+the mean output of each sample: later layers average over positions, so that what averages out does no harm, and what
+does not, like shrinking, does.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +23,37 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 
 CAUTIOUS = 1.0
 """Strength where there is nothing to judge by."""
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Moments of a layer's input over the two halves of a calibration set; one part only if it cannot be halved.
+
+    Attributes:
+        rows: Over positions, per half.
+        pooled: Over the mean row of each sample, per half.
+    """
+
+    rows: tuple[LayerStatistics, ...]
+    pooled: tuple[LayerStatistics, ...]
+
+    @property
+    def whole(self) -> LayerStatistics:
+        """Over all positions."""
+        return functools.reduce(LayerStatistics.merge, self.rows)
+
+    def centred(self, weight: NDArray[np.float32]) -> LayerMoments:
+        """About the means, see `LayerStatistics.centred`."""
+        halves: Sequence[tuple[LayerStatistics, ...]] = (self.rows, self.pooled)
+        return LayerMoments(*(tuple(half.centred(weight) for half in each) for each in halves))
+
+    def damped(self, weight: NDArray[np.float32]) -> LayerStatistics:
+        """Over all positions, each weight held to its float value as strongly as unseen samples ask for.
+
+        Args:
+            weight: Float weight. Shape [groups * out, in].
+        """
+        return damped(self.whole, choose_damping(self, weight) if len(self.rows) == 2 else CAUTIOUS)
 
 
 def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
@@ -36,12 +71,11 @@ def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
     return replace(statistics, gram=statistics.gram + held, cross=statistics.cross + held)
 
 
-def choose_damping(first: LayerStatistics, second: LayerStatistics, weight: NDArray[np.float32]) -> float:
-    """The strength whose real weights, fitted to one half of the rows, err least on the other.
+def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
+    """The strength whose real weights, fitted to one half of the samples, err least on the mean outputs of the other.
 
     Args:
-        first: Moments over half of the rows.
-        second: Moments over the others.
+        moments: Over two halves.
         weight: Float weight. Shape [groups * out, in].
 
     Returns:
@@ -50,13 +84,12 @@ def choose_damping(first: LayerStatistics, second: LayerStatistics, weight: NDAr
     Cost:
         Solves 2 systems of in^2 per finite strength and group.
     """
-    import os
-    if "STR" in os.environ: return float(os.environ["STR"])
-    if first.matched and second.matched:
+    if moments.whole.matched:
         return np.inf
+    (first, second), (first_pooled, second_pooled) = moments.rows, moments.pooled
     errors = [
-        second.relative_error(_fit(first, weight, strength), weight)
-        + first.relative_error(_fit(second, weight, strength), weight)
+        second_pooled.relative_error(_fit(first, weight, strength), weight)
+        + first_pooled.relative_error(_fit(second, weight, strength), weight)
         for strength in STRENGTHS
     ]
     return STRENGTHS[int(np.argmin(errors))]
