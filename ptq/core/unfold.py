@@ -56,7 +56,8 @@ class Unfold:
         batch, channels = chosen.shape[:2]
         extents = (batch, *chosen.shape[2 : 2 + spatial])
         at, *where = np.unravel_index(_spread(int(np.prod(extents)), limit), extents)
-        picked = chosen[(at, slice(None), *where)]  # [positions, channels, kernel...]
+        index: tuple[Any, ...] = (at, slice(None), *where)
+        picked = chosen[index]  # [positions, channels, kernel...]
         columns = channels // self.groups * int(np.prod(self.kernel))
         return np.ascontiguousarray(picked.reshape(-1, self.groups, columns).transpose(1, 0, 2))
 

@@ -83,7 +83,7 @@ class GroupedProblem:
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""
         values = levels * scale[..., None]
-        return np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values)
+        return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values))
 
 
 def _revive(gram: Float) -> tuple[Float, NDArray[np.bool_]]:

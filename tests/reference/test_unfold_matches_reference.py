@@ -51,16 +51,59 @@ def test_rows_times_the_matrix_is_the_convolution(
     np.testing.assert_allclose(channels.reshape(expected.shape), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (5, 3, 4, 4), (1, 3, 33, 32)])
+def test_a_limit_picks_distinct_rows_spread_over_samples_and_columns(shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    layer, _ = convolution("<pads = [1, 1, 1, 1]>", shape[1:], random((4, 3, 3, 3)))
+    every, limit = layer.unfold.rows(values)[0], shape[0] * shape[2] * shape[3] // 3
+    picked = layer.unfold.rows(values, limit)[0]
+    assert {row.tobytes() for row in picked} < {row.tobytes() for row in every}
+    assert len({row.tobytes() for row in picked}) == limit
+    centre = picked[:, 4].astype(int)  # the value under the kernel's centre tells where a row was taken
+    sample, column = centre // np.prod(shape[1:]), centre % shape[3]
+    assert np.bincount(sample, minlength=shape[0]).min() >= limit // shape[0] - 2
+    assert np.bincount(column, minlength=shape[3]).min() >= limit // shape[3] // 2
+
+
+def moments(seed: int, positions: int = 60) -> tuple[NDArray[np.float64], ...]:
+    rng = np.random.default_rng(seed)
+    original = rng.standard_normal((2, positions, 7)) + 1
+    return original + 0.1 * rng.standard_normal(original.shape), original, rng.standard_normal((8, 7))
+
+
+def outputs(rows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.matmul(rows, weight.reshape(2, 4, 7).transpose(0, 2, 1))
+
+
 def test_output_error_is_the_energy_of_the_difference() -> None:
-    rng = np.random.default_rng(0)
-    rows, error = rng.standard_normal((2, 50, 7)), rng.standard_normal((2, 4, 7))
-    direct = np.square(np.matmul(rows, error.transpose(0, 2, 1))).sum(1)
-    np.testing.assert_allclose(output_error(error, LayerStatistics.of(rows).gram), direct, rtol=1e-10)
+    rows, _, error = moments(0)
+    direct = np.square(outputs(rows, error)).sum(1)
+    seen = LayerStatistics.of(rows, error)
+    np.testing.assert_allclose(output_error(error.reshape(2, 4, 7), seen.gram), direct, rtol=1e-10)
 
 
-def test_any_split_gives_the_same_statistics() -> None:
-    rows = np.random.default_rng(0).standard_normal((1, 60, 5))
-    whole = LayerStatistics.of(rows)
-    parts = LayerStatistics.of(rows[:, :13]).merge(LayerStatistics.of(rows[:, 13:]))
-    np.testing.assert_allclose(parts.gram, whole.gram, rtol=1e-12)
-    assert parts.count == whole.count == 60
+def test_relative_error_is_that_of_the_rows() -> None:
+    rows, original, weight = moments(0)
+    quantized = weight + 0.3
+    seen = LayerStatistics.of(rows, weight, original)
+    truth, found = outputs(original, weight), outputs(rows, quantized)
+    expected = np.square(found - truth).sum() / np.square(truth).sum()
+    assert seen.relative_error(quantized, weight) == pytest.approx(expected, rel=1e-9)
+    centred = np.square((found - truth) - (found - truth).mean(1, keepdims=True)).sum()
+    energy = np.square(truth - truth.mean(1, keepdims=True)).sum()
+    assert seen.centred(weight).relative_error(quantized, weight) == pytest.approx(centred / energy, rel=1e-9)
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_any_split_gives_the_same_statistics(matched: bool) -> None:
+    rows, original, weight = moments(0)
+    other = None if matched else original
+    whole = LayerStatistics.of(rows, weight, other)
+    first, second = (
+        LayerStatistics.of(rows[:, part], weight, None if other is None else other[:, part])
+        for part in (slice(13), slice(13, None))
+    )
+    merged = first.merge(second)
+    assert merged.matched is whole.matched is matched
+    for field in ("gram", "cross", "total", "float_total", "energy", "count"):
+        np.testing.assert_allclose(getattr(merged, field), getattr(whole, field), rtol=1e-12)
