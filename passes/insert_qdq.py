@@ -23,13 +23,17 @@ from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.normalise import INT4_OPSET
+from ptq.passes.packing import PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.placement import Placement
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
 
 INT4_BITS = 4
-"""Word length up to which codes are stored as int4."""
+"""Word length of codes that are stored as int4."""
+
+STREAM_LIMIT = 1 << 24
+"""Codes that are unpacked at once when the session opens: 64 MiB on the way."""
 
 INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 
@@ -105,6 +109,7 @@ def lower_layers(
     lowering = _Lowering(model.graph, plan, placement, compact)
     lowering.activations()
     layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
+    lowering.unpack()
     lowering.avoid_float_fusion()
     lowering.keep_float()
     common.RemoveUnusedNodesPass()(model)
@@ -119,6 +124,7 @@ class _Lowering:
     compact: bool = True
     scales: dict[tuple[bytes, bytes, str], tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     decoded: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
+    streams: dict[int, list[CodeStream]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph)
@@ -284,12 +290,18 @@ class _Lowering:
         return self.decoded[key]
 
     def _stored(self, name: str, codes: NDArray[Any], num_bits: int) -> ir.Value:
-        """Codes as 8-bit integers; four bits and less are half the bytes on disk.
+        """Codes as 8-bit integers to whoever reads them, on disk as short as they are.
 
-        onnxruntime evaluates a Cast of a constant when the session opens, before it looks for integer kernels. A
+        onnxruntime evaluates what decodes a constant when the session opens, before it looks for integer kernels. A
         DequantizeLinear of int4 itself would run in float.
         """
-        if not self.compact or num_bits > INT4_BITS or self.graph.opset_imports.get("", 0) < INT4_OPSET:
+        opset = self.graph.opset_imports.get("", 0)
+        if self.compact and num_bits in PACKED_BITS and opset >= PACKING_OPSET:
+            streams = self.streams.setdefault(num_bits, [CodeStream(num_bits)])
+            if sum(part.size for part in streams[-1].parts) + codes.size > STREAM_LIMIT and streams[-1].parts:
+                streams.append(CodeStream(num_bits))
+            return streams[-1].add(self._fresh(name), codes)
+        if not self.compact or num_bits != INT4_BITS or opset < INT4_OPSET:
             return self._initializer(name, codes)
         packed = self._initializer(f"{name}_int4", codes.astype(ml_dtypes.int4))
         wide = self._node(
@@ -299,6 +311,12 @@ class _Lowering:
         if producer is not None:
             self.graph.insert_before(self.graph[0], producer)
         return wide
+
+    def unpack(self) -> None:
+        """Write what decodes packed codes, in front of everything."""
+        for streams in self.streams.values():
+            for stream in streams:
+                stream.write(self.graph)
 
     def _dequantized(
         self, name: str, codes: ir.Value, scale: NDArray[np.float32], zero: NDArray[Any] | None, axis: int | None
@@ -310,7 +328,7 @@ class _Lowering:
         attributes = {} if axis is None else {"axis": axis}
         back = self._node("DequantizeLinear", inputs, f"{name}_dq", ir.DataType.FLOAT, codes.shape, attributes)
         after, producer = codes.producer(), back.producer()
-        if producer is not None and after is not None:
+        if producer is not None and after is not None and after.graph is not None:
             self.graph.insert_after(after, producer)
         elif producer is not None:
             self.graph.insert_before(self.graph[0], producer)
