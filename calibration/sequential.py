@@ -7,6 +7,7 @@ and its codes are written into the lowered network before that walks on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize
@@ -129,12 +132,23 @@ class SequentialWalk:
         seen = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
-        for size, (original,), (codes,) in values:
+
+        def measure(chunk: tuple[int, list[NDArray[Any]], list[NDArray[Any]]]) -> list[_Parts]:
+            size, (original,), (codes,) = chunk
             given = codes if grid is None else dequantize(codes, grid)
-            for unfold, moments in seen.items():
-                rows, float_rows = (unfold.rows(value, MAX_ROWS * size) for value in (given, original))
-                moments.update(rows, float_rows, size)
+            return [
+                moments.measure(*(unfold.rows(value, MAX_ROWS * size) for value in (given, original)), size)
+                for unfold, moments in seen.items()
+            ]
+
+        with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
+            for parts in in_order(measure, values, os.cpu_count() or 1):
+                for moments, part in zip(seen.values(), parts, strict=True):
+                    moments.add(part)
         return [(layer, seen[layer.unfold].of(layer)) for layer in stage]
+
+
+_Parts = tuple[LayerStatistics, LayerStatistics]
 
 
 @dataclass
@@ -146,11 +160,17 @@ class _Moments:
     parts: dict[tuple[str, int], LayerStatistics] = field(default_factory=dict)
     count: int = 0
 
-    def update(self, rows: NDArray[Any], float_rows: NDArray[Any], size: int) -> None:
-        """Add the rows of a chunk of `size` samples."""
-        self._add("rows", rows, float_rows)
+    def measure(self, rows: NDArray[Any], float_rows: NDArray[Any], size: int) -> _Parts:
+        """Moments of the rows of a chunk of `size` samples, and of their means."""
         means = [np.stack([part.mean(1) for part in np.array_split(each, size, 1)], 1) for each in (rows, float_rows)]
-        self._add("pooled", *means)
+        pooled = LayerStatistics.of(means[0], self.weight, means[1])
+        return LayerStatistics.of(rows, self.weight, float_rows), pooled
+
+    def add(self, parts: _Parts) -> None:
+        """Add a chunk's moments to one half of the set."""
+        for kind, part in zip(("rows", "pooled"), parts, strict=True):
+            key = kind, self.count % 2
+            self.parts[key] = self.parts[key].merge(part) if key in self.parts else part
         self.count += 1
 
     def of(self, layer: LinearLayer) -> LayerMoments:
@@ -160,10 +180,6 @@ class _Moments:
         stop = start + sizes[self.layers.index(layer)]
         own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in self.parts.items()}
         return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
-
-    def _add(self, kind: str, rows: NDArray[Any], float_rows: NDArray[Any]) -> None:
-        part, key = LayerStatistics.of(rows, self.weight, float_rows), (kind, self.count % 2)
-        self.parts[key] = self.parts[key].merge(part) if key in self.parts else part
 
 
 def _chunks(model: ir.Model, samples: Samples) -> Iterator[Chunk]:

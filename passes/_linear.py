@@ -38,6 +38,11 @@ class LinearLayer:
     layout: WeightLayout
     unfold: Unfold
 
+    @property
+    def fan_in(self) -> int:
+        """Weights per output feature."""
+        return int(np.prod(self.layout.shape)) // self.layout.shape[self.layout.out_axis]
+
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array behind a value that cannot change, or None."""

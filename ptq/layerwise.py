@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.observers import Observer
@@ -28,6 +29,9 @@ from ptq.weights import Rtn, WeightMethod
 
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
+
+WIDE = 1024
+"""Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -102,8 +106,7 @@ class Settings:
     def choice(self, layer: LinearLayer) -> LayerChoice:
         """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
         chosen = self.overrides.get(layer.name, self.weights)
-        fan_in = int(np.prod(layer.layout.shape)) // layer.layout.shape[layer.layout.out_axis]
-        too_large = chosen.method.needs is Needs.GRAM and fan_in > MAX_FAN_IN
+        too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 
     @property
@@ -163,7 +166,8 @@ def make_plan(
     if walked:
         walk = SequentialWalk(model, placement, _plan(grids, solved), walked, samples)
         for layer, seen in walk.layers():
-            solved[layer.name] = jobs[layer.name].solve(seen)
+            with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
+                solved[layer.name] = jobs[layer.name].solve(seen)
             walk.install(layer, solved[layer.name].encoding, solved[layer.name].bias)
     return _plan(grids, solved), tuple(job.row(solved[name]) for name, job in jobs.items())
 
@@ -237,7 +241,10 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
 
     def choice(method: WeightMethod, bits: int, granularity: Granularity) -> LayerChoice:
         return LayerChoice(
-            method, replace(target.weight, granularity=granularity, num_bits=min(bits, target.weight_bits))
+            method,
+            replace(
+                target.weight, granularity=granularity, num_bits=min(bits, target.weight_bits), narrow_range=bits > 7
+            ),
         )
 
     overrides = {}
