@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ptq.weights.gpfq import Gpfq
 from ptq.weights.gptq import Gptq
+from ptq.weights.qronos import Qronos
 from ptq.weights.rtn import Rtn
 
-WeightMethod = Rtn | Gpfq | Gptq
+WeightMethod = Rtn | Gpfq | Gptq | Qronos
 """Every weight method. Recipe tags, command-line choices, contract tests and `ptq methods` are read from this union."""
 
-__all__ = ["Gpfq", "Gptq", "Rtn", "WeightMethod"]
+__all__ = ["Gpfq", "Gptq", "Qronos", "Rtn", "WeightMethod"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 
 Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
+Order = Literal["natural", "norm", "activation"]
 RATIOS = np.geomspace(1.0, 0.35, 30)
 DAMPING = 0.01  # of the mean second moment: how strongly the target is held to the float weight
 
@@ -86,6 +88,10 @@ class GroupedProblem:
         return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values))
 
 
+Start = Callable[[GroupedProblem, Float], Float]
+"""(problem, scale [groups, out]) -> levels [groups, out, in]."""
+
+
 def _revive(gram: Float) -> tuple[Float, NDArray[np.bool_]]:
     """The moment with dead inputs put on the diagonal, and which they are. Shape [groups, in]."""
     diagonal = np.einsum("gii->gi", gram)
@@ -108,13 +114,14 @@ def _least_squares(weight: Float, gram: Float, pull: Float) -> Float:
     return np.linalg.solve(held, (pull + strength * weight).transpose(0, 2, 1)).transpose(0, 2, 1)
 
 
-def solve(problem: LayerProblem, start: Callable[[GroupedProblem, Float], Float], num_sweeps: int) -> AffineEncoding:
-    """What every solver does: choose scales, find levels its own way, polish them.
+def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> AffineEncoding:
+    """What every solver does: choose scales, find levels its own way, polish them, refit the scales once.
 
     Args:
         problem: Layer with statistics of its input.
         start: The method: (problem, scale [groups, out]) -> levels [groups, out, in].
-        num_sweeps: Sweeps of coordinate descent.
+        num_sweeps: Sweeps of coordinate descent; 0 also leaves the scales alone.
+        order: In which order the method meets the columns.
 
     Returns:
         Codes and one scale per row.
@@ -124,7 +131,51 @@ def solve(problem: LayerProblem, start: Callable[[GroupedProblem, Float], Float]
     """
     grouped = GroupedProblem.of(problem)
     scale = best_scale(grouped)
-    return grouped.encode(polish(grouped, start(grouped, scale), scale, num_sweeps), scale)
+    levels = in_order(grouped, scale, start, order)
+    if num_sweeps:
+        levels = polish(grouped, levels, scale, num_sweeps)
+        scale = refit(grouped, levels, scale)
+        levels = polish(grouped, levels, scale, num_sweeps)
+    return grouped.encode(levels, scale)
+
+
+def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) -> Float:
+    """Let a method meet the columns in another order; its levels come back in the natural one.
+
+    Args:
+        problem: The layer.
+        scale: Shape [groups, out].
+        start: The method.
+        order: `activation` takes the columns of the largest inputs first, `norm` those that contribute the most to
+            the output, counting the weights.
+    """
+    if order == "natural":
+        return start(problem, scale)
+    energy = np.einsum("gii->gi", problem.gram)
+    if order == "norm":
+        energy = energy * np.square(problem.weight).sum(1)
+    columns = np.argsort(-energy, axis=1, kind="stable")
+    wide, high, across = columns[:, None], columns[:, :, None], columns[:, None, :]
+    matrices = {
+        name: np.take_along_axis(np.take_along_axis(getattr(problem, name), high, 1), across, 2)
+        for name in ("gram", "cross")
+    }
+    rows = {name: np.take_along_axis(getattr(problem, name), wide, 2) for name in ("weight", "target", "pull")}
+    levels = start(replace(problem, **matrices, **rows), scale)
+    natural = np.empty_like(levels)
+    np.put_along_axis(natural, np.broadcast_to(wide, levels.shape), levels, 2)
+    return natural
+
+
+def refit(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
+    """The scale of least J for given levels, where it is positive and better. Shape [groups, out]."""
+    if isinstance(problem.spec.granularity, PerTensor):
+        return scale
+    energy = np.einsum("goi,goi->go", levels, np.matmul(levels, problem.gram))
+    asked = np.einsum("goi,goi->go", levels, problem.pull)
+    best = np.where((energy > 0) & (asked > 0), asked / np.where(energy > 0, energy, 1.0), scale)
+    best = best.astype(np.float32).astype(np.float64)
+    return np.where((best > 0) & (problem.error(levels, best) < problem.error(levels, scale)), best, scale)
 
 
 def best_scale(problem: GroupedProblem) -> Float:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
+from ptq.core.errors import RecipeError
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, solve
+from ptq.weights._output_error import Float, GroupedProblem, Order, in_order, solve
+
+PAPER_RADIUS = 1.16
+"""The authors' factor on the mean of the rows' largest weights."""
+
+STEPS = np.geomspace(0.7, 1.4, 12)
 
 
 @dataclass(frozen=True)
@@ -18,16 +25,34 @@ class Gpfq:
 
     Source:
         Zhang, Zhou, Saab, "Post-training quantization for neural networks with provable guarantees" (arXiv 2201.11113),
-        in the Gram form: with S = W tril(G)^T the quantity to round is z_t = (S_t - sum_{j<t} G_tj q_j) / G_tt.
+        in the Gram form: z_t = (sum_{j<=t} G_tj w_j - sum_{j<t} H_tj q_j) / H_tt is rounded, with the moments H and G.
+        Stochastic rounding: Zhang, Saab, "SPFQ" (arXiv 2309.10975), without its first phase.
         Differs: one scale per row instead of one per layer, chosen by output error; levels fit the word length; inputs
         that the calibration set never excites keep their weight; a final coordinate descent.
 
     Attributes:
-        num_sweeps: Sweeps of coordinate descent afterwards; 0 is the plain method.
+        num_sweeps: Sweeps of coordinate descent afterwards; 0 is the plain method. None follow sparse or stochastic
+            rounding, which a descent to the nearest levels would undo.
+        order: In which order columns are met.
+        step: `range` takes the scale that suits rounding, `search` the one of a dozen around it that suits the path.
+        sparse: `soft` shrinks what is rounded by `threshold` towards 0; `hard` sets it to 0 within `threshold`. (The
+            authors' hard levels start at the threshold, which no affine grid can store; here the rest is rounded.)
+        threshold: In steps.
+        stochastic: Round up or down at random, without bias.
+        alphabet: `storage` fits the word length; `paper` is the authors': one step per layer and 2^b + 1 levels, which
+            need b + 1 bits and are stored so.
+        seed: Of the stochastic rounding.
         block: Columns handled between two matrix products; speed only.
     """
 
     num_sweeps: int = 8
+    order: Order = "activation"
+    step: Literal["range", "search"] = "range"
+    sparse: Literal["none", "soft", "hard"] = "none"
+    threshold: float = 0.6
+    stochastic: bool = False
+    alphabet: Literal["storage", "paper"] = "storage"
+    seed: int = 0
     block: int = 64
     needs = Needs.GRAM
 
@@ -42,20 +67,62 @@ class Gpfq:
 
         Raises:
             CalibrationError: The layer has no statistics.
+            RecipeError: The paper's alphabet was asked for at 8 bits, where its codes fit no byte.
         """
-        return solve(problem, lambda grouped, scale: _follow(grouped, scale, self.block), self.num_sweeps)
+        if self.alphabet == "paper":
+            return self._on_paper(problem)
+        plain = self.sparse == "none" and not self.stochastic
+        return solve(problem, self._start, self.num_sweeps if plain else 0, self.order)
 
+    def _start(self, problem: GroupedProblem, scale: Float) -> Float:
+        if self.step == "range":
+            return self._follow(problem, scale)
+        levels = self._follow(problem, scale)
+        least, chosen = problem.error(levels, scale), scale.copy()
+        for ratio in STEPS:
+            tried = (scale * ratio).astype(np.float32).astype(np.float64)
+            found = self._follow(problem, tried)
+            error = problem.error(found, tried)
+            better = error < least
+            levels, chosen = np.where(better[..., None], found, levels), np.where(better, tried, chosen)
+            least = np.minimum(error, least)
+        scale[...] = chosen  # the frame goes on with the scales that belong to the levels
+        return levels
 
-def _follow(problem: GroupedProblem, scale: Float, block: int) -> Float:
-    """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
-    gram, spec = problem.gram, problem.spec
-    rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
-    values = np.zeros_like(rest)
-    for start in range(0, rest.shape[-1], block):
-        stop = min(start + block, rest.shape[-1])
-        rest[..., start:stop] -= np.matmul(values[..., :start], gram[:, start:stop, :start].transpose(0, 2, 1))
-        for t in range(start, stop):
-            done = np.einsum("gob,gb->go", values[..., start:t], gram[:, t, start:t])
-            target = (rest[..., t] - done) / gram[:, None, t, t]
-            values[..., t] = nearest_level(target / scale, spec.qmin, spec.qmax) * scale
-    return nearest_level(values / scale[..., None], spec.qmin, spec.qmax)
+    def _on_paper(self, problem: LayerProblem) -> AffineEncoding:
+        bits = problem.spec.num_bits
+        if bits == 8:
+            raise RecipeError("gpfq: the paper's 8-bit alphabet has 257 levels, which fit no byte; expected bits <= 7")
+        grouped = GroupedProblem.of(problem)
+        radius = PAPER_RADIUS * float(np.abs(problem.weight).max(1).mean())
+        step = float(np.float32(max(radius, 1e-30) / (1 << (bits - 1))))
+        half = 1 << (bits - 1)
+        wide = replace(grouped, spec=replace(grouped.spec, num_bits=bits + 1, narrow_range=False))
+        scale = np.full(grouped.weight.shape[:2], step)
+        levels = in_order(wide, scale, lambda given, scales: self._follow(given, scales, half), self.order)
+        return wide.encode(levels, scale)
+
+    def _follow(self, problem: GroupedProblem, scale: Float, half: int | None = None) -> Float:
+        """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
+        gram = problem.gram
+        low, high = (problem.spec.qmin, problem.spec.qmax) if half is None else (-half, half)
+        random = np.random.default_rng(self.seed)
+        rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
+        levels, values = np.zeros_like(rest), np.zeros_like(rest)
+        for start in range(0, rest.shape[-1], self.block):
+            stop = min(start + self.block, rest.shape[-1])
+            rest[..., start:stop] -= np.matmul(values[..., :start], gram[:, start:stop, :start].transpose(0, 2, 1))
+            for t in range(start, stop):
+                done = np.einsum("gob,gb->go", values[..., start:t], gram[:, t, start:t])
+                target = (rest[..., t] - done) / gram[:, None, t, t] / scale
+                levels[..., t] = nearest_level(self._adjust(target, random), low, high)
+                values[..., t] = levels[..., t] * scale
+        return levels
+
+    def _adjust(self, target: Float, random: np.random.Generator) -> Float:
+        """What is rounded to the nearest level instead of the target itself, in steps."""
+        if self.sparse == "soft":
+            target = np.sign(target) * np.maximum(np.abs(target) - self.threshold, 0.0)
+        elif self.sparse == "hard":
+            target = np.where(np.abs(target) > self.threshold, target, 0.0)
+        return target + random.random(target.shape) - 0.5 if self.stochastic else target

@@ -9,7 +9,7 @@ import numpy as np
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, solve
+from ptq.weights._output_error import Float, GroupedProblem, Order, solve
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,21 @@ class Gptq:
     """Round column after column and let the columns still to come absorb each error.
 
     Source:
-        Frantar et al., "GPTQ" (arXiv 2210.17323), Algorithm 1. Differs: one scale per row chosen by output error
-        before the sweep; a final coordinate descent.
+        Frantar et al., "GPTQ" (arXiv 2210.17323), Algorithm 1. Differs: starts from the weights that best reproduce
+        the float output on the quantized input; one scale per row chosen by output error before the sweep; a final
+        coordinate descent.
 
     Attributes:
         damping: Added to the diagonal, as a fraction of its mean; keeps the inverse stable on few samples.
         num_sweeps: Sweeps of coordinate descent afterwards; 0 is the plain method.
+        order: In which order columns are met.
+        block: Columns whose errors reach the later ones in one matrix product; speed only.
     """
 
     damping: float = 0.01
     num_sweeps: int = 8
+    order: Order = "activation"
+    block: int = 64
     needs = Needs.GRAM
 
     def quantize(self, problem: LayerProblem) -> AffineEncoding:
@@ -41,18 +46,36 @@ class Gptq:
         Raises:
             CalibrationError: The layer has no statistics.
         """
-        return solve(problem, lambda grouped, scale: _sweep(grouped, scale, self.damping), self.num_sweeps)
+        return solve(problem, self._sweep, self.num_sweeps, self.order)
+
+    def _sweep(self, problem: GroupedProblem, scale: Float) -> Float:
+        return sweep(problem.target, problem, scale, self.damping, self.block)
 
 
-def _sweep(problem: GroupedProblem, scale: Float, damping: float) -> Float:
+def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, block: int) -> Float:
+    """Round the columns of a real weight, each error fed to the columns behind it.
+
+    Args:
+        weight: Where to start from. Shape [groups, out, in]. Not modified.
+        problem: Second moment and grid.
+        scale: Shape [groups, out].
+        damping: Share of the mean diagonal that is added to it.
+        block: Columns between two matrix products.
+
+    Returns:
+        Levels. Shape of `weight`.
+    """
     gram, spec = problem.gram, problem.spec
     mean = np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
     inverse = np.linalg.inv(gram + damping * mean * np.eye(gram.shape[-1]))
     upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    weight = problem.target.copy()
-    levels = np.zeros_like(weight)
-    for t in range(weight.shape[-1]):
-        levels[..., t] = nearest_level(weight[..., t] / scale, spec.qmin, spec.qmax)
-        error = (weight[..., t] - levels[..., t] * scale) / upper[:, None, t, t]
-        weight[..., t + 1 :] -= error[..., None] * upper[:, None, t, t + 1 :]
+    weight = weight.copy()
+    levels, errors = np.zeros_like(weight), np.zeros_like(weight)
+    for start in range(0, weight.shape[-1], block):
+        stop = min(start + block, weight.shape[-1])
+        for t in range(start, stop):
+            levels[..., t] = nearest_level(weight[..., t] / scale, spec.qmin, spec.qmax)
+            errors[..., t] = (weight[..., t] - levels[..., t] * scale) / upper[:, None, t, t]
+            weight[..., t + 1 : stop] -= errors[..., t, None] * upper[:, None, t, t + 1 : stop]
+        weight[..., stop:] -= np.matmul(errors[..., start:stop], upper[:, start:stop, stop:])
     return levels
