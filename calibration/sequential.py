@@ -136,8 +136,9 @@ class SequentialWalk:
         def measure(chunk: tuple[int, list[NDArray[Any]], list[NDArray[Any]]]) -> list[_Parts]:
             size, (original,), (codes,) = chunk
             given = codes if grid is None else dequantize(codes, grid)
+            limit = MAX_ROWS * size
             return [
-                moments.measure(*(unfold.rows(value, MAX_ROWS * size) for value in (given, original)), size)
+                moments.measure(unfold.rows(given, limit), unfold.rows(original, limit), size)
                 for unfold, moments in seen.items()
             ]
 

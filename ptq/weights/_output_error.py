@@ -155,13 +155,16 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     if order == "norm":
         energy = energy * np.square(problem.weight).sum(1)
     columns = np.argsort(-energy, axis=1, kind="stable")
-    wide, high, across = columns[:, None], columns[:, :, None], columns[:, None, :]
-    matrices = {
-        name: np.take_along_axis(np.take_along_axis(getattr(problem, name), high, 1), across, 2)
-        for name in ("gram", "cross")
-    }
-    rows = {name: np.take_along_axis(getattr(problem, name), wide, 2) for name in ("weight", "target", "pull")}
-    levels = start(replace(problem, **matrices, **rows), scale)
+    wide, high = columns[:, None], columns[:, :, None]
+    turned = replace(
+        problem,
+        gram=np.take_along_axis(np.take_along_axis(problem.gram, high, 1), wide, 2),
+        cross=np.take_along_axis(np.take_along_axis(problem.cross, high, 1), wide, 2),
+        weight=np.take_along_axis(problem.weight, wide, 2),
+        target=np.take_along_axis(problem.target, wide, 2),
+        pull=np.take_along_axis(problem.pull, wide, 2),
+    )
+    levels = start(turned, scale)
     natural = np.empty_like(levels)
     np.put_along_axis(natural, np.broadcast_to(wide, levels.shape), levels, 2)
     return natural

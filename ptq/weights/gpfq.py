@@ -125,4 +125,4 @@ class Gpfq:
             target = np.sign(target) * np.maximum(np.abs(target) - self.threshold, 0.0)
         elif self.sparse == "hard":
             target = np.where(np.abs(target) > self.threshold, target, 0.0)
-        return target + random.random(target.shape) - 0.5 if self.stochastic else target
+        return np.asarray(target + random.random(target.shape) - 0.5) if self.stochastic else target
