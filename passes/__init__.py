@@ -15,7 +15,7 @@ from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
-from ptq.passes.placement import Placement, place
+from ptq.passes.placement import Placement, place, place_weights
 from ptq.target import INTEGER_OPS
 
 PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm
@@ -34,7 +34,7 @@ PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, requi
 
 Feed = Mapping[str, NDArray[Any]]
 
-__all__ = ["PREPARE", "PREPARE_SMALL", "InsertQdq", "Placement", "PrepareStep", "place", "prepare"]
+__all__ = ["PREPARE", "PREPARE_SMALL", "InsertQdq", "Placement", "PrepareStep", "place", "place_weights", "prepare"]
 
 
 def prepare(

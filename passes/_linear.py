@@ -59,8 +59,12 @@ def is_float32(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def describe_linear(node: ir.Node) -> LinearLayer | str:
+def describe_linear(node: ir.Node, *, integer: bool = True) -> LinearLayer | str:
     """Read a Conv, Gemm or MatMul as a linear layer.
+
+    Args:
+        node: The node.
+        integer: Whether it is to run on integers, which not every shape should.
 
     Returns:
         The layer, or the reason why it cannot be one.
@@ -75,7 +79,7 @@ def describe_linear(node: ir.Node) -> LinearLayer | str:
     if not weight.size:
         return "its weight is empty"
     bias = _added_constant(node) if node.op_type == "MatMul" else node.inputs[2] if len(node.inputs) > 2 else None
-    layout = _layout(node, weight)
+    layout = _layout(node, weight, integer)
     if isinstance(layout, str):
         return layout
     if bias is not None:
@@ -131,9 +135,9 @@ def _is_narrow_group(node: ir.Node, weight: NDArray[Any]) -> bool:
     return node.attributes.get_int("group", 1) > 1 and 1 < weight.shape[1] < NARROW_GROUP
 
 
-def _layout(node: ir.Node, weight: NDArray[Any]) -> WeightLayout | str:
+def _layout(node: ir.Node, weight: NDArray[Any], integer: bool) -> WeightLayout | str:
     if node.op_type == "Conv":
-        if _is_narrow_group(node, weight):
+        if integer and _is_narrow_group(node, weight):
             return f"{weight.shape[1]} channels per group: the integer kernel is slower than the float one"
         return WeightLayout(0, weight.shape)
     if weight.ndim != 2:

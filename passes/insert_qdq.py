@@ -23,7 +23,7 @@ from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.normalise import INT4_OPSET
-from ptq.passes.packing import PACKED_BITS, PACKING_OPSET, CodeStream
+from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.placement import Placement
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
@@ -152,11 +152,11 @@ class _Lowering:
         decoded = self._decoded_weight(layer, self.plan.weights[layer.name])
         node.replace_input_with(1, decoded)
         bias = self._bias(layer, node)
-        source, codes = _decoder_of(node.inputs[0]), _decoder_of(decoded)
+        codes, scale = (_root(value) for value in decoded.producer().inputs[:2])  # type: ignore[union-attr]
         return LoweredLayer(
-            str(source.inputs[0].name) if source is not None and source.inputs[0] is not None else layer.source,
-            _name_at(codes, 0),
-            _name_at(codes, 1),
+            _name_at(_decoder_of(node.inputs[0]), 0) or layer.source,
+            codes,
+            scale,
             None if bias is None else _name_at(_decoder_of(bias), 0) or str(bias.name),
             None if bias is None else _name_at(_decoder_of(bias), 1) or None,
             layer.layout,
@@ -171,6 +171,11 @@ class _Lowering:
                 decoded = self._dequantized(f"{layer.name}_bias", stored, scale, None, 0)
                 node.replace_input_with(2, decoded)
                 return decoded
+            case FloatBias(values) if layer.op_type != "MatMul":
+                stored = self._initializer(f"{layer.name}_bias", values)
+                node.resize_inputs(3)
+                node.replace_input_with(2, stored)
+                return stored
             case FloatBias(values):
                 add, stored = bias_add(node), self._initializer(f"{layer.name}_bias", values)
                 for position, value in enumerate(add.inputs if add is not None else ()):
@@ -226,11 +231,13 @@ class _Lowering:
         readers = [use for use in value.uses() if produced or use.node in self.integer]
         is_output = produced and value.is_graph_output()
         scale, zero = self._grid(name, params)
-        codes = self._node("QuantizeLinear", [value, scale, zero], f"{name}_q", zero.dtype, value.shape)
+        within = self._clipped(value, params)
+        codes = self._node("QuantizeLinear", [within, scale, zero], f"{name}_q", zero.dtype, value.shape)
         back = self._node("DequantizeLinear", [codes, scale, zero], f"{name}_dq", ir.DataType.FLOAT, value.shape)
         for use in readers:
             use.node.replace_input_with(use.idx, back)
-        first = [node for node in (codes.producer(), back.producer()) if node is not None]
+        made = [within.producer()] if within is not value else []
+        first = [node for node in (*made, codes.producer(), back.producer()) if node is not None]
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], first)
@@ -238,6 +245,19 @@ class _Lowering:
             self.graph.insert_after(producer, first)
         if is_output:
             self._become_output(value, back)
+
+    def _clipped(self, value: ir.Value, params: QuantParams) -> ir.Value:
+        """Short words have no type of their own: a QuantizeLinear to bytes has to find values in their range."""
+        spec = params.spec
+        if spec.num_bits == BYTE:
+            return value
+        low, high = ((code - int(params.zero_point)) * params.scale for code in spec.limits)
+        name = str(value.name)
+        ends = [
+            self._initializer(f"{name}_{key}", np.asarray(end, np.float32))
+            for key, end in (("low", low), ("high", high))
+        ]
+        return self._node("Clip", [value, *ends], f"{name}_clipped", ir.DataType.FLOAT, value.shape)
 
     def _become_output(self, value: ir.Value, back: ir.Value) -> None:
         """The decoded value takes the name and place of a graph output."""
@@ -284,10 +304,33 @@ class _Lowering:
             # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
             zero = encoding.params.zero_point if layer.op_type == "Gemm" else None
             stored = self._stored(f"{layer.weight}_quantized", codes, encoding.params.spec.num_bits)
-            self.decoded[key] = self._dequantized(
-                layer.weight, stored, encoding.params.scale, zero, None if per_tensor else axis
-            )
+            if layer.source in self.plan.activations:
+                self.decoded[key] = self._dequantized(
+                    layer.weight, stored, encoding.params.scale, zero, None if per_tensor else axis
+                )
+            else:
+                shape = [-1 if i == axis else 1 for i in range(codes.ndim)]
+                scale = encoding.params.scale if per_tensor else encoding.params.scale.reshape(shape)
+                self.decoded[key] = self._multiplied(layer.weight, stored, scale)
         return self.decoded[key]
+
+    def _multiplied(self, name: str, codes: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
+        """Constant codes times scales.
+
+        onnxruntime evaluates this once and runs its float kernel at full speed; a DequantizeLinear it would evaluate on
+        every run.
+        """
+        wide = self._node("Cast", [codes], f"{name}_wide", ir.DataType.FLOAT, codes.shape, {"to": 1})
+        product = self._node(
+            "Mul", [wide, self._initializer(f"{name}_scale", scale)], f"{name}_decoded", ir.DataType.FLOAT, codes.shape
+        )
+        made = [node for node in (wide.producer(), product.producer()) if node is not None]
+        after = codes.producer()
+        if after is not None and after.graph is not None:
+            self.graph.insert_after(after, made)
+        else:
+            self.graph.insert_before(self.graph[0], made)
+        return product
 
     def _stored(self, name: str, codes: NDArray[Any], num_bits: int) -> ir.Value:
         """Codes as 8-bit integers to whoever reads them, on disk as short as they are.
@@ -372,13 +415,22 @@ def _decoder_of(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
+def _root(value: ir.Value | None) -> str:
+    """The initializer behind the operators that widen it."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    return "" if value is None else str(value.name)
+
+
 def _name_at(node: ir.Node | None, index: int) -> str:
     value = None if node is None else node.inputs[index]
     return "" if value is None else str(value.name)
 
 
 def _overwrite(graph: ir.Graph, name: str, array: NDArray[Any]) -> None:
-    graph.initializers[name].const_value = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = graph.initializers[name]
+    shape = value.const_value.shape.numpy() if value.const_value is not None else array.shape
+    value.const_value = ir.tensor(np.ascontiguousarray(array).reshape(shape), name=name)
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:

@@ -64,13 +64,43 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement
     for node in nodes:
         planner.visit_linear(node)
     if not planner.integer:
-        reasons = (
-            "; ".join(sorted(set(planner.left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
-        )
-        raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
+        raise UnsupportedModelError(_nothing(planner.left_float))
     for node in nodes:
         planner.visit_other(node)
     return planner.finish(nodes, model)
+
+
+def place_weights(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement:
+    """The same when only weights become integers: every linear layer, and no grids.
+
+    Args:
+        model: Prepared float model with known element types.
+        left_out: The user's exclusions.
+
+    Returns:
+        The placement.
+
+    Raises:
+        UnsupportedModelError: No layer has a constant weight.
+    """
+    layers, left_float = [], {}
+    for node in model.graph:
+        if node.domain or node.op_type not in INTEGER_OPS or _is_product(node):
+            continue
+        layer = describe_linear(node, integer=False)
+        reason = left_out(node) or (layer if isinstance(layer, str) else None)
+        if reason:
+            left_float[name_of(node)] = reason
+        elif isinstance(layer, LinearLayer):
+            layers.append(layer)
+    if not layers:
+        raise UnsupportedModelError(_nothing(left_float))
+    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset())
+
+
+def _nothing(left_float: Mapping[str, str]) -> str:
+    reasons = "; ".join(sorted(set(left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
+    return f"nothing to quantize: {reasons}; see `ptq inspect`"
 
 
 @dataclass

@@ -124,6 +124,15 @@ SHARED_OPTIONS = options(
 @click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
 @click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8).")
 @click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]), help="Which weights share a scale.")
+@click.option("--weight-only", is_flag=True, help="Leave activations in float.")
+@click.option("--activation-bits", type=click.IntRange(2, 8), help="Word length of activations (default 8).")
+@click.option("--first-last-bits", type=click.IntRange(2, 8), help="Word length in the first and last layers.")
+@click.option(
+    "--layer",
+    "rules",
+    multiple=True,
+    help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity or skip.",
+)
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are.")
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
@@ -229,7 +238,7 @@ def _require_data(given: dict[str, Any]) -> None:
 def _recipe(given: dict[str, Any]) -> Recipe:
     """The recipe file with the command line's options on top."""
     from ptq.calibration.observers import Observer
-    from ptq.recipe import Recipe, load_recipe, member_named
+    from ptq.recipe import Recipe, load_recipe, member_named, parse_rule
     from ptq.weights import WeightMethod
 
     recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
@@ -238,15 +247,25 @@ def _recipe(given: dict[str, Any]) -> Recipe:
         weights = replace(weights, method=member_named(WeightMethod, given["weights"]))
     if given["bits"]:
         weights = replace(weights, bits=given["bits"])
+    if given["first_last_bits"]:
+        weights = replace(weights, first_last_bits=given["first_last_bits"])
     if given["granularity"]:
         weights = replace(weights, granularity=given["granularity"])
     if given["no_bias_correction"]:
         weights = replace(weights, bias_correction=False)
     if given["activations"]:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
-    plain = {key: given[key] for key in ("target", "samples", "seed") if given[key] is not None}
+    names = ("target", "samples", "seed", "activation_bits")
+    plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
+    if given["weight_only"]:
+        plain["weight_only"] = True
     return replace(
-        recipe, weights=weights, exclude=recipe.exclude + given["exclude"], goals=_goals(given, recipe.goals), **plain
+        recipe,
+        weights=weights,
+        layers=recipe.layers + tuple(parse_rule(text) for text in given["rules"]),
+        exclude=recipe.exclude + given["exclude"],
+        goals=_goals(given, recipe.goals),
+        **plain,
     )
 
 

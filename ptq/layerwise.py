@@ -36,6 +36,9 @@ WIDE = 1024
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
 
+NO_ERROR_DB = 200.0
+"""What stands for no error at all: log of 0 has no place in a report."""
+
 RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
 """Grid of the right side of a product of two activations: its kernel is twice as fast on signed, centred codes."""
 
@@ -198,8 +201,8 @@ class _Job:
         return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, moments=seen, means=means)
 
     @property
-    def _grid(self) -> QuantParams:
-        return self.grids.of_value[self.layer.source]
+    def _grid(self) -> QuantParams | None:
+        return self.grids.of_value.get(self.layer.source)
 
     def row(self, solved: Solved) -> LayerRow:
         """What to report."""
@@ -211,7 +214,7 @@ class _Job:
             spec.num_bits,
             self.arrays.weight.size,
             decibels(signal, error),
-            self.grids.sqnr_db[self.layer.source],
+            self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
             solved.bias_guarded,
             tag_of(type(self.choice.method)),
             None if solved.output_error is None else decibels(1.0, solved.output_error),
@@ -344,5 +347,5 @@ def _activation_sqnr_db(histogram: Histogram, grid: QuantParams) -> float:
 def decibels(signal: float, error: float) -> float:
     """10 log10(signal / error); 200 dB stands for no error at all."""
     if error <= 0 or signal <= 0:
-        return 200.0 if error <= 0 else -200.0
-    return float(np.clip(10 * np.log10(signal / error), -200.0, 200.0))
+        return NO_ERROR_DB if error <= 0 else -NO_ERROR_DB
+    return float(np.clip(10 * np.log10(signal / error), -NO_ERROR_DB, NO_ERROR_DB))

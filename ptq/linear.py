@@ -104,7 +104,7 @@ def solve_layer(
     arrays: LinearArrays,
     method: WeightMethod,
     spec: QuantSpec,
-    grid: QuantParams,
+    grid: QuantParams | None,
     *,
     moments: LayerMoments | None = None,
     means: InputMeans | None = None,
@@ -115,7 +115,7 @@ def solve_layer(
         arrays: The layer.
         method: Quantizes the weight.
         spec: Grid of the weight.
-        grid: Grid of the layer's input, which an integer bias depends on.
+        grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
         moments: Moments of the layer's input, if the method needs them.
         means: Mean inputs; the bias takes up the mean error that the integers cause. None leaves the bias alone.
 
@@ -130,15 +130,15 @@ def solve_layer(
         seen, given = moments.whole, _damped(moments, arrays)
     encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, given))
     guarded = 0
-    is_product = arrays.layer.op_type == "MatMul"
-    if bias is not None and not is_product:
-        encoding, guarded = _guard_bias(encoding, weight, bias, grid)
+    integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float
+    if bias is not None and integer is not None:
+        encoding, guarded = _guard_bias(encoding, weight, bias, integer)
     decoded = encoding.decode().astype(np.float64)
     if corrects and means is not None:
         bias = (np.zeros(len(weight)) if bias is None else bias) - _shift(decoded, weight, means)
     encoded: BiasEncoding | FloatBias | None = None
     if bias is not None:
-        encoded = FloatBias(bias.astype(np.float32)) if is_product else _encode_bias(bias, encoding, grid)
+        encoded = FloatBias(bias.astype(np.float32)) if integer is None else _encode_bias(bias, encoding, integer)
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
     relative = None if seen is None else seen.relative_error(decoded, weight)
     return Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])), relative)

@@ -39,7 +39,7 @@ from ptq.layerwise import (
     uneven_concats,
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
-from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, place, prepare
+from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, place, place_weights, prepare
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.session import open_session
@@ -182,13 +182,15 @@ def calibrate(
     """Look at the data once, then leave out the layers that it shows to be fragile."""
     skipped = tuple(rule.match for rule in job.recipe.layers if rule.skip)
     left_out = select_nodes(model, job.recipe.exclude + skipped)
-    placement = place(model, left_out)
+    placement = place_weights(model, left_out) if job.recipe.weight_only else place(model, left_out)
     collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
     feeds = split.calibration_feeds()
     feeds = samples.keep(feeds) if settings.walks else feeds
     seen = collect(model, feeds, collector, custom_ops=job.custom_ops)
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
-    fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
+    fragile = {}
+    if not job.recipe.weight_only:
+        fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)))
     return placement, statistics

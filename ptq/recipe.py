@@ -97,6 +97,7 @@ class Recipe:
         weights: How weights become integers.
         activation_bits: Word length of activations, 2 to 8. Below 8 there are no kernels: the ranges are clipped inside
             8-bit codes, for study.
+        weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
@@ -110,6 +111,7 @@ class Recipe:
     activations: Observer = field(default_factory=Auto)
     weights: Weights = field(default_factory=Weights)
     activation_bits: int = 8
+    weight_only: bool = False
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512
@@ -174,6 +176,26 @@ def load_recipe(path: Path) -> Recipe:
     return recipe_from(table, str(path))
 
 
+def parse_rule(text: str) -> LayerRule:
+    """A layer rule as the command line takes it, for example `conv1:bits=8,method=rtn` or `re:head.*:skip`.
+
+    Raises:
+        RecipeError: A key or value is unknown, or there is none.
+    """
+    match, _, settings = text.rpartition(":")
+    table: dict[str, Any] = {"match": match}
+    for setting in settings.split(","):
+        key, _, value = setting.partition("=")
+        table[key.strip()] = True if key.strip() == "skip" and not value else _literal(value.strip())
+    if not match or "" in table:
+        raise RecipeError(f"--layer is {text!r}; expected PATTERN:KEY=VALUE,... for example conv1:bits=8,method=rtn")
+    return recipe_from({"layers": [table]}, f"--layer {text!r}").layers[0]
+
+
+def _literal(text: str) -> int | bool | str:
+    return int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
+
+
 def recipe_from(table: dict[str, Any], where: str) -> Recipe:
     """Turn nested tables into a recipe; unknown keys are refused."""
     try:
@@ -185,7 +207,15 @@ def recipe_from(table: dict[str, Any], where: str) -> Recipe:
 
 def recipe_to(recipe: Recipe) -> dict[str, Any]:
     """A recipe as nested tables, methods tagged: what the card echoes back."""
-    return {key: value for key, value in _converter().unstructure(recipe).items() if value is not None}
+    table: dict[str, Any] = _without_none(_converter().unstructure(recipe))
+    return table
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no word for nothing."""
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def describe_method(member: type) -> tuple[str, str, str]:
@@ -216,11 +246,13 @@ def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
         plain = cattrs.Converter(forbid_extra_keys=True)
         return plain.structure(table, known[tag])
 
-    def unstructure(value: Any) -> dict[str, Any]:
-        return {"method": tag_of(type(value)), **asdict(value)}
+    def unstructure(value: Any) -> dict[str, Any] | None:
+        return None if value is None else {"method": tag_of(type(value)), **asdict(value)}
 
     converter.register_structure_hook(union, structure)
+    converter.register_structure_hook(union | None, structure)
     converter.register_unstructure_hook(union, unstructure)
+    converter.register_unstructure_hook(union | None, unstructure)
     for member in known.values():
         converter.register_unstructure_hook(member, unstructure)
 
