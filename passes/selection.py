@@ -39,6 +39,21 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Selector:
     return left_out
 
 
+def layers_matching(model: ir.Model, pattern: str) -> frozenset[str]:
+    """Linear layers that the pattern of a layer rule means.
+
+    Raises:
+        RecipeError: It matches none, or is no regular expression.
+    """
+    found = names_matching(model, pattern, "layers")
+    names = found & {name_of(node) for node in model.graph if node.op_type in INTEGER_OPS and not node.domain}
+    if not names:
+        raise RecipeError(
+            f"layers: {pattern!r} matches {len(found)} nodes, but none of {', '.join(sorted(INTEGER_OPS))}"
+        )
+    return names
+
+
 def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
     """Nodes that a pattern means.
 

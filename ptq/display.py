@@ -53,7 +53,8 @@ class Display:
         for note in report.notes:
             row("", note)
         row("calibration", f"{data.description}: {data.num_calibration} samples, {report.num_grids} activation grids")
-        row("layers", f"{len(report.layers)} on integers, {len(report.left_float)} left in float{self._why(report)}")
+        how = "with integer weights" if report.recipe.get("weight_only") else "on integers"
+        row("layers", f"{len(report.layers)} {how}, {len(report.left_float)} left in float{self._why(report)}")
         row(
             "kernels",
             f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}",
@@ -64,7 +65,8 @@ class Display:
             row("accuracy", f"{figures} ({output_row.name}, {data.num_verification} {kind})")
         for score in report.proof.comparison.accuracies:
             row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
-        row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%})")
+        parts = ", ".join(f"{kind} {_size(count)}" for kind, count in report.storage.items())
+        row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%}): {parts}")
         row(
             "latency",
             f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms "

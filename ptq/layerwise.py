@@ -22,7 +22,7 @@ from ptq.core.statistics import Histogram
 from ptq.linear import InputMeans, LinearArrays, Solved, solve_layer
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
-from ptq.passes.selection import names_matching, outermost
+from ptq.passes.selection import layers_matching, outermost
 from ptq.recipe import Recipe, tag_of
 from ptq.target import Target
 from ptq.weights import Rtn, WeightMethod
@@ -58,6 +58,7 @@ class LayerRow:
         method: Tag of the weight method that was used.
         output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, dB;
             None if the method looked at the weight alone.
+        bound_db: What path following without clipping guarantees for that figure, dB; likewise.
         levels: How many different codes the weight uses.
         sparsity: Share of codes that are 0.
     """
@@ -71,6 +72,7 @@ class LayerRow:
     bias_guarded: int
     method: str
     output_sqnr_db: float | None
+    bound_db: float | None
     levels: int
     sparsity: float
 
@@ -218,6 +220,7 @@ class _Job:
             solved.bias_guarded,
             tag_of(type(self.choice.method)),
             None if solved.output_error is None else decibels(1.0, solved.output_error),
+            None if solved.error_bound is None else decibels(1.0, solved.error_bound),
             len(np.unique(codes)),
             float(np.mean(codes == 0)),
         )
@@ -257,7 +260,7 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
     for rule in recipe.layers:
         own = rule.over(weights)
         chosen = choice(own.method, own.bits, own.layout)
-        overrides |= dict.fromkeys(names_matching(model, rule.match, "layers"), chosen)
+        overrides |= dict.fromkeys(() if rule.skip else layers_matching(model, rule.match), chosen)
     base = choice(weights.method, weights.bits, weights.layout)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
     return Settings(recipe.activations, activation, base, weights.bias_correction, overrides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -91,6 +91,8 @@ class Solved:
         weight_error: Energy of the weight's error, and of the weight.
         output_error: Energy of the error at the output on the calibration set over that of the float output; None if
             the method looked at the weight alone.
+        error_bound: What greedy path following on equal inputs would stay below without clipping, scale^2 / 4 |X|^2
+            per output feature, likewise relative.
     """
 
     encoding: WeightEncoding
@@ -98,6 +100,7 @@ class Solved:
     bias_guarded: int
     weight_error: tuple[float, float]
     output_error: float | None = None
+    error_bound: float | None = None
 
 
 def solve_layer(
@@ -140,8 +143,19 @@ def solve_layer(
     if bias is not None:
         encoded = FloatBias(bias.astype(np.float32)) if integer is None else _encode_bias(bias, encoding, integer)
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
-    relative = None if seen is None else seen.relative_error(decoded, weight)
-    return Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])), relative)
+    solved = Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])))
+    if seen is None:
+        return solved
+    return replace(
+        solved, output_error=seen.relative_error(decoded, weight), error_bound=_bound(seen, encoding.params.scale)
+    )
+
+
+def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
+    """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
+    steps = np.broadcast_to(np.square(scale, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
+    inputs = np.einsum("gii->g", seen.gram)[:, None]
+    return float((steps / 4 * inputs).sum() / max(float(seen.energy.sum()), 1e-300))
 
 
 def _damped(moments: LayerMoments, arrays: LinearArrays) -> LayerStatistics:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ptq.analysis.card import card_markdown
 from ptq.analysis.compare import Metric
 from ptq.analysis.report import DataFacts, FileFacts, QuantReport
+from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
 from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
@@ -167,6 +168,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         layers=rows,
         left_float=placement.left_float,
         num_grids=len(placement.groups),
+        storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=notes + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
         verdict=verdict,

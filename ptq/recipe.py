@@ -13,7 +13,7 @@ from cattrs.errors import ClassValidationError
 from cattrs.v import format_exception
 
 from ptq.calibration.observers import Auto, Observer
-from ptq.core.errors import RecipeError
+from ptq.core.errors import PtqError, RecipeError
 from ptq.core.spec import Granularity, PerAxis, PerTensor
 from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
@@ -259,7 +259,8 @@ def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
 
 def _explain(error: BaseException, kind: type | None) -> str:
     """Our own hooks say best what they expected; the rest is worded by the library."""
-    return str(error) if type(error) in (ValueError, TypeError) else format_exception(error, kind)
+    plain = isinstance(error, PtqError) or type(error) in (ValueError, TypeError, Exception)
+    return str(error) if plain else format_exception(error, kind)
 
 
 def _number(value: Any, _: Any) -> float:

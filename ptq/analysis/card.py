@@ -117,12 +117,17 @@ def _layers(report: QuantReport) -> str:
             str(row.num_weights),
             f"{row.weight_sqnr_db:.1f}",
             f"{row.input_sqnr_db:.1f}",
+            "" if row.output_sqnr_db is None else f"{row.output_sqnr_db:.1f}",
+            "" if row.bound_db is None else f"{row.bound_db:.1f}",
             row.method,
+            str(row.levels),
+            f"{row.sparsity:.0%}",
             str(row.bias_guarded),
         )
         for row in report.layers
     ]
-    head = ("layer", "type", "bits", "weights", "weight SQNR dB", "input SQNR dB", "method", "guarded biases")
+    quality = ("weight SQNR dB", "input SQNR dB", "output SQNR dB", "bound dB")
+    head = ("layer", "type", "bits", "weights", *quality, "method", "levels", "zeros", "guarded biases")
     text = "## Layers\n\n" + _table(head, rows)
     floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from ptq.analysis.storage import Kind
 from ptq.analysis.verdict import Verdict
 from ptq.analysis.verify import Verification
 from ptq.layerwise import LayerRow
@@ -76,6 +77,7 @@ class QuantReport:
         layers: A row per quantized linear layer.
         left_float: Layer name -> why it stays in float.
         num_grids: Activation grids that were chosen.
+        storage: Bytes of the quantized model by kind.
         notes: What preparation changed.
         proof: The verification.
         verdict: Goals and warnings.
@@ -91,6 +93,7 @@ class QuantReport:
     layers: tuple[LayerRow, ...]
     left_float: Mapping[str, str]
     num_grids: int
+    storage: Mapping[Kind, int]
     notes: tuple[str, ...]
     proof: Verification
     verdict: Verdict
@@ -115,6 +118,7 @@ class QuantReport:
                 "outputs": [_rounded(asdict(row)) for row in comparison.outputs],
                 "labelled": [_rounded(asdict(row)) for row in comparison.accuracies],
             },
+            "storage": dict(self.storage),
             "kernels": asdict(self.proof.kernels),
             "layers": [_rounded(asdict(row)) for row in self.layers],
             "left_float": dict(sorted(self.left_float.items())),

@@ -1,0 +1,48 @@
+"""What the bytes of a quantized model are spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import onnx_ir as ir
+
+Kind = Literal["codes", "scales", "biases", "float", "other"]
+KINDS: tuple[Kind, ...] = ("codes", "scales", "biases", "float", "other")
+GRIDS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+CODES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})
+
+
+def bytes_by_kind(model: ir.Model, num_bytes: int) -> Mapping[Kind, int]:
+    """Split a model's size.
+
+    Args:
+        model: Quantized model.
+        num_bytes: Its size as delivered.
+
+    Returns:
+        Weight codes; scales and zero points; integer biases; float parameters; everything else, which is the graph.
+    """
+    sizes: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            sizes[_kind(value)] += value.const_value.nbytes
+    sizes["other"] += num_bytes - sum(sizes.values())
+    return sizes
+
+
+def _kind(value: ir.Value) -> Kind:
+    uses = list(value.uses())
+    if any(use.node.op_type in GRIDS and use.idx > 0 for use in uses) or any(_scales_codes(use.node) for use in uses):
+        return "scales"
+    if value.dtype in CODES and any(use.node.op_type in {"DequantizeLinear", "Cast", "Slice"} for use in uses):
+        return "codes"
+    if value.dtype == ir.DataType.INT32 and any(use.node.op_type == "DequantizeLinear" for use in uses):
+        return "biases"
+    return "float" if value.dtype == ir.DataType.FLOAT else "other"
+
+
+def _scales_codes(node: ir.Node) -> bool:
+    """Whether a node multiplies widened codes, as weight-only layers do."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return node.op_type == "Mul" and any(each is not None and each.op_type == "Cast" for each in producers)
