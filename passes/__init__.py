@@ -16,9 +16,10 @@ from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
+from ptq.passes.plain_gemm import PlainGemm
 from ptq.target import INTEGER_OPS
 
-PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm
+PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm | PlainGemm
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
     RaiseOpset(),
@@ -26,6 +27,7 @@ PREPARE: tuple[PrepareStep, ...] = (
     SumToAdd(),
     FoldConstants(),
     FoldBatchNorm(),
+    PlainGemm(),
 )
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 

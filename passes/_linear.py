@@ -22,12 +22,13 @@ class LinearLayer:
 
     Attributes:
         name: Name of its output value, which identifies the layer everywhere.
-        op_type: Conv, Gemm or MatMul.
+        op_type: Conv, ConvTranspose, Gemm or MatMul.
         source: Name of the activation that goes in.
         weight: Name of the weight.
         bias: Name of the bias, or None. That of a MatMul is the constant of the Add behind it.
         layout: Where the output features are.
         unfold: How the input meets the weight matrix.
+        weight_index: Which input of the node the weight is; 0 for a product with the weight on the left.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LinearLayer:
     bias: str | None
     layout: WeightLayout
     unfold: Unfold
+    weight_index: int = 1
 
     @property
     def fan_in(self) -> int:
@@ -69,19 +71,18 @@ def describe_linear(node: ir.Node, *, integer: bool = True) -> LinearLayer | str
     Returns:
         The layer, or the reason why it cannot be one.
     """
-    if len(node.inputs) < 2 or node.inputs[0] is None or not is_float32(node.inputs[0]):
-        return "its input is not float32 (convert the model to float32 first)"
-    weight = constant(node.inputs[1])
-    if weight is None:
+    index = _weight_index(node)
+    source = None if index is None else node.inputs[1 - index]
+    if index is None or source is None:
         return "its weight is computed at run time"
-    if weight.dtype != np.float32:
-        return f"its weight is {weight.dtype}, not float32"
-    if not weight.size:
-        return "its weight is empty"
-    bias = _added_constant(node) if node.op_type == "MatMul" else node.inputs[2] if len(node.inputs) > 2 else None
-    layout = _layout(node, weight, integer)
-    if isinstance(layout, str):
-        return layout
+    if not is_float32(source):
+        return "its input is not float32 (convert the model to float32 first)"
+    weight = constant(node.inputs[index])
+    reason = _unsuitable(node, weight, index, integer)
+    if weight is None or reason:
+        return reason or "its weight is computed at run time"
+    layout = WeightLayout(_out_axis(node, index), weight.shape)
+    bias = _bias(node, index)
     if bias is not None:
         values = constant(bias)
         if values is None or values.dtype != np.float32 or values.size != layout.shape[layout.out_axis]:
@@ -89,12 +90,33 @@ def describe_linear(node: ir.Node, *, integer: bool = True) -> LinearLayer | str
     return LinearLayer(
         name_of(node),
         node.op_type,
-        str(node.inputs[0].name),
-        str(node.inputs[1].name),  # type: ignore[union-attr]
+        str(source.name),
+        str(node.inputs[index].name),  # type: ignore[union-attr]
         None if bias is None else str(bias.name),
         layout,
-        _unfold(node, weight) if node.op_type == "Conv" else Unfold(),
+        _unfold(node, weight) if "Conv" in node.op_type else Unfold(columns=index == 0),
+        index,
     )
+
+
+def _weight_index(node: ir.Node) -> int | None:
+    """Which input is the constant weight."""
+    order = (1, 0) if node.op_type == "MatMul" else (1,)
+    return next((i for i in order if len(node.inputs) > i and constant(node.inputs[i]) is not None), None)
+
+
+def _bias(node: ir.Node, weight_index: int) -> ir.Value | None:
+    if node.op_type == "MatMul":
+        return _added_constant(node) if weight_index == 1 else None
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _out_axis(node: ir.Node, weight_index: int) -> int:
+    if node.op_type == "MatMul":
+        return 1 if weight_index == 1 else 0
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return 1 if node.op_type == "ConvTranspose" else 0
 
 
 def _unfold(node: ir.Node, weight: NDArray[Any]) -> Unfold:
@@ -108,6 +130,8 @@ def _unfold(node: ir.Node, weight: NDArray[Any]) -> Unfold:
         tuple(attributes.get_ints("pads", (0,) * 2 * len(kernel))),
         cast("AutoPad", attributes.get_string("auto_pad", "NOTSET")),
         attributes.get_int("group", 1),
+        transposed=node.op_type == "ConvTranspose",
+        extra=tuple(attributes.get_ints("output_padding", ())),
     )
 
 
@@ -135,20 +159,32 @@ def _is_narrow_group(node: ir.Node, weight: NDArray[Any]) -> bool:
     return node.attributes.get_int("group", 1) > 1 and 1 < weight.shape[1] < NARROW_GROUP
 
 
-def _layout(node: ir.Node, weight: NDArray[Any], integer: bool) -> WeightLayout | str:
+def _unsuitable(node: ir.Node, weight: NDArray[Any] | None, index: int, integer: bool) -> str | None:
+    """Why a weight cannot become codes, if so."""
+    if weight is None or weight.dtype != np.float32 or not weight.size:
+        return "its weight is empty or not float32"
+    if node.op_type == "ConvTranspose":
+        return _unsuitable_transposed(node)
     if node.op_type == "Conv":
-        if integer and _is_narrow_group(node, weight):
-            return f"{weight.shape[1]} channels per group: the integer kernel is slower than the float one"
-        return WeightLayout(0, weight.shape)
+        narrow = integer and _is_narrow_group(node, weight)
+        return (
+            f"{weight.shape[1]} channels per group: the integer kernel is slower than the float one" if narrow else None
+        )
     if weight.ndim != 2:
         return f"its weight has {weight.ndim} axes; integer kernels want 2"
-    if node.op_type == "MatMul":
-        return WeightLayout(1, weight.shape)
+    if integer and index == 0:
+        return "its weight is on the left; integer kernels want it on the right"
     attributes = node.attributes
-    if (
-        attributes.get_int("transA", 0)
-        or attributes.get_float("alpha", 1.0) != 1.0
-        or attributes.get_float("beta", 1.0) != 1.0
-    ):
+    plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
+    if attributes.get_int("transA", 0) or not plain:
         return "transA, alpha or beta differ from what the integer kernel computes"
-    return WeightLayout(0 if attributes.get_int("transB", 0) else 1, weight.shape)
+    return None
+
+
+def _unsuitable_transposed(node: ir.Node) -> str | None:
+    attributes = node.attributes
+    if attributes.get_int("group", 1) != 1:
+        return "a transposed convolution in groups"
+    if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in attributes:
+        return "a transposed convolution whose pads are not given"
+    return None

@@ -150,11 +150,11 @@ class _Lowering:
         node = self.values[layer.name].producer()
         assert node is not None  # a layer is named after a node's output
         decoded = self._decoded_weight(layer, self.plan.weights[layer.name])
-        node.replace_input_with(1, decoded)
+        node.replace_input_with(layer.weight_index, decoded)
         bias = self._bias(layer, node)
         codes, scale = (_root(value) for value in decoded.producer().inputs[:2])  # type: ignore[union-attr]
         return LoweredLayer(
-            _name_at(_decoder_of(node.inputs[0]), 0) or layer.source,
+            _name_at(_decoder_of(node.inputs[1 - layer.weight_index]), 0) or layer.source,
             codes,
             scale,
             None if bias is None else _name_at(_decoder_of(bias), 0) or str(bias.name),

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float32, name_of
-from ptq.target import ARITHMETIC_OPS, INTEGER_OPS
+from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
 
 RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
@@ -85,7 +85,7 @@ def place_weights(model: ir.Model, left_out: Selector = lambda _node: None) -> P
     """
     layers, left_float = [], {}
     for node in model.graph:
-        if node.domain or node.op_type not in INTEGER_OPS or _is_product(node):
+        if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
             continue
         layer = describe_linear(node, integer=False)
         reason = left_out(node) or (layer if isinstance(layer, str) else None)

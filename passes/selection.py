@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ptq.core.errors import RecipeError
 from ptq.passes._linear import name_of
 from ptq.passes.placement import Selector
-from ptq.target import INTEGER_OPS
+from ptq.target import LINEAR_OPS
 
 REGEX = "re:"
 
@@ -46,10 +46,10 @@ def layers_matching(model: ir.Model, pattern: str) -> frozenset[str]:
         RecipeError: It matches none, or is no regular expression.
     """
     found = names_matching(model, pattern, "layers")
-    names = found & {name_of(node) for node in model.graph if node.op_type in INTEGER_OPS and not node.domain}
+    names = found & {name_of(node) for node in model.graph if node.op_type in LINEAR_OPS and not node.domain}
     if not names:
         raise RecipeError(
-            f"layers: {pattern!r} matches {len(found)} nodes, but none of {', '.join(sorted(INTEGER_OPS))}"
+            f"layers: {pattern!r} matches {len(found)} nodes, but none of {', '.join(sorted(LINEAR_OPS))}"
         )
     return names
 
@@ -79,7 +79,7 @@ def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
 def outermost(model: ir.Model) -> frozenset[str]:
     """Linear layers with no other linear layer before them, or none behind."""
     nodes = [node for node in model.graph if node.outputs]
-    linear = {node for node in nodes if not node.domain and node.op_type in INTEGER_OPS}
+    linear = {node for node in nodes if not node.domain and node.op_type in LINEAR_OPS}
     behind = _reached(nodes, linear, lambda node: [v.producer() for v in node.inputs if v is not None])
     before = _reached(nodes[::-1], linear, lambda node: [use.node for v in node.outputs for use in v.uses()])
     return frozenset(name_of(node) for node in linear if node not in behind or node not in before)

@@ -9,6 +9,9 @@ from pathlib import Path
 from ptq.core.spec import PerAxis, QuantSpec
 
 INTEGER_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+LINEAR_OPS = INTEGER_OPS | {"ConvTranspose"}
+"""What has a weight; onnxruntime has no integer kernel for ConvTranspose on CPUs."""
+
 ARITHMETIC_OPS = frozenset({"Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat"})
 """Not AveragePool: onnxruntime's integer kernel takes 5 to 20 times as long as the float one."""
 

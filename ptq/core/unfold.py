@@ -23,6 +23,9 @@ class Unfold:
         pads: Begin of each axis, then end of each, as ONNX orders them.
         auto_pad: ONNX's rule for pads, `NOTSET` for the explicit ones.
         groups: Convolution groups.
+        transposed: A transposed convolution: the input is spread out by the strides and met by the mirrored kernel.
+        extra: Its `output_padding`, () for none.
+        columns: For a product: the weight stands on the left, so that it meets the columns of the input.
     """
 
     kernel: tuple[int, ...] = ()
@@ -31,6 +34,9 @@ class Unfold:
     pads: tuple[int, ...] = ()
     auto_pad: AutoPad = "NOTSET"
     groups: int = 1
+    transposed: bool = False
+    extra: tuple[int, ...] = ()
+    columns: bool = False
 
     def rows(self, values: NDArray[Any], limit: int | None = None) -> NDArray[Any]:
         """What each position of the output reads, columns in the order of the weight matrix (channel, kernel...).
@@ -43,8 +49,11 @@ class Unfold:
             Shape [groups, positions, in].
         """
         if not self.kernel:
+            values = np.swapaxes(values, -1, -2) if self.columns else values
             flat = values.reshape(-1, values.shape[-1])
             return flat[_spread(len(flat), limit)][None]
+        if self.transposed:
+            return self._mirrored(values, limit)
         spatial = len(self.kernel)
         begin, end = self._pads(values.shape[2:])
         padded = np.pad(values, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
@@ -60,6 +69,24 @@ class Unfold:
         picked = chosen[index]  # [positions, channels, kernel...]
         columns = channels // self.groups * int(np.prod(self.kernel))
         return np.ascontiguousarray(picked.reshape(-1, self.groups, columns).transpose(1, 0, 2))
+
+    def _mirrored(self, values: NDArray[Any], limit: int | None) -> NDArray[Any]:
+        """Rows of a transposed convolution, as those of the plain one with the same result."""
+        half = len(self.kernel)
+        extents = tuple((n - 1) * s + 1 for n, s in zip(values.shape[2:], self.strides, strict=True))
+        apart = np.zeros((*values.shape[:2], *extents), values.dtype)
+        apart[(slice(None), slice(None), *(slice(None, None, s) for s in self.strides))] = values
+        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
+        extra = self.extra or (0,) * half
+        begin = [r - p for r, p in zip(reach, self.pads[:half], strict=True)]
+        end = [r - p + e for r, p, e in zip(reach, self.pads[half:], extra, strict=True)]
+        inner = (slice(max(-b, 0), n - max(-e, 0)) for b, e, n in zip(begin, end, extents, strict=True))
+        cropped = apart[(slice(None), slice(None), *inner)]
+        pads = (*(max(b, 0) for b in begin), *(max(e, 0) for e in end))
+        plain = Unfold(self.kernel, (1,) * half, self.dilations, pads)
+        rows = plain.rows(cropped, limit)
+        taps = rows.reshape(*rows.shape[:2], -1, *self.kernel)
+        return np.flip(taps, tuple(range(3, 3 + half))).reshape(rows.shape)
 
     def _pads(self, extents: tuple[int, ...]) -> tuple[list[int], list[int]]:
         half = len(self.kernel)

@@ -108,7 +108,8 @@ class Gpfq:
         low, high = (problem.spec.qmin, problem.spec.qmax) if half is None else (-half, half)
         random = np.random.default_rng(self.seed)
         rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
-        levels, values = np.zeros_like(rest), np.zeros_like(rest)
+        values = np.zeros_like(rest)
+        levels: Float = np.zeros_like(rest)
         for start in range(0, rest.shape[-1], self.block):
             stop = min(start + self.block, rest.shape[-1])
             rest[..., start:stop] -= np.matmul(values[..., :start], gram[:, start:stop, :start].transpose(0, 2, 1))
