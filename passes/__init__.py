@@ -83,7 +83,7 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     notes = []
     before, after = model.opset_imports.get("", 0), prepared.opset_imports.get("", 0)
     if before != after:
-        why = "int4 weights need 21" if after == INT4_OPSET else "per-channel scales need 13"
+        why = "weights of less than 8 bits need 21" if after == INT4_OPSET else "per-channel scales need 13"
         notes.append(f"opset raised from {before} to {after}: {why}")
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
     if folded > 0:

@@ -56,8 +56,8 @@ class LayerRow:
         input_sqnr_db: Signal to error of its input on the calibration set, dB.
         bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
         method: Tag of the weight method that was used.
-        output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, dB;
-            None if the method looked at the weight alone.
+        output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, constant
+            parts left out where a bias takes them up, dB; None if the method looked at the weight alone.
         bound_db: What path following without clipping guarantees for that figure, dB; likewise.
         levels: How many different codes the weight uses.
         sparsity: Share of codes that are 0.
@@ -268,7 +268,9 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
 
 def channel_axes(placement: Placement) -> dict[str, int]:
     """Inputs of linear layers whose channel means bias correction needs -> their channel axis."""
-    return {layer.source: 1 if layer.op_type == "Conv" else -1 for layer in placement.layers}
+    return {
+        layer.source: 1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1 for layer in placement.layers
+    }
 
 
 def fragile_layers(

@@ -49,7 +49,8 @@ class InputMeans:
         """Every tap of a kernel sees its channel's mean; border effects of padding are neglected."""
         shape, groups = layer.layout.shape, layer.unfold.groups
         num_taps = int(np.prod(shape)) // (shape[layer.layout.out_axis] * (len(channels.mean) // groups))
-        mean = np.repeat(channels.mean.reshape(groups, -1), num_taps, axis=1)
+        met = 1 / float(np.prod(layer.unfold.strides)) if layer.unfold.transposed else 1.0  # the rest are zeros between
+        mean = np.repeat(channels.mean.reshape(groups, -1) * met, num_taps, axis=1)
         return InputMeans(mean, mean)
 
 

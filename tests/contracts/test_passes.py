@@ -55,6 +55,18 @@ def product_batchnorm() -> ir.Model:
     return model_from_text(text, weights | {"v": np.abs(random((4,), 4)) + 0.1})
 
 
+def odd_gemms() -> ir.Model:
+    text = """
+    net (float[1, 24] x) => (float[9, 7] y) {
+        t = Reshape (x, s)
+        a = Gemm <transA = 1, alpha = 0.5, beta = 3.0> (t, w, b)
+        c = Gemm <transA = 1, transB = 1, alpha = 2.0> (a, v)
+        y = Gemm <beta = 0.0> (c, u, d)
+    }"""
+    weights = {"w": random((6, 9)), "b": random((9,), 1), "v": random((5, 4), 2), "u": random((5, 7), 3)}
+    return model_from_text(text, weights | {"d": random((7,), 4), "s": np.array([6, 4])})
+
+
 def weights_as_inputs() -> ir.Model:
     proto = ir.to_proto(conv_net())
     for tensor in proto.graph.initializer:
@@ -83,6 +95,7 @@ GRAPHS: list[tuple[Callable[[], ir.Model], tuple[int, ...]]] = [
     (product_batchnorm, VECTOR),
     (weights_as_inputs, (3, 16, 16)),
     (function, VECTOR),
+    (odd_gemms, (24,)),
 ]
 each_graph = pytest.mark.parametrize(("build", "shape"), GRAPHS, ids=lambda value: getattr(value, "__name__", ""))
 

@@ -13,12 +13,14 @@ from ptq.runtime import open_session
 from tests.builders import model_from_text, random
 
 
-def convolution(attributes: str, shape: tuple[int, ...], weight: NDArray[np.float32]) -> tuple[LinearLayer, ir.Model]:
+def convolution(
+    attributes: str, shape: tuple[int, ...], weight: NDArray[np.float32], op_type: str = "Conv"
+) -> tuple[LinearLayer, ir.Model]:
     extents = ", ".join(["N", *(str(n) for n in shape)])
     outputs = ", ".join(f"D{i}" for i in range(len(shape) + 1))
-    text = f"net (float[{extents}] x) => (float[{outputs}] y) {{ y = Conv {attributes} (x, w) }}"
+    text = f"net (float[{extents}] x) => (float[{outputs}] y) {{ y = {op_type} {attributes} (x, w) }}"
     model = model_from_text(text, {"w": weight})
-    layer = describe_linear(model.graph[0])
+    layer = describe_linear(model.graph[0], integer=False)
     assert isinstance(layer, LinearLayer)
     return layer, model
 
@@ -41,13 +43,46 @@ def convolution(attributes: str, shape: tuple[int, ...], weight: NDArray[np.floa
 def test_rows_times_the_matrix_is_the_convolution(
     attributes: str, shape: tuple[int, ...], weight: tuple[int, ...]
 ) -> None:
-    layer, model = convolution(attributes, shape, random(weight))
+    require_same_as_runtime("Conv", attributes, shape, weight)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape", "weight"),
+    [
+        ("", (3, 5, 6), (3, 4, 3, 3)),
+        ("<strides = [2, 3], pads = [1, 0, 2, 1]>", (3, 5, 6), (3, 4, 3, 2)),
+        ("<strides = [2, 2], output_padding = [1, 1], pads = [1, 1, 1, 1]>", (3, 5, 6), (3, 4, 3, 3)),
+        ("<dilations = [2, 2]>", (3, 5, 5), (3, 4, 3, 3)),
+        ("<strides = [2], pads = [3, 2]>", (3, 9), (3, 4, 3)),
+        ("<strides = [2, 2, 2]>", (2, 3, 4, 3), (2, 3, 2, 2, 2)),
+    ],
+)  # fmt: skip
+def test_rows_times_the_matrix_is_the_transposed_convolution(
+    attributes: str, shape: tuple[int, ...], weight: tuple[int, ...]
+) -> None:
+    require_same_as_runtime("ConvTranspose", attributes, shape, weight)
+
+
+@pytest.mark.parametrize(("text", "shape"), [("MatMul (w, x)", (2, 8, 5)), ("MatMul (x, w)", (2, 5, 8))])
+def test_rows_meet_the_weight_on_either_side(text: str, shape: tuple[int, ...]) -> None:
+    weight, x = random((8, 8)), random(shape, 3)
+    model = model_from_text(f"net (float[N, A, B] x) => (float[N, C, D] y) {{ y = {text} }}", {"w": weight})
+    layer = describe_linear(model.graph[0], integer=False)
+    assert isinstance(layer, LinearLayer)
+    (expected,) = open_session(ir.to_proto(model).SerializeToString(), optimization="none").run(None, {"x": x})
+    found = layer.unfold.rows(x)[0] @ layer.layout.to_matrix(weight).T
+    expected = np.swapaxes(expected, -1, -2) if layer.unfold.columns else expected
+    np.testing.assert_allclose(found, expected.reshape(-1, 8), atol=1e-5)
+
+
+def require_same_as_runtime(op_type: str, attributes: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    layer, model = convolution(attributes, shape, random(weight), op_type)
     x = random((2, *shape), 3)
     (expected,) = open_session(ir.to_proto(model).SerializeToString(), optimization="none").run(None, {"x": x})
     rows = layer.unfold.rows(x)
     matrix = layer.layout.to_matrix(random(weight)).reshape(layer.unfold.groups, -1, rows.shape[2])
     found = np.matmul(rows, matrix.transpose(0, 2, 1))  # [groups, positions, out / groups]
-    channels = found.transpose(0, 2, 1).reshape(weight[0], 2, -1).transpose(1, 0, 2)
+    channels = found.transpose(0, 2, 1).reshape(expected.shape[1], 2, -1).transpose(1, 0, 2)
     np.testing.assert_allclose(channels.reshape(expected.shape), expected, atol=1e-4)
 
 
