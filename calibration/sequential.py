@@ -24,7 +24,7 @@ from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import WeightEncoding
-from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
 from ptq.modelfile import run, session_of
@@ -158,7 +158,7 @@ class _Moments:
 
     layers: list[LinearLayer]
     weight: NDArray[np.float32]
-    parts: dict[tuple[str, int], LayerStatistics] = field(default_factory=dict)
+    parts: dict[tuple[str, int], MomentSum] = field(default_factory=dict)
     count: int = 0
 
     def measure(self, rows: NDArray[Any], float_rows: NDArray[Any], size: int) -> _Parts:
@@ -170,8 +170,7 @@ class _Moments:
     def add(self, parts: _Parts) -> None:
         """Add a chunk's moments to one half of the set."""
         for kind, part in zip(("rows", "pooled"), parts, strict=True):
-            key = kind, self.count % 2
-            self.parts[key] = self.parts[key].merge(part) if key in self.parts else part
+            self.parts.setdefault((kind, self.count % 2), MomentSum()).add(part)
         self.count += 1
 
     def of(self, layer: LinearLayer) -> LayerMoments:
@@ -179,7 +178,8 @@ class _Moments:
         sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in self.layers]
         start = sum(sizes[: self.layers.index(layer)])
         stop = start + sizes[self.layers.index(layer)]
-        own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in self.parts.items()}
+        sums = {key: part.value() for key, part in self.parts.items()}
+        own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in sums.items()}
         return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
 
 

@@ -4,6 +4,10 @@ A word of b bits is cut into planes of 4, 2 and 1 bits, the binary digits of b; 
 that no field crosses a byte. All layers of one word length share a stream of bytes: the operators that unpack it are
 written once, and one Split hands every layer its part. onnxruntime evaluates all of it when the session opens, before
 it looks for integer kernels.
+
+Bytes are unpacked by table: row r of a plane's table holds the fields of byte r at their place in the word, and the
+topmost plane carries the sign, so that the rows of all planes only have to be OR-ed. onnxruntime keeps every result
+until all constants are evaluated; operators on whole streams are few for that reason.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ PACKED_BITS = (2, 3, 5, 6, 7)
 """Word lengths that are stored this way; 4 and 8 bits are types of ONNX."""
 
 PACKING_OPSET = 18
-"""BitwiseAnd, BitwiseOr, and Split into counted parts."""
+"""BitwiseOr."""
 
 BYTE = 8
 
@@ -34,19 +38,17 @@ def pack(codes: NDArray[np.int8], num_bits: int) -> NDArray[np.uint8]:
 
     Returns:
         The planes, widest first, each with its own padding of less than a byte. Shape [about size * b / 8].
+
+    Raises:
+        ValueError: A code does not fit, or no code is stored this way at that word length.
     """
+    _check(codes, num_bits)
     words = (codes.reshape(-1).astype(np.int16) + (1 << (num_bits - 1))).astype(np.uint8)
-    parts = []
-    for width, shift in _planes(num_bits):
-        per_byte = BYTE // width
-        fields = words >> np.uint8(shift) & np.uint8((1 << width) - 1)
-        padded = np.pad(fields, (0, -len(fields) % per_byte)).reshape(-1, per_byte)
-        parts.append(np.bitwise_or.reduce(padded << _shifts(width), axis=1))
-    return np.concatenate(parts)
+    return np.concatenate([_filled(words, width, shift) for width, shift in _planes(num_bits)])
 
 
 def unpack(packed: NDArray[np.uint8], num_bits: int, count: int) -> NDArray[np.int8]:
-    """The inverse of `pack`; step by step what the graph does.
+    """The inverse of `pack`, by the tables that the graph uses.
 
     Args:
         packed: Bytes.
@@ -56,13 +58,13 @@ def unpack(packed: NDArray[np.uint8], num_bits: int, count: int) -> NDArray[np.i
     Returns:
         Codes. Shape [count].
     """
-    words, start = np.zeros(count, np.uint8), 0
+    codes, start = np.zeros(count, np.int8), 0
     for width, shift in _planes(num_bits):
         stop = start + -(-count // (BYTE // width))
-        fields = packed[start:stop, None] >> _shifts(width) & np.uint8((1 << width) - 1)
-        words |= fields.reshape(-1)[:count] << np.uint8(shift)
+        fields = np.arange(1 << BYTE)[:, None] // _divisors(width) % (1 << width)
+        codes |= _values(width, shift, num_bits)[fields][packed[start:stop]].reshape(-1)[:count]
         start = stop
-    return (words.astype(np.int16) - (1 << (num_bits - 1))).astype(np.int8)
+    return codes
 
 
 @dataclass
@@ -89,7 +91,7 @@ class CodeStream:
         Returns:
             The value: int8, not yet produced by any node.
         """
-        reshape = ir.node("Reshape", [None, None])
+        reshape = ir.node("Reshape", [None, None], name="")
         value = reshape.outputs[0]
         value.name, value.shape, value.type = name, ir.Shape(codes.shape), ir.TensorType(ir.DataType.INT8)
         self.parts.append(codes)
@@ -97,18 +99,25 @@ class CodeStream:
         return value
 
     def write(self, graph: ir.Graph) -> None:
-        """Put the bytes and the nodes that unpack them at the beginning of a graph."""
-        writer = _Writer(graph, f"codes{self.num_bits}")
+        """Put the bytes and the nodes that unpack them at the beginning of a graph.
+
+        Layers of other streams have to be read by the graph already: only then are their names known to be taken.
+
+        Args:
+            graph: Changed in place; not empty.
+
+        Raises:
+            ValueError: A code does not fit into the word length.
+        """
+        writer = _Writer(graph, _names(graph) | {str(value.name) for value in self.places})
         sizes = [part.size for part in self.parts]
-        flat = np.concatenate([part.reshape(-1) for part in self.parts])
-        words = self._words(writer, writer.constant(pack(flat, self.num_bits)), flat.size)
-        table = np.arange(-(1 << (self.num_bits - 1)), 1 << (self.num_bits - 1), dtype=np.int8)
-        index = writer.node("Cast", [words], {"to": int(ir.DataType.INT32)})
-        codes = writer.node("Gather", [writer.constant(table), index])
-        whole = [codes]
+        if padding := -sum(sizes) % BYTE:  # whole groups of eight codes: then all planes have one shape
+            sizes.append(padding)
+        flat = np.concatenate([*(part.reshape(-1) for part in self.parts), np.zeros(padding, np.int8)])
+        whole = [writer.node("Reshape", [self._groups(writer, flat), writer.constant(np.array([-1], np.int64))])]
         if len(sizes) > 1:
-            whole = writer.nodes("Split", [codes, writer.constant(np.array(sizes, np.int64))], {"axis": 0}, len(sizes))
-        for value, part, source in zip(self.places, self.parts, whole, strict=True):
+            whole = writer.nodes("Split", [*whole, writer.constant(np.array(sizes, np.int64))], len(sizes))
+        for value, part, source in zip(self.places, self.parts, whole, strict=False):  # the padding has no place
             node = value.producer()
             if node is None:
                 raise RuntimeError(f"{value.name} lost its node")
@@ -117,47 +126,52 @@ class CodeStream:
             writer.made.append(node)
         graph.insert_before(graph[0], writer.made)
 
-    def _words(self, writer: _Writer, packed: ir.Value, count: int) -> ir.Value:
-        """Unsigned words from the planes."""
-        words, start = None, 0
+    def _groups(self, writer: _Writer, codes: NDArray[np.int8]) -> ir.Value:
+        """Codes in groups of eight. Shape [size / 8, 2, 2, 2]."""
+        packed = pack(codes, self.num_bits)
+        ends = [writer.constant(np.array(end, np.int32)) for end in (0, 1 << BYTE, 1)]
+        every_byte = writer.node("Range", ends)
+        groups, start = None, 0
         for width, shift in _planes(self.num_bits):
-            length = -(-count // (BYTE // width))
-            plane = writer.cut(packed, start, start + length)
-            column = writer.node("Reshape", [plane, writer.constant(np.array([-1, 1], np.int64))])
-            moved = writer.node("BitShift", [column, writer.constant(_shifts(width))], {"direction": "RIGHT"})
-            fields = writer.node("BitwiseAnd", [moved, writer.constant(np.array([(1 << width) - 1], np.uint8))])
-            flat = writer.cut(writer.node("Reshape", [fields, writer.constant(np.array([-1], np.int64))]), 0, count)
-            high = flat
-            if shift:
-                high = writer.node(
-                    "BitShift", [flat, writer.constant(np.array([shift], np.uint8))], {"direction": "LEFT"}
-                )
-            words = high if words is None else writer.node("BitwiseOr", [words, high])
-            start += length
-        if words is None:
+            # A byte holds 2, 4 or 8 fields: one, two or three of the twos come from the table, the rest are bytes.
+            inner = [2] * ((BYTE // width).bit_length() - 1)
+            outer = [2] * (3 - len(inner))
+            stop = start + codes.size * width // BYTE
+            shape = np.array([-1] + [1] * len(inner), np.int64)
+            column = writer.node("Reshape", [every_byte, writer.constant(shape)])
+            places = writer.node("Div", [column, writer.constant(_divisors(width).reshape(inner))])
+            fields = writer.node("Mod", [places, writer.constant(np.array(1 << width, np.int32))])
+            table = writer.node("Gather", [writer.constant(_values(width, shift, self.num_bits)), fields])
+            rows = writer.node("Cast", [writer.constant(packed[start:stop].reshape(-1, *outer))], to=ir.DataType.INT32)
+            plane = writer.node("Gather", [table, rows])
+            groups = plane if groups is None else writer.node("BitwiseOr", [groups, plane])
+            start = stop
+        if groups is None:
             raise RuntimeError(f"{self.num_bits} bits have no planes")
-        return words
+        return groups
 
 
 @dataclass
 class _Writer:
-    """Nodes and constants of one stream, not yet in the graph."""
+    """Nodes and constants of one stream, not yet in the graph.
+
+    In small models names outweigh weights: those of values are short, and those of nodes are empty, because onnx-ir
+    makes one up for a node that has none.
+    """
 
     graph: ir.Graph
-    prefix: str
+    taken: set[str]
     made: list[ir.Node] = field(default_factory=list)
     constants: dict[tuple[bytes, str], ir.Value] = field(default_factory=dict)
     count: int = 0
 
-    def node(self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any] | None = None) -> ir.Value:
+    def node(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
         """A node with one output."""
-        return self.nodes(op_type, inputs, attributes or {}, 1)[0]
+        return self.nodes(op_type, inputs, 1, **attributes)[0]
 
-    def nodes(
-        self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any], num_outputs: int
-    ) -> list[ir.Value]:
-        """A node."""
-        node = ir.node(op_type, inputs, attributes, num_outputs=num_outputs)
+    def nodes(self, op_type: str, inputs: Sequence[ir.Value], num_outputs: int, **attributes: int) -> list[ir.Value]:
+        """A node with numbered outputs."""
+        node = ir.node(op_type, inputs, attributes, num_outputs=num_outputs, name="")
         for value in node.outputs:
             value.name = self._name()
         self.made.append(node)
@@ -175,14 +189,36 @@ class _Writer:
             self.constants[key] = value
         return self.constants[key]
 
-    def cut(self, value: ir.Value, start: int, stop: int) -> ir.Value:
-        """Elements of a vector."""
-        ends = [self.constant(np.array([end], np.int64)) for end in (start, stop)]
-        return self.node("Slice", [value, *ends])
-
     def _name(self) -> str:
-        self.count += 1
-        return f"{self.prefix}_{self.count}"
+        """A name that is not in use yet."""
+        while (name := f"p{self.count}") in self.taken:
+            self.count += 1
+        self.taken.add(name)
+        return name
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    """All names that a graph and the bodies of its control flow use."""
+    values = [value for body in (graph, *graph.subgraphs()) for value in (*body.inputs, *body.initializers.values())]
+    values += [value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
+    return {str(value.name) for value in values}
+
+
+def _check(codes: NDArray[np.int8], num_bits: int) -> None:
+    if num_bits not in PACKED_BITS:
+        raise ValueError(f"codes of {num_bits} bits are not packed; {PACKED_BITS} are")
+    half = 1 << (num_bits - 1)
+    if codes.size and not (codes.min() >= -half and codes.max() < half):
+        raise ValueError(f"codes {codes.min()} .. {codes.max()} do not fit into {num_bits} bits")
+
+
+def _filled(words: NDArray[np.uint8], width: int, shift: int) -> NDArray[np.uint8]:
+    """One plane of the words, the first field lowest in its byte."""
+    per_byte = BYTE // width
+    fields = words >> np.uint8(shift) & np.uint8((1 << width) - 1)
+    padded = np.pad(fields, (0, -len(fields) % per_byte)).reshape(-1, per_byte)
+    filled: NDArray[np.uint8] = np.bitwise_or.reduce(padded << np.arange(0, BYTE, width, dtype=np.uint8), axis=1)
+    return filled
 
 
 def _planes(num_bits: int) -> list[tuple[int, int]]:
@@ -195,6 +231,15 @@ def _planes(num_bits: int) -> list[tuple[int, int]]:
     return planes
 
 
-def _shifts(width: int) -> NDArray[np.uint8]:
-    """Where the fields of a byte begin."""
-    return np.arange(0, BYTE, width, dtype=np.uint8)
+def _divisors(width: int) -> NDArray[np.int32]:
+    """What moves each field of a byte to its low end. Shape [8 / width]."""
+    return np.left_shift(1, np.arange(0, BYTE, width, dtype=np.int32), dtype=np.int32)
+
+
+def _values(width: int, shift: int, num_bits: int) -> NDArray[np.int8]:
+    """What each field adds to its code. Shape [2^width].
+
+    Packed words are codes + 2^(b-1): only the topmost field is signed.
+    """
+    lowest = 1 << (width - 1) if width + shift == num_bits else 0
+    return ((np.arange(1 << width) - lowest) << shift).astype(np.int8)

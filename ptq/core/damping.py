@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.layer_statistics import LayerStatistics, add_diagonal
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 """Candidates; infinity asks for the float weight on the quantized input and leaves earlier errors alone."""
@@ -67,8 +67,8 @@ def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
         return statistics
     if np.isinf(strength):
         return replace(statistics, cross=statistics.gram)
-    held = strength * np.einsum("gii->gi", statistics.gram)[:, :, None] * np.eye(statistics.gram.shape[-1])
-    return replace(statistics, gram=statistics.gram + held, cross=statistics.cross + held)
+    held = strength * np.einsum("gii->gi", statistics.gram)
+    return replace(statistics, gram=add_diagonal(statistics.gram, held), cross=add_diagonal(statistics.cross, held))
 
 
 def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
@@ -102,6 +102,6 @@ def _fit(statistics: LayerStatistics, weight: NDArray[np.float32], strength: flo
     seen = damped(statistics, strength)
     size = seen.gram.shape[-1]
     by_group = weight.reshape(len(seen.gram), -1, size).astype(np.float64)
-    floor = 1e-10 * np.einsum("gii->gi", seen.gram).max(-1)[:, None, None] * np.eye(size) + 1e-30 * np.eye(size)
-    asked = np.matmul(seen.cross + floor, by_group.transpose(0, 2, 1))
-    return np.linalg.solve(seen.gram + floor, asked).transpose(0, 2, 1).reshape(weight.shape)
+    floor = 1e-10 * np.einsum("gii->gi", seen.gram).max(-1)[:, None] + 1e-30
+    asked = np.matmul(seen.cross, by_group.transpose(0, 2, 1)) + floor[:, None] * by_group.transpose(0, 2, 1)
+    return np.linalg.solve(add_diagonal(seen.gram, floor), asked).transpose(0, 2, 1).reshape(weight.shape)

@@ -109,6 +109,31 @@ class LayerStatistics:
         return LayerStatistics(gram, cross, none, none, energy, self.count)
 
 
+class MomentSum:
+    """Statistics under construction: what `merge` gives, without a new set of matrices for every part."""
+
+    def __init__(self) -> None:
+        self._sum: LayerStatistics | None = None
+
+    def add(self, part: LayerStatistics) -> None:
+        """Add a part. Its matrices belong to the sum from now on."""
+        if self._sum is None or self._sum.matched != part.matched:
+            self._sum = part if self._sum is None else self._sum.merge(part)
+            return
+        own = self._sum
+        np.add(own.gram, part.gram, out=own.gram)
+        if not own.matched:
+            np.add(own.cross, part.cross, out=own.cross)
+        small = own.total + part.total, own.float_total + part.float_total, own.energy + part.energy
+        self._sum = LayerStatistics(own.gram, own.cross, *small, own.count + part.count)
+
+    def value(self) -> LayerStatistics:
+        """The sum of at least one part; the next `add` changes it."""
+        if self._sum is None:
+            raise ValueError("nothing was added; expected at least one part")
+        return self._sum
+
+
 def output_error(error: Float, gram: Float) -> Float:
     """Energy that weight errors add to the layer's output when both networks give it the same input.
 
@@ -120,3 +145,15 @@ def output_error(error: Float, gram: Float) -> Float:
         d G d^T per output feature. Shape [groups, out].
     """
     return np.asarray(np.einsum("goi,goi->go", np.matmul(error, gram), error))
+
+
+def add_diagonal(matrices: Float, values: Float) -> Float:
+    """Copies of square matrices with something added to their diagonals.
+
+    Args:
+        matrices: Shape [groups, in, in].
+        values: Shape [groups, in] or [groups, 1].
+    """
+    copy = matrices.copy()
+    np.einsum("gii->gi", copy)[...] += values
+    return copy

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
 from ptq.core.encoding import AffineEncoding
 from ptq.core.errors import CalibrationError
+from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 
@@ -32,7 +33,7 @@ DAMPING = 0.01  # of the mean second moment: how strongly the target is held to 
 
 @dataclass(frozen=True)
 class GroupedProblem:
-    """A layer problem as the solvers see it. All moments are per position.
+    """A layer problem as the solvers see it.
 
     Attributes:
         weight: Float weight. Shape [groups, out, in].
@@ -66,13 +67,12 @@ class GroupedProblem:
         statistics = problem.statistics
         if statistics is None:
             raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
-        count = max(statistics.count, 1)
         weight = problem.weight.astype(np.float64).reshape(len(statistics.gram), -1, statistics.gram.shape[-1])
-        gram, dead = _revive(statistics.gram / count)
-        cross = gram if statistics.matched else _keep_dead(statistics.cross / count, gram, dead)
+        gram, dead = _revive(statistics.gram)
+        cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
         pull = np.matmul(weight, cross.transpose(0, 2, 1))
         target = weight if statistics.matched else _least_squares(weight, gram, pull)
-        return GroupedProblem(weight, gram, cross, statistics.energy / count, problem.spec, target, pull)
+        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull)
 
     def encode(self, levels: Float, scale: Float) -> AffineEncoding:
         """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
@@ -96,12 +96,16 @@ def _revive(gram: Float) -> tuple[Float, NDArray[np.bool_]]:
     """The moment with dead inputs put on the diagonal, and which they are. Shape [groups, in]."""
     diagonal = np.einsum("gii->gi", gram)
     dead = diagonal <= DEAD * diagonal.max(initial=0.0)
+    if not dead.any():
+        return gram, dead  # a copy of a wide layer's moment would be felt
     alive = np.where(dead[:, :, None] | dead[:, None, :], 0.0, gram)
     np.einsum("gii->gi", alive)[dead] = max(float(diagonal.mean()), 1e-30)
     return alive, dead
 
 
 def _keep_dead(cross: Float, gram: Float, dead: NDArray[np.bool_]) -> Float:
+    if not dead.any():
+        return cross
     kept = np.where(dead[:, :, None], 0.0, cross)
     np.einsum("gii->gi", kept)[dead] = np.einsum("gii->gi", gram)[dead]
     return kept
@@ -109,13 +113,13 @@ def _keep_dead(cross: Float, gram: Float, dead: NDArray[np.bool_]) -> Float:
 
 def _least_squares(weight: Float, gram: Float, pull: Float) -> Float:
     """Argmin over real T of J(T) + damping |T - W|^2."""
-    strength = DAMPING * np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
-    held = gram + strength * np.eye(gram.shape[-1])
-    return np.linalg.solve(held, (pull + strength * weight).transpose(0, 2, 1)).transpose(0, 2, 1)
+    strength = DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
+    asked = (pull + strength[:, None] * weight).transpose(0, 2, 1)
+    return np.linalg.solve(add_diagonal(gram, strength), asked).transpose(0, 2, 1)
 
 
 def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> AffineEncoding:
-    """What every solver does: choose scales, find levels its own way, polish them, refit the scales once.
+    """What every solver does: choose scales, find levels its own way, polish them, refit the scales, keep the best.
 
     Args:
         problem: Layer with statistics of its input.
@@ -133,9 +137,12 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     scale = best_scale(grouped)
     levels = in_order(grouped, scale, start, order)
     if num_sweeps:
+        rounded, first = round_to_nearest(grouped.weight, scale, grouped.spec), scale
         levels = polish(grouped, levels, scale, num_sweeps)
         scale = refit(grouped, levels, scale)
         levels = polish(grouped, levels, scale, num_sweeps)
+        worse = grouped.error(rounded, first) < grouped.error(levels, scale)  # greed can lose; rounding then stays
+        levels, scale = np.where(worse[..., None], rounded, levels), np.where(worse, first, scale)
     return grouped.encode(levels, scale)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
+from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, solve
 
@@ -66,8 +67,8 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
         Levels. Shape of `weight`.
     """
     gram, spec = problem.gram, problem.spec
-    mean = np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
-    inverse = np.linalg.inv(gram + damping * mean * np.eye(gram.shape[-1]))
+    mean = np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
+    inverse = np.linalg.inv(add_diagonal(gram, damping * mean))
     upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
     weight = weight.copy()
     levels, errors = np.zeros_like(weight), np.zeros_like(weight)

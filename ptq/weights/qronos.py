@@ -8,6 +8,7 @@ import numpy as np
 
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import AffineEncoding
+from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, solve
 from ptq.weights.gptq import sweep
@@ -57,10 +58,10 @@ class Qronos:
         if gram.shape[-1] == 1:
             return first[..., None]
         rest = gram[:, 1:, 1:]
-        strength = self.damping * np.einsum("gii->g", gram)[:, None, None] / gram.shape[-1]
-        asked = problem.pull[..., 1:] + strength * problem.weight[..., 1:]
+        strength = self.damping * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
+        asked = problem.pull[..., 1:] + strength[:, None] * problem.weight[..., 1:]
         asked = asked - (first * scale)[..., None] * gram[:, None, 0, 1:]
-        refitted = np.linalg.solve(rest + strength * np.eye(rest.shape[-1]), asked.transpose(0, 2, 1))
+        refitted = np.linalg.solve(add_diagonal(rest, strength), asked.transpose(0, 2, 1))
         levels = sweep(refitted.transpose(0, 2, 1), _without_first(problem), scale, self.damping, self.block)
         return np.concatenate([first[..., None], levels], axis=-1)
 

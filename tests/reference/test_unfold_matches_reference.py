@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from ptq.core.layer_statistics import LayerStatistics, output_error
+from ptq.core.layer_statistics import LayerStatistics, MomentSum, output_error
 from ptq.passes._linear import LinearLayer, describe_linear
 from ptq.runtime import open_session
 from tests.builders import model_from_text, random
@@ -138,7 +138,11 @@ def test_any_split_gives_the_same_statistics(matched: bool) -> None:
         LayerStatistics.of(rows[:, part], weight, None if other is None else other[:, part])
         for part in (slice(13), slice(13, None))
     )
-    merged = first.merge(second)
+    merged, total = first.merge(second), MomentSum()
     assert merged.matched is whole.matched is matched
+    for part in (first, second):
+        total.add(part)
     for field in ("gram", "cross", "total", "float_total", "energy", "count"):
         np.testing.assert_allclose(getattr(merged, field), getattr(whole, field), rtol=1e-12)
+        np.testing.assert_array_equal(getattr(total.value(), field), getattr(merged, field))
+    assert total.value().matched is matched
