@@ -20,6 +20,10 @@ check: .venv/test build/view
 
 bench: .venv/test
 	$(BIN)/python -m tests.bench
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tests.bench_solvers bits
+	$(BIN)/python -m tests.bench_solvers depth
+	$(BIN)/python -m tests.bench_solvers layers
+	$(BIN)/python -m tests.bench_solvers textbook
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.points import Points
 from ptq.core.spec import QuantSpec
 
 
@@ -30,12 +31,14 @@ class LayerProblem:
         weight: Float weight, shape [out, in], rows independent. Never written to.
         spec: The grid wished for; `PerAxis(0)` means one scale per row.
         statistics: What was seen at the layer's input, if the method needs it.
+        points: How many points of the spec's word length are summed for each weight; None is one.
     """
 
     name: str
     weight: NDArray[np.float32]
     spec: QuantSpec
     statistics: LayerStatistics | None = None
+    points: Points | None = None
 
 
 class WeightQuantizer(Protocol):

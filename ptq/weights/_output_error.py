@@ -44,6 +44,8 @@ class GroupedProblem:
         spec: The grid wished for.
         target: The real weight of least J; the float weight itself where both networks agree. Shape of `weight`.
         pull: P = W G^T. Shape of `weight`.
+        lowest: Smallest level of each weight. Shape of `weight`.
+        highest: Largest level, likewise.
     """
 
     weight: Float
@@ -53,6 +55,8 @@ class GroupedProblem:
     spec: QuantSpec
     target: Float
     pull: Float
+    lowest: Float
+    highest: Float
 
     @staticmethod
     def of(problem: LayerProblem) -> GroupedProblem:
@@ -72,7 +76,11 @@ class GroupedProblem:
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
         pull = np.matmul(weight, cross.transpose(0, 2, 1))
         target = weight if statistics.matched else _least_squares(weight, gram, pull)
-        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull)
+        low, high = (np.asarray(end, np.float64) for end in problem.spec.limits)
+        if problem.points is not None:
+            low, high = (end.reshape(weight.shape) for end in problem.points.limits(problem.spec))
+        ends = np.broadcast_to(low, weight.shape), np.broadcast_to(high, weight.shape)
+        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull, *ends)
 
     def encode(self, levels: Float, scale: Float) -> AffineEncoding:
         """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
@@ -137,7 +145,7 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     scale = best_scale(grouped)
     levels = in_order(grouped, scale, start, order)
     if num_sweeps:
-        rounded, first = round_to_nearest(grouped.weight, scale, grouped.spec), scale
+        rounded, first = round_to_nearest(grouped, grouped.weight, scale), scale
         levels = polish(grouped, levels, scale, num_sweeps)
         scale = refit(grouped, levels, scale)
         levels = polish(grouped, levels, scale, num_sweeps)
@@ -170,6 +178,8 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
         weight=np.take_along_axis(problem.weight, wide, 2),
         target=np.take_along_axis(problem.target, wide, 2),
         pull=np.take_along_axis(problem.pull, wide, 2),
+        lowest=np.take_along_axis(problem.lowest, wide, 2),
+        highest=np.take_along_axis(problem.highest, wide, 2),
     )
     levels = start(turned, scale)
     natural = np.empty_like(levels)
@@ -197,14 +207,14 @@ def best_scale(problem: GroupedProblem) -> Float:
     Returns:
         Scale, exact in float32. Shape [groups, out].
     """
-    reach = np.abs(problem.target).max(-1)
+    reach = (np.abs(problem.target) / problem.highest).max(-1) * problem.spec.qmax
     if isinstance(problem.spec.granularity, PerTensor):
         reach = np.full(reach.shape, reach.max())
     best_error, best = np.full(reach.shape, np.inf), np.zeros(reach.shape)
     rowwise = replace(problem.spec, granularity=PerAxis(0))
     for ratio in RATIOS:
         scale = choose_qparams(Range.of(-reach * ratio, reach * ratio), rowwise).scale.astype(np.float64)
-        error = problem.error(round_to_nearest(problem.target, scale, problem.spec), scale)
+        error = problem.error(round_to_nearest(problem, problem.target, scale), scale)
         if isinstance(problem.spec.granularity, PerTensor):
             error = np.full(error.shape, error.sum())
         better = error < best_error
@@ -212,9 +222,9 @@ def best_scale(problem: GroupedProblem) -> Float:
     return best
 
 
-def round_to_nearest(weight: Float, scale: Float, spec: QuantSpec) -> Float:
+def round_to_nearest(problem: GroupedProblem, weight: Float, scale: Float) -> Float:
     """Levels of the nearest codes. Shape of `weight`."""
-    return nearest_level(weight / scale[..., None], spec.qmin, spec.qmax)
+    return nearest_level(weight / scale[..., None], problem.lowest, problem.highest)
 
 
 def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> Float:
@@ -235,14 +245,14 @@ def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
     Cost:
         O(out * in^2) per sweep, less once few rows move.
     """
-    gram, spec = problem.gram, problem.spec
+    gram = problem.gram
     levels = levels.copy()
     residual = np.matmul(levels * scale[..., None], gram) - problem.pull
     for _ in range(num_sweeps):
         moved = False
         for t in range(levels.shape[-1]):
             step = residual[..., t] / gram[:, None, t, t] / scale
-            best = nearest_level(levels[..., t] - step, spec.qmin, spec.qmax)
+            best = nearest_level(levels[..., t] - step, problem.lowest[..., t], problem.highest[..., t])
             change = best - levels[..., t]
             groups, rows = np.nonzero(change)
             if len(rows):

@@ -97,15 +97,19 @@ class Gpfq:
         radius = PAPER_RADIUS * float(np.abs(problem.weight).max(1).mean())
         step = float(np.float32(max(radius, 1e-30) / (1 << (bits - 1))))
         half = 1 << (bits - 1)
-        wide = replace(grouped, spec=replace(grouped.spec, num_bits=bits + 1, narrow_range=False))
+        wide = replace(
+            grouped,
+            spec=replace(grouped.spec, num_bits=bits + 1, narrow_range=False),
+            lowest=np.full_like(grouped.weight, -half),
+            highest=np.full_like(grouped.weight, half),
+        )
         scale = np.full(grouped.weight.shape[:2], step)
-        levels = in_order(wide, scale, lambda given, scales: self._follow(given, scales, half), self.order)
+        levels = in_order(wide, scale, self._follow, self.order)
         return wide.encode(levels, scale)
 
-    def _follow(self, problem: GroupedProblem, scale: Float, half: int | None = None) -> Float:
+    def _follow(self, problem: GroupedProblem, scale: Float) -> Float:
         """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
         gram = problem.gram
-        low, high = (problem.spec.qmin, problem.spec.qmax) if half is None else (-half, half)
         random = np.random.default_rng(self.seed)
         rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
         values = np.zeros_like(rest)
@@ -116,7 +120,8 @@ class Gpfq:
             for t in range(start, stop):
                 done = np.einsum("gob,gb->go", values[..., start:t], gram[:, t, start:t])
                 target = (rest[..., t] - done) / gram[:, None, t, t] / scale
-                levels[..., t] = nearest_level(self._adjust(target, random), low, high)
+                adjusted = self._adjust(target, random)
+                levels[..., t] = nearest_level(adjusted, problem.lowest[..., t], problem.highest[..., t])
                 values[..., t] = levels[..., t] * scale
         return levels
 

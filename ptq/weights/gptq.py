@@ -66,7 +66,7 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
     Returns:
         Levels. Shape of `weight`.
     """
-    gram, spec = problem.gram, problem.spec
+    gram = problem.gram
     mean = np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
     inverse = np.linalg.inv(add_diagonal(gram, damping * mean))
     upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
@@ -75,7 +75,7 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
     for start in range(0, weight.shape[-1], block):
         stop = min(start + block, weight.shape[-1])
         for t in range(start, stop):
-            levels[..., t] = nearest_level(weight[..., t] / scale, spec.qmin, spec.qmax)
+            levels[..., t] = nearest_level(weight[..., t] / scale, problem.lowest[..., t], problem.highest[..., t])
             errors[..., t] = (weight[..., t] - levels[..., t] * scale) / upper[:, None, t, t]
             weight[..., t + 1 : stop] -= errors[..., t, None] * upper[:, None, t, t + 1 : stop]
         weight[..., stop:] -= np.matmul(errors[..., start:stop], upper[:, start:stop, stop:])

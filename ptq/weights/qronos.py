@@ -52,9 +52,10 @@ class Qronos:
         return solve(problem, self._start, self.num_sweeps, self.order)
 
     def _start(self, problem: GroupedProblem, scale: Float) -> Float:
-        gram, spec = problem.gram, problem.spec
+        gram = problem.gram
         others = np.einsum("goi,gi->go", problem.weight[..., 1:], gram[:, 0, 1:])
-        first = nearest_level((problem.pull[..., 0] - others) / gram[:, None, 0, 0] / scale, spec.qmin, spec.qmax)
+        best = (problem.pull[..., 0] - others) / gram[:, None, 0, 0] / scale
+        first = nearest_level(best, problem.lowest[..., 0], problem.highest[..., 0])
         if gram.shape[-1] == 1:
             return first[..., None]
         rest = gram[:, 1:, 1:]
@@ -75,4 +76,6 @@ def _without_first(problem: GroupedProblem) -> GroupedProblem:
         problem.spec,
         problem.target[..., 1:],
         problem.pull[..., 1:],
+        problem.lowest[..., 1:],
+        problem.highest[..., 1:],
     )

@@ -149,7 +149,7 @@ def test_coordinate_descent_never_raises_the_error(bits: int) -> None:
     for seed in range(5):
         grouped = GroupedProblem.of(mismatched(heavy(seed), bits, seed=seed))
         scale = best_scale(grouped)
-        levels = round_to_nearest(grouped.weight, scale, grouped.spec)
+        levels = round_to_nearest(grouped, grouped.weight, scale)
         errors = [grouped.error(polish(grouped, levels, scale, n), scale) for n in (0, 1, 2, 4, 16)]
         assert all((after <= before + 1e-9 * np.abs(before)).all() for before, after in itertools.pairwise(errors))
         polished = polish(grouped, levels, scale, 16)

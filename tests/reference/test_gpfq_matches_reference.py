@@ -40,7 +40,9 @@ def follow(rows: Float, original: Float | None, weight: Float, scale: Float, **o
     statistics = LayerStatistics.of(rows, weight, original)
     problem = GroupedProblem.of(LayerProblem("layer", weight, spec, statistics))  # type: ignore[arg-type]
     method = Gpfq(block=options.get("block", 64))
-    levels = method._follow(problem, scale.reshape(len(rows), -1), options.get("half", WIDE))
+    half = float(options.get("half", WIDE))
+    problem = replace(problem, lowest=np.full_like(problem.weight, -half), highest=np.full_like(problem.weight, half))
+    levels = method._follow(problem, scale.reshape(len(rows), -1))
     return levels.reshape(weight.shape)
 
 

@@ -1,0 +1,63 @@
+"""Weights as sums: how many points of the layer's word length make up each weight.
+
+A sum of n points of b bits, each 2^b times finer than the one before, is one integer of n b bits on the finest grid:
+among all sums of n such points the one whose values lie evenly. With 8-bit inputs nothing is gained beyond 8 bits,
+which is what the longest sum is cut to; so every sum fits the integer weight that kernels multiply with.
+
+Sources:
+    Multipoint: Liu, Ye, Zhou, Liu, "Post-training quantization with multiple points" (AAAI 2021): more points in some
+    rows. Coarse & fine weight splitting: two points at the centre taps of re-parameterised convolutions.
+    Differs: the authors choose each point's scale greedily on what is left over; here the ratio is fixed and codes of
+    all points are found at once, by any solver, on the layer's output error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.spec import QuantSpec
+
+MAX_BITS = 8
+
+
+@dataclass(frozen=True)
+class Points:
+    """Number of points, the larger of what a weight's row and its column ask for.
+
+    Attributes:
+        rows: Per output feature, >= 1. Shape [out].
+        columns: Per input, >= 1. Shape [in].
+    """
+
+    rows: NDArray[np.int8]
+    columns: NDArray[np.int8]
+
+    @staticmethod
+    def single(num_rows: int, num_columns: int) -> Points:
+        """One point everywhere."""
+        return Points(np.ones(num_rows, np.int8), np.ones(num_columns, np.int8))
+
+    @property
+    def counts(self) -> NDArray[np.int8]:
+        """Points per weight. Shape [out, in]."""
+        return np.maximum.outer(self.rows, self.columns)
+
+    def word_lengths(self, num_bits: int) -> NDArray[np.int8]:
+        """Bits per weight. Shape [out, in]."""
+        return np.minimum(self.counts * np.int8(num_bits), MAX_BITS).astype(np.int8)
+
+    def limits(self, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest level per weight. Shapes [out, in].
+
+        Example:
+            >>> points = Points(np.array([1], np.int8), np.array([1, 2], np.int8))
+            >>> points.limits(QuantSpec(3, signed=True, symmetric=True))
+            (array([[ -4., -32.]]), array([[ 3., 31.]]))
+        """
+        bits = self.word_lengths(spec.num_bits)
+        high = np.exp2(bits - 1.0) - 1
+        low = np.where((bits == MAX_BITS) | spec.narrow_range, -high, -high - 1)
+        return low, high
