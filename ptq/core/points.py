@@ -43,11 +43,13 @@ class Points:
     @property
     def counts(self) -> NDArray[np.int8]:
         """Points per weight. Shape [out, in]."""
-        return np.maximum.outer(self.rows, self.columns)
+        counts: NDArray[np.int8] = np.maximum(self.rows[:, None], self.columns)
+        return counts
 
     def word_lengths(self, num_bits: int) -> NDArray[np.int8]:
         """Bits per weight. Shape [out, in]."""
-        return np.minimum(self.counts * np.int8(num_bits), MAX_BITS).astype(np.int8)
+        lengths: NDArray[np.int8] = np.minimum(self.counts * num_bits, MAX_BITS).astype(np.int8)
+        return lengths
 
     def limits(self, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest level per weight. Shapes [out, in].
