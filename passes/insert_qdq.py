@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
+from ptq.passes.pieces import cut
 from ptq.passes.placement import Placement
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
@@ -125,6 +126,7 @@ class _Lowering:
     scales: dict[tuple[bytes, bytes, str], tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     decoded: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
     streams: dict[int, list[CodeStream]] = field(default_factory=dict)
+    first: ir.Node | None = None
 
     def __post_init__(self) -> None:
         nodes = list(self.graph)
@@ -295,7 +297,7 @@ class _Lowering:
             )
         return self.scales[key]
 
-    def _decoded_weight(self, layer: LinearLayer, encoding: AffineEncoding) -> ir.Value:
+    def _decoded_weight(self, layer: LinearLayer, encoding: WeightEncoding) -> ir.Value:
         codes = layer.layout.to_tensor(encoding.codes)
         axis = layer.layout.out_axis
         key = (layer.weight, codes.tobytes() + encoding.params.scale.tobytes())
@@ -303,7 +305,7 @@ class _Lowering:
             per_tensor = isinstance(encoding.params.spec.granularity, PerTensor)
             # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
             zero = encoding.params.zero_point if layer.op_type == "Gemm" else None
-            stored = self._stored(f"{layer.weight}_quantized", codes, encoding.params.spec.num_bits)
+            stored = self._stored_weight(f"{layer.weight}_quantized", layer.layout, encoding)
             if layer.source in self.plan.activations:
                 self.decoded[key] = self._dequantized(
                     layer.weight, stored, encoding.params.scale, zero, None if per_tensor else axis
@@ -324,13 +326,50 @@ class _Lowering:
         product = self._node(
             "Mul", [wide, self._initializer(f"{name}_scale", scale)], f"{name}_decoded", ir.DataType.FLOAT, codes.shape
         )
-        made = [node for node in (wide.producer(), product.producer()) if node is not None]
-        after = codes.producer()
-        if after is not None and after.graph is not None:
-            self.graph.insert_after(after, made)
-        else:
-            self.graph.insert_before(self.graph[0], made)
+        self._compute_first(wide, product)
         return product
+
+    def _stored_weight(self, name: str, layout: WeightLayout, encoding: WeightEncoding) -> ir.Value:
+        """The codes of a weight as one int8 tensor."""
+        match encoding:
+            case AffineEncoding(codes, params):
+                return self._stored(name, layout.to_tensor(codes), params.spec.num_bits)
+            case SumEncoding(codes):
+                return (
+                    self._joined(name, layout, encoding)
+                    if self.compact
+                    else self._initializer(name, layout.to_tensor(codes))
+                )
+            case never:
+                assert_never(never)
+
+    def _joined(self, name: str, layout: WeightLayout, encoding: SumEncoding) -> ir.Value:
+        """Sums of points, weights of one length together. onnxruntime joins them once, when the session opens."""
+        int8, parts, blocks = ir.DataType.INT8, [], cut(encoding, layout)
+        for block in blocks:
+            pieces = [self._stored(f"{name}_{piece.num_bits}", piece.codes, piece.num_bits) for piece in block.pieces]
+            part = pieces[0]
+            if len(pieces) > 1:
+                taps = self._node("Concat", pieces, f"{name}_taps", int8, None, {"axis": 2})
+                shape = self._initializer(f"{name}_shape", np.array(block.shape, np.int64))
+                part = self._node("Reshape", [taps, shape], f"{name}_part", int8, ir.Shape(block.shape))
+                self._compute_first(taps, part)
+            parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        axis = {"axis": layout.out_axis}
+        places = np.argsort(np.concatenate([block.rows for block in blocks])).astype(np.int32)
+        sorted_ = self._node("Concat", parts, f"{name}_sorted", int8, ir.Shape(layout.shape), axis)
+        index = self._initializer(f"{name}_places", places)
+        whole = self._node("Gather", [sorted_, index], name, int8, ir.Shape(layout.shape), axis)
+        self._compute_first(sorted_, whole)
+        return whole
+
+    def _compute_first(self, *values: ir.Value) -> None:
+        """Put what is computed from constants in front of the rest, in the order in which it is written."""
+        if self.first is None:
+            self.first = self.graph[0]
+        self.graph.insert_before(self.first, [node for value in values if (node := value.producer()) is not None])
 
     def _stored(self, name: str, codes: NDArray[Any], num_bits: int) -> ir.Value:
         """Codes as 8-bit integers to whoever reads them, on disk as short as they are.
@@ -350,9 +389,7 @@ class _Lowering:
         wide = self._node(
             "Cast", [packed], name, ir.DataType.INT8, ir.Shape(codes.shape), {"to": int(ir.DataType.INT8)}
         )
-        producer = wide.producer()
-        if producer is not None:
-            self.graph.insert_before(self.graph[0], producer)
+        self._compute_first(wide)
         return wide
 
     def unpack(self) -> None:
@@ -370,11 +407,7 @@ class _Lowering:
             inputs = [*inputs, self._initializer(f"{name}_zero_point", zero)]
         attributes = {} if axis is None else {"axis": axis}
         back = self._node("DequantizeLinear", inputs, f"{name}_dq", ir.DataType.FLOAT, codes.shape, attributes)
-        after, producer = codes.producer(), back.producer()
-        if producer is not None and after is not None and after.graph is not None:
-            self.graph.insert_after(after, producer)
-        elif producer is not None:
-            self.graph.insert_before(self.graph[0], producer)
+        self._compute_first(back)
         return back
 
     def _node(

@@ -193,7 +193,8 @@ def _guard_bias(
     scale = np.where(low, least, encoding.params.scale).astype(np.float32)
     params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
     again = np.broadcast_to(low[..., None], weight.shape)  # the other rows keep what the method found
-    return type(encoding)(np.where(again, quantize(weight, params), encoding.codes), params), int(low.sum())
+    codes = np.where(again, encoding.nearest(weight, params), encoding.codes)
+    return replace(encoding, codes=codes, params=params), int(low.sum())
 
 
 def _encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.affine import IntArray, QuantParams, dequantize
+from ptq.core.affine import FloatArray, IntArray, QuantParams, dequantize, nearest_level, quantize
+from ptq.core.points import Points
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,38 @@ class AffineEncoding:
         """Codes at their word length plus scales at 32 bits."""
         return self.codes.size * self.params.spec.num_bits + self.params.scale.size * 32
 
+    def nearest(self, weight: FloatArray, params: QuantParams) -> IntArray:
+        """Codes of a weight on another grid of the same kind. Shape [out, in]."""
+        return quantize(weight, params)
 
-WeightEncoding = AffineEncoding
+
+@dataclass(frozen=True)
+class SumEncoding:
+    """Each weight a sum of points of one word length, which together are one longer integer; see `Points`.
+
+    Attributes:
+        codes: The sums. Shape [out, in], int8.
+        params: Scales of the finest point; its spec has the word length of one point.
+        points: How many points make up each weight.
+    """
+
+    codes: IntArray
+    params: QuantParams
+    points: Points
+
+    def decode(self) -> NDArray[np.float32]:
+        """The weight that the model will compute with. Shape [out, in], real units."""
+        return dequantize(self.codes, self.params)
+
+    def size_in_bits(self) -> int:
+        """All points at their word length plus scales at 32 bits."""
+        return int(self.points.word_lengths(self.params.spec.num_bits).sum()) + self.params.scale.size * 32
+
+    def nearest(self, weight: FloatArray, params: QuantParams) -> IntArray:
+        """Codes of a weight on another grid of the same kind. Shape [out, in]."""
+        steps = weight / params.scale.reshape(-1, 1).astype(np.float64)
+        return nearest_level(steps, *self.points.limits(params.spec)).astype(np.int8)
+
+
+WeightEncoding = AffineEncoding | SumEncoding
 """Every way to store a weight. Methods are open, encodings are closed: lowering matches on this union."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+DAMPING = 0.01  # of the mean second moment: how strongly a least-squares weight is held to the float one
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ class LayerStatistics:
             self.count + other.count,
         )
 
+    def best_weight(self, weight: NDArray[Any]) -> Float:
+        """The real weights of least output error. Shapes [groups * out, in]."""
+        by_group = weight.reshape(len(self.gram), -1, self.gram.shape[-1]).astype(np.float64)
+        if self.matched or not self.count:
+            return by_group.reshape(weight.shape)
+        pull = np.matmul(by_group, self.cross.transpose(0, 2, 1))
+        return least_squares(by_group, self.gram, pull).reshape(weight.shape)
+
     def relative_error(self, quantized: NDArray[Any], weight: NDArray[Any]) -> float:
         """Energy of the error at the layer's output over that of the float output.
 
@@ -107,6 +116,22 @@ class LayerStatistics:
         energy = np.maximum(self.energy - np.square(mean_output) / count, 0.0)
         none = np.zeros_like(self.total)
         return LayerStatistics(gram, cross, none, none, energy, self.count)
+
+
+def least_squares(weight: Float, gram: Float, pull: Float) -> Float:
+    """The real weights that err least at the output, held a little to the float ones where the input says nothing.
+
+    Args:
+        weight: W. Shape [groups, out, in].
+        gram: H. Shape [groups, in, in].
+        pull: P = W G^T. Shape of `weight`.
+
+    Returns:
+        argmin over T of tr(T H T^T) - 2 tr(T P^T) + damping |T - W|^2. Shape of `weight`.
+    """
+    strength = DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
+    asked = (pull + strength[:, None] * weight).transpose(0, 2, 1)
+    return np.linalg.solve(add_diagonal(gram, strength), asked).transpose(0, 2, 1)
 
 
 class MomentSum:

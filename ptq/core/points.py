@@ -35,10 +35,19 @@ class Points:
     rows: NDArray[np.int8]
     columns: NDArray[np.int8]
 
+    def merge(self, other: Points) -> Points:
+        """What either asks for."""
+        return Points(np.maximum(self.rows, other.rows), np.maximum(self.columns, other.columns))
+
     @staticmethod
     def single(num_rows: int, num_columns: int) -> Points:
         """One point everywhere."""
         return Points(np.ones(num_rows, np.int8), np.ones(num_columns, np.int8))
+
+    @property
+    def extra(self) -> int:
+        """Products beyond one per weight, for every position of the output."""
+        return int(self.counts.sum()) - self.counts.size
 
     @property
     def counts(self) -> NDArray[np.int8]:
@@ -59,7 +68,7 @@ class Points:
             >>> points.limits(QuantSpec(3, signed=True, symmetric=True))
             (array([[ -4., -32.]]), array([[ 3., 31.]]))
         """
-        bits = self.word_lengths(spec.num_bits)
-        high = np.exp2(bits - 1.0) - 1
+        bits = self.word_lengths(spec.num_bits).astype(np.float64)
+        high = np.exp2(bits - 1) - 1
         low = np.where((bits == MAX_BITS) | spec.narrow_range, -high, -high - 1)
         return low, high

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.errors import CalibrationError
-from ptq.core.layer_statistics import add_diagonal
+from ptq.core.layer_statistics import least_squares
+from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 
@@ -28,7 +29,6 @@ Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
 Order = Literal["natural", "norm", "activation"]
 RATIOS = np.geomspace(1.0, 0.35, 30)
-DAMPING = 0.01  # of the mean second moment: how strongly the target is held to the float weight
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class GroupedProblem:
         pull: P = W G^T. Shape of `weight`.
         lowest: Smallest level of each weight. Shape of `weight`.
         highest: Largest level, likewise.
+        points: How many points are summed for each weight; None is one.
     """
 
     weight: Float
@@ -57,6 +58,7 @@ class GroupedProblem:
     pull: Float
     lowest: Float
     highest: Float
+    points: Points | None
 
     @staticmethod
     def of(problem: LayerProblem) -> GroupedProblem:
@@ -75,20 +77,21 @@ class GroupedProblem:
         gram, dead = _revive(statistics.gram)
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
         pull = np.matmul(weight, cross.transpose(0, 2, 1))
-        target = weight if statistics.matched else _least_squares(weight, gram, pull)
+        target = weight if statistics.matched else least_squares(weight, gram, pull)
         low, high = (np.asarray(end, np.float64) for end in problem.spec.limits)
         if problem.points is not None:
             low, high = (end.reshape(weight.shape) for end in problem.points.limits(problem.spec))
         ends = np.broadcast_to(low, weight.shape), np.broadcast_to(high, weight.shape)
-        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull, *ends)
+        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull, *ends, problem.points)
 
-    def encode(self, levels: Float, scale: Float) -> AffineEncoding:
+    def encode(self, levels: Float, scale: Float) -> WeightEncoding:
         """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
         codes = levels.reshape(-1, levels.shape[-1]).astype(self.spec.storage_dtype)
         single = scale.reshape(-1).astype(np.float32)
         if isinstance(self.spec.granularity, PerTensor):
             single = single[0]
-        return AffineEncoding(codes, QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec))
+        params = QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec)
+        return AffineEncoding(codes, params) if self.points is None else SumEncoding(codes, params, self.points)
 
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""
@@ -119,14 +122,7 @@ def _keep_dead(cross: Float, gram: Float, dead: NDArray[np.bool_]) -> Float:
     return kept
 
 
-def _least_squares(weight: Float, gram: Float, pull: Float) -> Float:
-    """Argmin over real T of J(T) + damping |T - W|^2."""
-    strength = DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
-    asked = (pull + strength[:, None] * weight).transpose(0, 2, 1)
-    return np.linalg.solve(add_diagonal(gram, strength), asked).transpose(0, 2, 1)
-
-
-def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> AffineEncoding:
+def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> WeightEncoding:
     """What every solver does: choose scales, find levels its own way, polish them, refit the scales, keep the best.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ptq.core.affine import nearest_level
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, in_order, solve
@@ -56,7 +56,7 @@ class Gpfq:
     block: int = 64
     needs = Needs.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineEncoding:
+    def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Follow the path.
 
         Args:
@@ -89,7 +89,7 @@ class Gpfq:
         scale[...] = chosen  # the frame goes on with the scales that belong to the levels
         return levels
 
-    def _on_paper(self, problem: LayerProblem) -> AffineEncoding:
+    def _on_paper(self, problem: LayerProblem) -> WeightEncoding:
         bits = problem.spec.num_bits
         if bits == 8:
             raise RecipeError("gpfq: the paper's 8-bit alphabet has 257 levels, which fit no byte; expected bits <= 7")

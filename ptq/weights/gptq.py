@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptq.core.affine import nearest_level
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, solve
@@ -35,7 +35,7 @@ class Gptq:
     block: int = 64
     needs = Needs.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineEncoding:
+    def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Sweep the columns.
 
         Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptq.core.affine import nearest_level
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, solve
@@ -37,7 +37,7 @@ class Qronos:
     block: int = 64
     needs = Needs.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineEncoding:
+    def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Round, refit, sweep.
 
         Args:
@@ -78,4 +78,5 @@ def _without_first(problem: GroupedProblem) -> GroupedProblem:
         problem.pull[..., 1:],
         problem.lowest[..., 1:],
         problem.highest[..., 1:],
+        None,
     )

@@ -8,10 +8,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.affine import FloatArray, Range, choose_qparams, fake_quantize, per_scale_view, quantize
-from ptq.core.encoding import AffineEncoding
+from ptq.core.affine import (
+    FloatArray,
+    Range,
+    choose_qparams,
+    fake_quantize,
+    nearest_level,
+    per_scale_view,
+    quantize,
+)
+from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
-from ptq.core.spec import PerAxis, QuantSpec
+from ptq.core.spec import PerAxis, PerTensor, QuantSpec
 
 MSE_RATIOS = np.linspace(1.0, 0.4, 61)
 
@@ -28,7 +37,7 @@ class Rtn:
     clip: Literal["absmax", "mse"] = "absmax"
     needs = Needs.WEIGHT
 
-    def quantize(self, problem: LayerProblem) -> AffineEncoding:
+    def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Choose a range per scale and round.
 
         Args:
@@ -37,9 +46,29 @@ class Rtn:
         Returns:
             Codes of shape [out, in] and one scale per row, block or tensor.
         """
+        if problem.points is not None:
+            return self._quantize_sums(problem, problem.points)
         reach = self._reach(problem.weight, problem.spec)
         params = choose_qparams(reach, problem.spec)
         return AffineEncoding(quantize(problem.weight, params), params)
+
+    def _quantize_sums(self, problem: LayerProblem, points: Points) -> SumEncoding:
+        """Sums of points, each weight with limits of its own."""
+        weight, spec = problem.weight.astype(np.float64), problem.spec
+        low, high = points.limits(spec)
+        shared = isinstance(spec.granularity, PerTensor)
+        reach = (np.abs(weight) / high).max(None if shared else 1, initial=0.0) * spec.qmax
+
+        def encode(ratio: FloatArray) -> SumEncoding:
+            params = choose_qparams(Range.of(-reach * ratio, reach * ratio), spec)
+            steps = weight / np.reshape(params.scale, (-1, 1))
+            return SumEncoding(nearest_level(steps, low, high).astype(np.int8), params, points)
+
+        best, chosen = np.full(reach.shape, np.inf), np.ones(reach.shape)
+        for ratio in MSE_RATIOS if self.clip == "mse" else ():
+            error = np.square(encode(np.full(reach.shape, ratio)).decode() - weight).sum(None if shared else 1)
+            chosen, best = np.where(error < best, ratio, chosen), np.minimum(error, best)
+        return encode(chosen)
 
     def _reach(self, weight: NDArray[np.float32], spec: QuantSpec) -> Range:
         rows, shape = per_scale_view(weight, spec.granularity)
