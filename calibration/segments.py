@@ -70,14 +70,17 @@ class SegmentedRun:
     ) -> None:
         self._model, self._store, self._label, self._custom_ops = model, store, label, tuple(custom_ops)
         self._nodes = list(model.graph)
-        self._segments = iter(_segments(model, [tuple(stop) for stop in stops]))
-        self._num_chunks = 0
+        self._segments = _segments(model, [tuple(stop) for stop in stops])
+        self._done = 0
+        self._live: set[str] = set()
+        self.num_chunks = 0
 
     def feed(self, chunk: Mapping[str, NDArray[Any]]) -> None:
         """Add model inputs, which the first segment starts from."""
         for name, array in chunk.items():
-            self._store.put((self._label, self._num_chunks, name), array)
-        self._num_chunks += 1
+            self._store.put((self._label, self.num_chunks, name), array)
+        self._live |= set(chunk)
+        self.num_chunks += 1
 
     def advance(self) -> Iterator[list[NDArray[Any]]]:
         """Run the next segment.
@@ -85,9 +88,12 @@ class SegmentedRun:
         Yields:
             The values of its stop, chunk after chunk.
         """
-        segment = next(self._segments)
+        segment = self._segments[self._done]
+        self._done += 1
+        self._live = (self._live | set(segment.writes)) - set(segment.frees)
         outputs = segment.outputs
-        with session_of(self._cut(segment), custom_ops=self._custom_ops) if outputs else nullcontext() as session:
+        part = self._cut(segment.nodes, segment.reads, outputs)
+        with session_of(part, custom_ops=self._custom_ops) if outputs else nullcontext() as session:
 
             def forward(chunk: int) -> dict[str, NDArray[Any]]:
                 held = {name: self._store.get((self._label, chunk, name)) for name in segment.reads}
@@ -96,32 +102,70 @@ class SegmentedRun:
                 return held | dict(zip(outputs, run(session, held, outputs), strict=True))
 
             workers = os.cpu_count() or 1
-            for chunk, values in enumerate(in_order(forward, range(self._num_chunks), workers)):
+            for chunk, values in enumerate(in_order(forward, range(self.num_chunks), workers)):
                 for name in segment.writes:
                     self._store.put((self._label, chunk, name), values[name])
                 for name in segment.frees:
                     self._store.drop((self._label, chunk, name))
                 yield [values[name] for name in segment.stops]
 
-    def _cut(self, segment: _Segment) -> bytes:
-        """The nodes of a segment as a model of their own."""
-        nodes = [ir.to_proto(self._nodes[index]) for index in segment.nodes]
+    def held(self, chunk: int) -> dict[str, NDArray[Any]]:
+        """All values of a chunk that segments to come will read."""
+        return {name: self._store.get((self._label, chunk, name)) for name in self._live}
+
+    def rest(self, computed: str) -> tuple[bytes | None, tuple[str, ...]]:
+        """What is left to run, given one more value than those that are held.
+
+        Args:
+            computed: Name of that value, an input of the model that is returned; its node is left out.
+
+        Returns:
+            A model, and the names of its inputs. Its outputs are the values of the last stop that it computes; None
+            if it computes none.
+        """
+        ahead = self._segments[self._done :]
+        indices = {index for segment in ahead for index in segment.nodes}
+        indices = {i for i in indices if computed not in (str(value.name) for value in self._nodes[i].outputs)}
+        made = {str(value.name) for i in indices for value in self._nodes[i].outputs}
+        read = {name for i in indices for name in _names_read(ir.to_proto(self._nodes[i]))}
+        reads = tuple(sorted(((self._live & read) | {computed}) - made))
+        outputs = tuple(name for name in ahead[-1].stops if name in made)
+        return self._cut(tuple(sorted(indices)), reads, outputs) if outputs else None, reads
+
+    def close(self) -> None:
+        """Forget the values that still wait."""
+        for name in self._live:
+            for chunk in range(self.num_chunks):
+                self._store.drop((self._label, chunk, name))
+        self._live = set()
+
+    def _cut(self, indices: Sequence[int], reads: Sequence[str], outputs: Sequence[str]) -> bytes:
+        """Some nodes as a model of their own."""
+        nodes = [ir.to_proto(self._nodes[index]) for index in indices]
         read = {name for node in nodes for name in _names_read(node)}
         graph = onnx.GraphProto(name="segment", node=nodes)
         for name, value in self._model.graph.initializers.items():
             if name in read and value.const_value is not None:
                 tensor = ir.tensor(value.const_value.numpy(), name=name)  # external data becomes part of the model
                 graph.initializer.append(ir.to_proto(tensor))
-        for name in segment.reads:
-            array = self._store.get((self._label, 0, name))
-            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            graph.input.append(ir.to_proto(ir.Value(name=name, shape=ir.Shape([None] * array.ndim), type=kind)))
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in segment.outputs)
+        for name in reads:
+            graph.input.append(self._input(name))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         model = onnx.ModelProto(ir_version=max(self._model.ir_version, IR_VERSION), graph=graph)
         for domain, version in self._model.opset_imports.items():
             model.opset_import.add(domain=domain, version=version)
         data: bytes = model.SerializeToString()
         return data
+
+    def _input(self, name: str) -> onnx.ValueInfoProto:
+        """Type and rank of a value that waits, or as the model says."""
+        if (self._label, 0, name) in self._store:
+            array = self._store.get((self._label, 0, name))
+            kind, rank = ir.TensorType(ir.DataType.from_numpy(array.dtype)), array.ndim
+            return ir.to_proto(ir.Value(name=name, shape=ir.Shape([None] * rank), type=kind))
+        value = next(value for node in self._nodes for value in node.outputs if value.name == name)
+        shape = None if value.shape is None else ir.Shape([None] * len(value.shape))
+        return ir.to_proto(ir.Value(name=name, shape=shape, type=value.type))
 
 
 def _segments(model: ir.Model, stops: list[tuple[str, ...]]) -> list[_Segment]:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ptq.calibration.influence import Influence, LayerErrors, influence
 from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.store import ArrayStore
@@ -33,6 +34,7 @@ from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
 
 Feed = Mapping[str, NDArray[Any]]
+Float = NDArray[np.float64]
 
 MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
@@ -77,13 +79,13 @@ class Samples:
             self._names.append(tuple(feed))
             yield feed
 
-    def take(self) -> Iterator[Feed]:
-        """The samples again, once: each is forgotten as it is given."""
+    def take(self, *, keep: bool = False) -> Iterator[Feed]:
+        """The samples again; unless they are to be kept, each is forgotten as it is given."""
         for index, names in enumerate(self._names):
             yield {name: self.store.get((index, name)) for name in names}
-            for name in names:
+            for name in () if keep else names:
                 self.store.drop((index, name))
-        self._names = []
+        self._names = self._names if keep else []
 
 
 class SequentialWalk:
@@ -95,22 +97,32 @@ class SequentialWalk:
         plan: A first decision about everything; its weights are replaced as they are solved.
         layers: The layers to stop at, in dataflow order.
         samples: The calibration set.
+        survey: Whether `influence` will be asked, and the samples are needed again.
     """
 
     def __init__(
-        self, model: ir.Model, placement: Placement, plan: QuantPlan, layers: Sequence[LinearLayer], samples: Samples
+        self,
+        model: ir.Model,
+        placement: Placement,
+        plan: QuantPlan,
+        layers: Sequence[LinearLayer],
+        samples: Samples,
+        *,
+        survey: bool = False,
     ) -> None:
         self._lowered_model = model.clone()
         self._lowered = lower_layers(self._lowered_model, plan, placement, compact=False)
         self._model, self._plan = model, plan
         self._stages = _stages(layers)
-        stops = [(stage[0].source,) for stage in self._stages]
+        stops: list[tuple[str, ...]] = [(stage[0].source,) for stage in self._stages]
+        if survey:
+            stops.append(tuple(str(value.name) for value in model.graph.outputs))
         codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
-        store, custom_ops = samples.store, samples.custom_ops
-        self._float_run = SegmentedRun(model, stops, store, "float", custom_ops)
-        self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", custom_ops)
+        store, self._custom_ops = samples.store, samples.custom_ops
+        self._float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
+        self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
         self._sizes = []
-        for chunk in _chunks(model, samples):
+        for chunk in _chunks(model, samples.take(keep=survey), self._custom_ops):
             self._sizes.append(chunk.size)
             self._float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)
@@ -119,6 +131,12 @@ class SequentialWalk:
         """Each layer with its moments; `install` it before going on."""
         for stage in self._stages:
             yield from self._moments(stage)
+        self._float_run.close()
+        self._quantized_run.close()
+
+    def influence(self, layer: LinearLayer, errors: LayerErrors) -> Influence:
+        """What the layer's weight errors cost the network's outputs, see `influence`; only in a survey."""
+        return influence(self._model, layer, self._float_run, errors, self._sizes[-1], self._custom_ops)
 
     def install(self, layer: LinearLayer, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
         """Let the quantized network go on with the layer's final numbers."""
@@ -183,12 +201,12 @@ class _Moments:
         return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
 
 
-def _chunks(model: ir.Model, samples: Samples) -> Iterator[Chunk]:
+def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | Path]) -> Iterator[Chunk]:
     """Neighbouring samples of equal shapes, stacked."""
     waiting: list[Feed] = []
     size = 0
-    for feed in samples.take():
-        size = size or _chunk_size(model, feed, samples.custom_ops)
+    for feed in feeds:
+        size = size or _chunk_size(model, feed, custom_ops)
         if waiting and (len(waiting) == size or _shapes(feed) != _shapes(waiting[0])):
             yield _stack(waiting)
             waiting = []

@@ -52,6 +52,10 @@ class ArrayStore:
         else:
             self._files.pop(key).unlink()
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether an array waits under the key."""
+        return key in self._arrays or key in self._files
+
     @property
     def spilled(self) -> int:
         """How many arrays went to disk so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,24 @@ def observe(
     """Values of inner tensors on one sample."""
     with session_of(exposed(model, names), custom_ops=custom_ops, optimization="none") as session:
         return run(session, dict(feed), names)
+
+
+def output_sizes(
+    model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
+) -> dict[str, int]:
+    """How many numbers each of some values holds on one sample: from its shape, or by a run where that is not fixed."""
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    sizes = {}
+    for name in names:
+        shape = values[name].shape
+        own = [] if shape is None else [dim if isinstance(dim, int) else 0 for dim in shape]
+        own[:1] = [1]  # the batch
+        sizes[name] = math.prod(own) if len(own) > 1 else 0
+    unknown = [name for name, size in sizes.items() if not size]
+    if unknown:
+        found = observe(model, unknown, feed, custom_ops)
+        sizes |= {name: array.size for name, array in zip(unknown, found, strict=True)}
+    return sizes
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

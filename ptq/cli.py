@@ -124,6 +124,15 @@ SHARED_OPTIONS = options(
 @click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
 @click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8).")
 @click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]), help="Which weights share a scale.")
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "never", "center", "whole"]),
+    help="Weights as coarse + fine sums: where a kernel's centre is far wider than the rest (auto), nowhere, at any "
+    "kernel's centre, everywhere.",
+)
+@click.option(
+    "--extra-macs", help="Budget of extra points in the features that need them most, for example 5% or 0.05."
+)
 @click.option("--weight-only", is_flag=True, help="Leave activations in float.")
 @click.option("--activation-bits", type=click.IntRange(2, 8), help="Word length of activations (default 8).")
 @click.option("--first-last-bits", type=click.IntRange(2, 8), help="Word length in the first and last layers.")
@@ -131,7 +140,7 @@ SHARED_OPTIONS = options(
     "--layer",
     "rules",
     multiple=True,
-    help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity or skip.",
+    help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity, split or skip.",
 )
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are.")
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
@@ -242,17 +251,13 @@ def _recipe(given: dict[str, Any]) -> Recipe:
     from ptq.weights import WeightMethod
 
     recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
-    weights = recipe.weights
+    own = {key: given[key] for key in ("bits", "first_last_bits", "split", "granularity") if given[key] is not None}
     if given["weights"]:
-        weights = replace(weights, method=member_named(WeightMethod, given["weights"]))
-    if given["bits"]:
-        weights = replace(weights, bits=given["bits"])
-    if given["first_last_bits"]:
-        weights = replace(weights, first_last_bits=given["first_last_bits"])
-    if given["granularity"]:
-        weights = replace(weights, granularity=given["granularity"])
+        own["method"] = member_named(WeightMethod, given["weights"])
+    if given["extra_macs"]:
+        own["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
     if given["no_bias_correction"]:
-        weights = replace(weights, bias_correction=False)
+        own["bias_correction"] = False
     if given["activations"]:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
     names = ("target", "samples", "seed", "activation_bits")
@@ -261,7 +266,7 @@ def _recipe(given: dict[str, Any]) -> Recipe:
         plain["weight_only"] = True
     return replace(
         recipe,
-        weights=weights,
+        weights=replace(recipe.weights, **own),
         layers=recipe.layers + tuple(parse_rule(text) for text in given["rules"]),
         exclude=recipe.exclude + given["exclude"],
         goals=_goals(given, recipe.goals),
@@ -287,6 +292,15 @@ def _images(given: dict[str, Any]) -> ImageOptions | None:
         if given[key]:
             chosen[key] = _numbers(given[key], f"--{key}")
     return ImageOptions(**chosen) if chosen else None
+
+
+def _share(text: str, option: str) -> float:
+    """A share as 0.05 or 5%."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise RecipeError(f"{option} is {text!r}; expected a share, for example 5% or 0.05") from None
 
 
 def _extent(text: str, option: str) -> int | tuple[int, int]:

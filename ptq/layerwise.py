@@ -1,4 +1,4 @@
-"""From statistics to a plan: one grid per activation group, one weight problem per linear layer. Pure decisions."""
+"""What a recipe means for a model: how each weight is quantized, and one grid per group of activations."""
 
 from __future__ import annotations
 
@@ -7,31 +7,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
-from threadpoolctl import threadpool_limits
 
 from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.observers import Observer
-from ptq.calibration.sequential import Samples, SequentialWalk
 from ptq.core.affine import QuantParams, choose_qparams
-from ptq.core.damping import LayerMoments
 from ptq.core.distortion import expected_error
-from ptq.core.plan import QuantPlan
 from ptq.core.problem import Needs
-from ptq.core.spec import Granularity, QuantSpec
+from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
-from ptq.linear import InputMeans, LinearArrays, Solved, solve_layer
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
 from ptq.passes.selection import layers_matching, outermost
-from ptq.recipe import Recipe, tag_of
+from ptq.recipe import Recipe, Weights
+from ptq.splitting import LayerChoice
 from ptq.target import Target
-from ptq.weights import Rtn, WeightMethod
+from ptq.weights import Rtn
 
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
-
-WIDE = 1024
-"""Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -44,53 +37,6 @@ RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
 
 
 @dataclass(frozen=True)
-class LayerRow:
-    """What happened to one linear layer.
-
-    Attributes:
-        name: The layer.
-        op_type: Conv, Gemm or MatMul.
-        num_bits: Word length of its weight.
-        num_weights: How many weights it has.
-        weight_sqnr_db: Signal to error of the weight, dB.
-        input_sqnr_db: Signal to error of its input on the calibration set, dB.
-        bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
-        method: Tag of the weight method that was used.
-        output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, constant
-            parts left out where a bias takes them up, dB; None if the method looked at the weight alone.
-        bound_db: What path following without clipping guarantees for that figure, dB; likewise.
-        levels: How many different codes the weight uses.
-        sparsity: Share of codes that are 0.
-    """
-
-    name: str
-    op_type: str
-    num_bits: int
-    num_weights: int
-    weight_sqnr_db: float
-    input_sqnr_db: float
-    bias_guarded: int
-    method: str
-    output_sqnr_db: float | None
-    bound_db: float | None
-    levels: int
-    sparsity: float
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """How the weight of one layer is quantized.
-
-    Attributes:
-        method: Quantizes it.
-        spec: Its grid.
-    """
-
-    method: WeightMethod
-    spec: QuantSpec
-
-
-@dataclass(frozen=True)
 class Settings:
     """How tensors are turned into integers.
 
@@ -99,6 +45,7 @@ class Settings:
         activation: Grid of activations.
         weights: Choice for every layer without one of its own.
         bias_correction: Shift biases by the mean error that the integers cause.
+        extra_macs: Budget of extra points in output features, as a share of all products.
         overrides: Layer name -> choice.
     """
 
@@ -106,6 +53,7 @@ class Settings:
     activation: QuantSpec
     weights: LayerChoice
     bias_correction: bool
+    extra_macs: float = 0.0
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
 
     def choice(self, layer: LinearLayer) -> LayerChoice:
@@ -149,89 +97,6 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     return Grids({name: grids[i] for name, i in index.items()}, {name: noise[i] for name, i in index.items()})
 
 
-def make_plan(
-    model: ir.Model, placement: Placement, statistics: CalibrationStatistics, settings: Settings, samples: Samples
-) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
-    """Decide every grid and every code.
-
-    Args:
-        model: Prepared float model; only its weights are read.
-        placement: Which nodes and values become integers.
-        statistics: Histograms of `placement.sources` and, for bias correction, means of the layers' inputs.
-        settings: Observer, method and grids.
-        samples: The calibration set again, for methods that look at a layer's input.
-
-    Returns:
-        The plan, and a row per layer for the report.
-    """
-    grids = choose_grids(placement, statistics.histograms, settings)
-    jobs = {layer.name: _Job(LinearArrays.of(model, layer), layer, settings, grids) for layer in placement.layers}
-    solved = {name: job.start(statistics) for name, job in jobs.items()}
-    walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
-    if walked:
-        walk = SequentialWalk(model, placement, _plan(grids, solved), walked, samples)
-        for layer, seen in walk.layers():
-            with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
-                solved[layer.name] = jobs[layer.name].solve(seen)
-            walk.install(layer, solved[layer.name].encoding, solved[layer.name].bias)
-    return _plan(grids, solved), tuple(job.row(solved[name]) for name, job in jobs.items())
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One layer to solve."""
-
-    arrays: LinearArrays
-    layer: LinearLayer
-    settings: Settings
-    grids: Grids
-
-    @property
-    def choice(self) -> LayerChoice:
-        return self.settings.choice(self.layer)
-
-    def start(self, statistics: CalibrationStatistics) -> Solved:
-        """Solve from the weight alone; for a method that needs more, what its walk starts from."""
-        method = Rtn() if self.choice.method.needs is Needs.GRAM else self.choice.method
-        seen = statistics.means.get(self.layer.source) if self.settings.bias_correction else None
-        means = None if seen is None else InputMeans.of_channels(self.layer, seen)
-        return solve_layer(self.arrays, method, self.choice.spec, self._grid, means=means)
-
-    def solve(self, seen: LayerMoments) -> Solved:
-        """Solve with the moments of the input."""
-        means = InputMeans.of_moments(seen) if self.settings.bias_correction else None
-        return solve_layer(self.arrays, self.choice.method, self.choice.spec, self._grid, moments=seen, means=means)
-
-    @property
-    def _grid(self) -> QuantParams | None:
-        return self.grids.of_value.get(self.layer.source)
-
-    def row(self, solved: Solved) -> LayerRow:
-        """What to report."""
-        error, signal = solved.weight_error
-        codes, spec = solved.encoding.codes, solved.encoding.params.spec
-        return LayerRow(
-            self.layer.name,
-            self.layer.op_type,
-            spec.num_bits,
-            self.arrays.weight.size,
-            decibels(signal, error),
-            self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
-            solved.bias_guarded,
-            tag_of(type(self.choice.method)),
-            None if solved.output_error is None else decibels(1.0, solved.output_error),
-            None if solved.error_bound is None else decibels(1.0, solved.error_bound),
-            len(np.unique(codes)),
-            float(np.mean(codes == 0)),
-        )
-
-
-def _plan(grids: Grids, solved: Mapping[str, Solved]) -> QuantPlan:
-    weights = {name: each.encoding for name, each in solved.items()}
-    biases = {name: each.bias for name, each in solved.items() if each.bias is not None}
-    return QuantPlan(grids.of_value, weights, biases)
-
-
 def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
     """What a recipe means for a model on a target.
 
@@ -245,25 +110,22 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
     """
     weights = recipe.weights
 
-    def choice(method: WeightMethod, bits: int, granularity: Granularity) -> LayerChoice:
-        return LayerChoice(
-            method,
-            replace(
-                target.weight, granularity=granularity, num_bits=min(bits, target.weight_bits), narrow_range=bits > 7
-            ),
-        )
+    def choice(own: Weights, bits: int) -> LayerChoice:
+        bits = min(bits, target.weight_bits)
+        spec = replace(target.weight, granularity=own.layout, num_bits=bits, narrow_range=bits > 7)
+        return LayerChoice(own.method, spec, own.split)
 
     overrides = {}
     if weights.first_last_bits is not None:
-        outer = choice(weights.method, weights.first_last_bits, weights.layout)
+        outer = choice(weights, weights.first_last_bits)
         overrides = dict.fromkeys(outermost(model), outer)
     for rule in recipe.layers:
         own = rule.over(weights)
-        chosen = choice(own.method, own.bits, own.layout)
+        chosen = choice(own, own.bits)
         overrides |= dict.fromkeys(() if rule.skip else layers_matching(model, rule.match), chosen)
-    base = choice(weights.method, weights.bits, weights.layout)
+    base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
-    return Settings(recipe.activations, activation, base, weights.bias_correction, overrides)
+    return Settings(recipe.activations, activation, base, weights.bias_correction, weights.extra_macs, overrides)
 
 
 def channel_axes(placement: Placement) -> dict[str, int]:

@@ -12,12 +12,13 @@ from ptq.core.affine import QuantParams, quantize
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments, damped
 from ptq.core.encoding import WeightEncoding
-from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.layer_statistics import LayerStatistics, output_error
 from ptq.core.plan import BiasEncoding, FloatBias
+from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
 from ptq.passes._linear import LinearLayer
-from ptq.weights import WeightMethod
+from ptq.splitting import LayerChoice
 
 Float = NDArray[np.float64]
 
@@ -82,6 +83,39 @@ class LinearArrays:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What is known of a layer's input.
+
+    Attributes:
+        moments: For methods that need them.
+        means: The bias takes up the mean error that the integers cause; None leaves the bias alone.
+    """
+
+    moments: LayerMoments | None
+    means: InputMeans | None
+
+
+@dataclass(frozen=True)
+class AtOutput:
+    """What a layer's integers do to its output on the calibration set. Energies; everything before it is quantized.
+
+    Attributes:
+        signal: Of the float output.
+        error: Of the whole error, that of earlier layers included.
+        bound: What greedy path following on equal inputs would stay below without clipping, scale^2 / 4 |X|^2 per
+            output feature.
+        rounding: Distance of the weight from the real one of least error. Shape [out, in].
+        row_error: What that distance adds at the output. Shape [out].
+    """
+
+    signal: float
+    error: float
+    bound: float
+    rounding: NDArray[np.float32]
+    row_error: Float
+
+
+@dataclass(frozen=True)
 class Solved:
     """A layer in integers.
 
@@ -90,49 +124,55 @@ class Solved:
         bias: Its bias.
         bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
         weight_error: Energy of the weight's error, and of the weight.
-        output_error: Energy of the error at the output on the calibration set over that of the float output; None if
-            the method looked at the weight alone.
-        error_bound: What greedy path following on equal inputs would stay below without clipping, scale^2 / 4 |X|^2
-            per output feature, likewise relative.
+        output: What was seen at the layer's output; None if the method looked at the weight alone.
+        note: What came of a split, for the report.
     """
 
     encoding: WeightEncoding
     bias: BiasEncoding | FloatBias | None
     bias_guarded: int
     weight_error: tuple[float, float]
-    output_error: float | None = None
-    error_bound: float | None = None
+    output: AtOutput | None = None
+    note: str = ""
+
+    def settled(self) -> Solved:
+        """Without what is as large as the weight and no longer needed."""
+        none = np.zeros((0, 0), np.float32)
+        return self if self.output is None else replace(self, output=replace(self.output, rounding=none))
+
+    @property
+    def excess(self) -> float:
+        """Energy that rounding adds, at the output if it was looked at, else in the weight; relative."""
+        if self.output is None:
+            return self.weight_error[0] / max(self.weight_error[1], 1e-300)
+        return float(self.output.row_error.sum()) / max(self.output.signal, 1e-300)
 
 
 def solve_layer(
-    arrays: LinearArrays,
-    method: WeightMethod,
-    spec: QuantSpec,
-    grid: QuantParams | None,
-    *,
-    moments: LayerMoments | None = None,
-    means: InputMeans | None = None,
+    arrays: LinearArrays, choice: LayerChoice, grid: QuantParams | None, given: Seen, points: Points | None = None
 ) -> Solved:
     """Quantize one weight and the bias that belongs to it.
 
     Args:
         arrays: The layer.
-        method: Quantizes the weight.
-        spec: Grid of the weight.
+        choice: Method and grid of the weight.
         grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
-        moments: Moments of the layer's input, if the method needs them.
-        means: Mean inputs; the bias takes up the mean error that the integers cause. None leaves the bias alone.
+        given: What is known of its input.
+        points: How many points are summed for each weight; None is one.
 
     Returns:
         Codes, scales and bias.
     """
+    moments, means = given.moments, given.means
     weight, bias = arrays.weight, arrays.bias
     corrects = means is not None and arrays.takes_bias
-    seen = given = None
+    seen = held = None
     if moments is not None:
         moments = moments.centred(weight) if corrects else moments
-        seen, given = moments.whole, _damped(moments, arrays)
-    encoding: WeightEncoding = method.quantize(LayerProblem(arrays.layer.name, weight, spec, given))
+        seen, held = moments.whole, _damped(moments, arrays)
+    encoding: WeightEncoding = choice.method.quantize(
+        LayerProblem(arrays.layer.name, weight, choice.spec, held, points)
+    )
     guarded = 0
     integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float
     if bias is not None and integer is not None:
@@ -145,18 +185,26 @@ def solve_layer(
         encoded = FloatBias(bias.astype(np.float32)) if integer is None else _encode_bias(bias, encoding, integer)
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
     solved = Solved(encoding, encoded, guarded, (float(error[0]), float(error[1])))
-    if seen is None:
+    if seen is None or held is None:
         return solved
-    return replace(
-        solved, output_error=seen.relative_error(decoded, weight), error_bound=_bound(seen, encoding.params.scale)
-    )
+    return replace(solved, output=_at_output(seen, decoded, held.best_weight(weight), arrays, encoding.params.scale))
+
+
+def _at_output(
+    seen: LayerStatistics, decoded: Float, best: Float, arrays: LinearArrays, scale: NDArray[np.float32]
+) -> AtOutput:
+    signal, rounding = float(seen.energy.sum()), decoded - best
+    by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
+    row_error = output_error(by_group, seen.gram).reshape(-1)
+    error = seen.relative_error(decoded, arrays.weight) * signal
+    return AtOutput(signal, error, _bound(seen, scale), rounding.astype(np.float32), row_error)
 
 
 def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
     """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
     steps = np.broadcast_to(np.square(scale, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
     inputs = np.einsum("gii->g", seen.gram)[:, None]
-    return float((steps / 4 * inputs).sum() / max(float(seen.energy.sum()), 1e-300))
+    return float((steps / 4 * inputs).sum())
 
 
 def _damped(moments: LayerMoments, arrays: LinearArrays) -> LayerStatistics:

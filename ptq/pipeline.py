@@ -34,7 +34,6 @@ from ptq.layerwise import (
     Settings,
     channel_axes,
     fragile_layers,
-    make_plan,
     settings_of,
     spread,
     uneven_concats,
@@ -44,6 +43,7 @@ from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, place, plac
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.session import open_session
+from ptq.solve import Problem, make_plan
 from ptq.target import target_named
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         progress("calibrate")
         placement, statistics = calibrate(prepared, split, job, settings, samples)
         progress("solve")
-        plan, rows = make_plan(prepared, placement, statistics, settings, samples)
+        plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
     progress("lower")
     delivery = pack(lower(prepared, placement, plan), {"ptq.float_sha256": source_fingerprint(job.source, model)})
     progress("verify")

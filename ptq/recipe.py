@@ -14,7 +14,9 @@ from cattrs.v import format_exception
 
 from ptq.calibration.observers import Auto, Observer
 from ptq.core.errors import PtqError, RecipeError
+from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerTensor
+from ptq.splitting import Split
 from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
 
@@ -31,6 +33,11 @@ class Weights:
         granularity: Which weights share a scale. (Blocks are for weight-only layers: with quantized activations no
             runtime has an integer kernel for them.)
         bias_correction: Shift biases by the mean error that the integers cause.
+        split: Coarse & fine splitting: weights below 8 bits that become sums of two points. `auto` tries it where the
+            centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
+            `center` tries it in every kernel, `whole` for all weights; kept wherever anything is gained.
+        extra_macs: Multipoint: extra points, spent on the output features whose errors cost the network's output the
+            most, as a share of all products (0.05 is 5 %).
         first_last_bits: Word length in layers with no other before them, or none behind; None treats them like all.
     """
 
@@ -38,6 +45,8 @@ class Weights:
     bits: int = 8
     granularity: GranularityName = "per-channel"
     bias_correction: bool = True
+    split: Split = "auto"
+    extra_macs: float = 0.0
     first_last_bits: int | None = None
 
     @property
@@ -55,6 +64,7 @@ class LayerRule:
         method: The weight method.
         bits: Word length, 2 to 8.
         granularity: Which weights share a scale.
+        split: Coarse & fine splitting.
         skip: Leave the layer in float.
     """
 
@@ -62,11 +72,12 @@ class LayerRule:
     method: WeightMethod | None = None
     bits: int | None = None
     granularity: GranularityName | None = None
+    split: Split | None = None
     skip: bool = False
 
     def over(self, weights: Weights) -> Weights:
         """The weights' settings with this rule on top."""
-        names = ("method", "bits", "granularity")
+        names = ("method", "bits", "granularity", "split")
         return replace(weights, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
 
@@ -135,8 +146,20 @@ class Recipe:
         for key, bits in lengths.items():
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
+        self._check_extra_macs()
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
+
+    def _check_extra_macs(self) -> None:
+        share, method = self.weights.extra_macs, self.weights.method
+        if not 0 <= share <= 10:
+            raise RecipeError(f"extra_macs is {share}; expected a share from 0 to 10, for example 0.05")
+        if share and self.weights.bits > 7:
+            raise RecipeError("extra_macs adds points to weights of less than 8 bits; give --bits 2 to 7, or leave it")
+        if share and method.needs is not Needs.GRAM:
+            raise RecipeError(
+                "extra_macs is spent by output error, which rtn does not see; expected gptq, gpfq, qronos"
+            )
 
 
 def members(union: Any) -> tuple[type, ...]:

@@ -88,7 +88,7 @@ def _quantization(report: QuantReport) -> str:
         ("bias", _flat(confounders["bias"])),
         ("first and last layer", confounders["first_and_last_layer"]),
         ("accumulators", "32 bits"),
-        ("extra MACs", str(confounders["extra_macs"])),
+        ("extra MACs", _flat(confounders["extra_macs"])),
         ("exclusions", ", ".join(report.recipe.get("exclude", ())) or "none"),
         ("seed", str(report.recipe.get("seed", 0))),
         ("preparation", "; ".join(report.notes) or "nothing to change"),
@@ -115,6 +115,7 @@ def _layers(report: QuantReport) -> str:
             row.op_type,
             str(row.num_bits),
             str(row.num_weights),
+            row.points or "1",
             f"{row.weight_sqnr_db:.1f}",
             f"{row.input_sqnr_db:.1f}",
             "" if row.output_sqnr_db is None else f"{row.output_sqnr_db:.1f}",
@@ -127,7 +128,7 @@ def _layers(report: QuantReport) -> str:
         for row in report.layers
     ]
     quality = ("weight SQNR dB", "input SQNR dB", "output SQNR dB", "bound dB")
-    head = ("layer", "type", "bits", "weights", *quality, "method", "levels", "zeros", "guarded biases")
+    head = ("layer", "type", "bits", "weights", "points", *quality, "method", "levels", "zeros", "guarded biases")
     text = "## Layers\n\n" + _table(head, rows)
     floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")

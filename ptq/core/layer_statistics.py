@@ -129,7 +129,7 @@ def least_squares(weight: Float, gram: Float, pull: Float) -> Float:
     Returns:
         argmin over T of tr(T H T^T) - 2 tr(T P^T) + damping |T - W|^2. Shape of `weight`.
     """
-    strength = DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
+    strength = np.maximum(DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1], 1e-30)  # dead groups
     asked = (pull + strength[:, None] * weight).transpose(0, 2, 1)
     return np.linalg.solve(add_diagonal(gram, strength), asked).transpose(0, 2, 1)
 

@@ -44,6 +44,12 @@ class Points:
         """One point everywhere."""
         return Points(np.ones(num_rows, np.int8), np.ones(num_columns, np.int8))
 
+    @staticmethod
+    def at_taps(num_rows: int, num_columns: int, taps: NDArray[np.bool_]) -> Points:
+        """Two points where a kernel's tap says so; columns run over (channel, tap)."""
+        columns = np.tile(1 + taps.reshape(-1).astype(np.int8), num_columns // taps.size)
+        return Points(np.ones(num_rows, np.int8), columns)
+
     @property
     def extra(self) -> int:
         """Products beyond one per weight, for every position of the output."""

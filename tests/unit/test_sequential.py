@@ -20,12 +20,13 @@ from ptq.core.affine import dequantize, quantize
 from ptq.core.damping import STRENGTHS, LayerMoments, choose_damping, damped
 from ptq.core.encoding import AffineEncoding
 from ptq.core.layer_statistics import LayerStatistics
-from ptq.layerwise import channel_axes, make_plan, settings_of
+from ptq.layerwise import channel_axes, settings_of
 from ptq.modelfile import run, session_of
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import place
 from ptq.recipe import Recipe
+from ptq.solve import Problem, make_plan
 from ptq.target import CPU_X86
 from tests.builders import model_from_text, random
 
@@ -180,7 +181,7 @@ def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
     seen = collect(model, feeds, StatisticsCollector(list(placement.sources), channel_axes(placement)))
     with ArrayStore(1 << 30) as store:
         samples = Samples(store)
-        plan, _ = make_plan(model, placement, seen, choices, samples)
+        plan, _ = make_plan(Problem(model, placement, seen, choices, samples, feeds[0]))
         list(samples.keep(feeds))
         walk = SequentialWalk(model, placement, plan, placement.layers, samples)
         weights = dict(plan.weights)

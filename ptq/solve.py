@@ -1,0 +1,236 @@
+"""From statistics to a plan: one weight problem per linear layer, solved in the order in which data flows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ptq.allocation import Demand, allocate
+from ptq.calibration.collect import CalibrationStatistics
+from ptq.calibration.influence import LayerErrors
+from ptq.calibration.sequential import Feed, Samples, SequentialWalk
+from ptq.core.affine import QuantParams
+from ptq.core.damping import LayerMoments
+from ptq.core.encoding import SumEncoding
+from ptq.core.plan import QuantPlan
+from ptq.core.points import Points
+from ptq.core.problem import Needs
+from ptq.layerwise import NO_ERROR_DB, Grids, Settings, choose_grids, decibels
+from ptq.linear import InputMeans, LinearArrays, Seen, Solved, solve_layer
+from ptq.passes._linear import LinearLayer
+from ptq.passes.infer_shapes import output_sizes
+from ptq.passes.placement import Placement
+from ptq.recipe import tag_of
+from ptq.splitting import LayerChoice, choose_split
+from ptq.weights import Rtn
+
+WIDE = 1024
+"""Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
+
+
+WORTH_DB = 3.0
+"""What a split has to gain at the layer's output to be made without being asked for."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What happened to one linear layer.
+
+    Attributes:
+        name: The layer.
+        op_type: Conv, Gemm or MatMul.
+        num_bits: Word length of its weight.
+        num_weights: How many weights it has.
+        points: Which weights are sums of several points of that word length, and what came of a split that was tried.
+        num_macs: Products per sample with one point for each weight.
+        extra_macs: Products that the other points would add in kernels of that word length.
+        weight_sqnr_db: Signal to error of the weight, dB.
+        input_sqnr_db: Signal to error of its input on the calibration set, dB.
+        bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
+        method: Tag of the weight method that was used.
+        output_sqnr_db: Signal to error of its output on the calibration set, everything before it quantized, constant
+            parts left out where a bias takes them up, dB; None if the method looked at the weight alone.
+        bound_db: What path following without clipping guarantees for that figure, dB; likewise.
+        levels: How many different codes the weight uses.
+        sparsity: Share of codes that are 0.
+    """
+
+    name: str
+    op_type: str
+    num_bits: int
+    num_weights: int
+    points: str
+    num_macs: int
+    extra_macs: int
+    weight_sqnr_db: float
+    input_sqnr_db: float
+    bias_guarded: int
+    method: str
+    output_sqnr_db: float | None
+    bound_db: float | None
+    levels: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to solve.
+
+    Attributes:
+        model: Prepared float model; only its weights are read.
+        placement: Which nodes and values become integers.
+        statistics: Histograms of `placement.sources` and, for bias correction, means of the layers' inputs.
+        settings: Observer, method and grids.
+        samples: The calibration set again, for methods that look at a layer's input.
+        feed: One sample.
+    """
+
+    model: ir.Model
+    placement: Placement
+    statistics: CalibrationStatistics
+    settings: Settings
+    samples: Samples
+    feed: Feed
+
+
+def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
+    """Decide every grid and every code.
+
+    Args:
+        problem: Model, statistics and settings.
+
+    Returns:
+        The plan, and a row per layer for the report.
+    """
+    settings = problem.settings
+    grids = choose_grids(problem.placement, problem.statistics.histograms, settings)
+    layers = problem.placement.layers
+    jobs = {layer.name: _Job(LinearArrays.of(problem.model, layer), layer, settings, grids) for layer in layers}
+    if settings.extra_macs > 0:
+        demands: dict[str, Demand] = {}
+        _solve(problem, grids, jobs, demands)
+        rows = allocate(demands, settings.extra_macs)
+        jobs = {name: replace(job, rows=rows.get(name)) for name, job in jobs.items()}
+    solved = _solve(problem, grids, jobs)
+    sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
+    return _plan(grids, solved), tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
+
+
+def _solve(
+    problem: Problem, grids: Grids, jobs: Mapping[str, _Job], demands: dict[str, Demand] | None = None
+) -> dict[str, Solved]:
+    """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
+    solved = {name: job.start(problem.statistics) for name, job in jobs.items()}
+    walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
+    if not walked:
+        return solved
+    start, survey = _plan(grids, solved), demands is not None
+    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
+    for layer, seen in walk.layers():
+        job = jobs[layer.name]
+        with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
+            found = job.solve(seen)
+        if demands is not None and found.output is not None:
+            demands[layer.name] = job.demand(found, walk)
+        solved[layer.name] = found.settled()
+        walk.install(layer, found.encoding, found.bias)
+    return solved
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One layer to solve."""
+
+    arrays: LinearArrays
+    layer: LinearLayer
+    settings: Settings
+    grids: Grids
+    rows: NDArray[np.int8] | None = None
+
+    @property
+    def choice(self) -> LayerChoice:
+        return self.settings.choice(self.layer)
+
+    def start(self, statistics: CalibrationStatistics) -> Solved:
+        """Solve from the weight alone; for a method that needs more, what its walk starts from."""
+        waits = self.choice.method.needs is Needs.GRAM
+        choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
+        seen = statistics.means.get(self.layer.source) if self.settings.bias_correction else None
+        means = None if seen is None else InputMeans.of_channels(self.layer, seen)
+        return self._best(choice, Seen(None, means))
+
+    def solve(self, moments: LayerMoments) -> Solved:
+        """Solve with the moments of the input."""
+        means = InputMeans.of_moments(moments) if self.settings.bias_correction else None
+        return self._best(self.choice, Seen(moments, means))
+
+    def _best(self, choice: LayerChoice, seen: Seen) -> Solved:
+        """With one point for each weight, or with the sums that were asked for where they err less."""
+        rows = self.rows if self.rows is not None and (self.rows > 1).any() else None
+        own = None if rows is None else Points(rows, np.ones(self.layer.fan_in, np.int8))
+        single = solve_layer(self.arrays, choice, self._grid, seen, own)
+        split = choose_split(self.layer, self.arrays.weight, choice)
+        if isinstance(split, str):
+            return replace(single, note=split)
+        both = solve_layer(self.arrays, choice, self._grid, seen, split if own is None else split.merge(own))
+        gain = decibels(single.excess, both.excess)
+        if gain < (WORTH_DB if choice.split == "auto" else 0.0):
+            return replace(single, note=f"split rejected ({gain:+.1f} dB)")
+        return replace(both, note=f"split ({gain:+.1f} dB)")
+
+    def demand(self, found: Solved, walk: SequentialWalk) -> Demand:
+        """What more points in a row would gain."""
+        output, points = found.output, found.encoding
+        if output is None:
+            raise RuntimeError(f"{self.layer.name} was solved without its output")
+        errors = LayerErrors(
+            output.rounding, output.row_error, self.settings.bias_correction and self.arrays.takes_bias
+        )
+        influence = walk.influence(self.layer, errors)
+        return Demand(influence.cost, influence.positions * self.layer.fan_in, points.params.spec.num_bits)
+
+    @property
+    def _grid(self) -> QuantParams | None:
+        return self.grids.of_value.get(self.layer.source)
+
+    def row(self, solved: Solved, output_size: int) -> LayerRow:
+        """What to report."""
+        macs = output_size * self.layer.fan_in
+        error, signal = solved.weight_error
+        codes, spec, output = solved.encoding.codes, solved.encoding.params.spec, solved.output
+        extra = solved.encoding.points.extra if isinstance(solved.encoding, SumEncoding) else 0
+        return LayerRow(
+            self.layer.name,
+            self.layer.op_type,
+            spec.num_bits,
+            self.arrays.weight.size,
+            _described(solved),
+            macs,
+            macs * extra // self.arrays.weight.size,
+            decibels(signal, error),
+            self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
+            solved.bias_guarded,
+            tag_of(type(self.choice.method)),
+            None if output is None else decibels(output.signal, output.error),
+            None if output is None else decibels(output.signal, output.bound),
+            len(np.unique(codes)),
+            float(np.mean(codes == 0)),
+        )
+
+
+def _described(solved: Solved) -> str:
+    """Where the sums are, in words."""
+    rows = solved.encoding.points.rows if isinstance(solved.encoding, SumEncoding) else np.ones(1)
+    several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
+    return ", ".join(part for part in (several, solved.note) if part)
+
+
+def _plan(grids: Grids, solved: Mapping[str, Solved]) -> QuantPlan:
+    weights = {name: each.encoding for name, each in solved.items()}
+    biases = {name: each.bias for name, each in solved.items() if each.bias is not None}
+    return QuantPlan(grids.of_value, weights, biases)
