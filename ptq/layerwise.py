@@ -13,13 +13,14 @@ from ptq.calibration.observers import Observer
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
 from ptq.core.problem import Needs
-from ptq.core.spec import QuantSpec
+from ptq.core.spec import PerTensor, QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
 from ptq.passes.selection import layers_matching, outermost
+from ptq.passes.split_center import SplitCenter
 from ptq.recipe import Recipe, Weights
-from ptq.splitting import LayerChoice
+from ptq.splitting import LayerChoice, choose_branches
 from ptq.target import Target
 from ptq.weights import Rtn
 
@@ -47,6 +48,7 @@ class Settings:
         bias_correction: Shift biases by the mean error that the integers cause.
         extra_macs: Budget of extra points in output features, as a share of all products.
         overrides: Layer name -> choice.
+        coarse: Layers that are the coarse part of another.
     """
 
     observer: Observer
@@ -55,6 +57,7 @@ class Settings:
     bias_correction: bool
     extra_macs: float = 0.0
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
+    coarse: frozenset[str] = frozenset()
 
     def choice(self, layer: LinearLayer) -> LayerChoice:
         """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
@@ -126,6 +129,34 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
     return Settings(recipe.activations, activation, base, weights.bias_correction, weights.extra_macs, overrides)
+
+
+def split_branches(model: ir.Model, settings: Settings) -> tuple[ir.Model, Settings, tuple[str, ...]]:
+    """Give wide centre taps of 8-bit kernels a convolution of their own, where the settings want it.
+
+    Args:
+        model: Prepared float model.
+        settings: What the recipe means for it.
+
+    Returns:
+        The model, the settings with choices for the new layers, and a note for the report if anything changed.
+    """
+    branches = choose_branches(model, settings.choice)
+    notes = [f"{name}: {why}" for name, why in branches.rejected.items() if why]
+    chosen = branches.chosen
+    if not chosen:
+        return model, settings, tuple(notes)
+    divided = model.clone()
+    for per_tensor in (False, True):
+        names = frozenset(
+            name for name, each in chosen.items() if isinstance(each.spec.granularity, PerTensor) == per_tensor
+        )
+        SplitCenter(names, per_tensor)(divided)
+    whole = {name: replace(choice, split="never") for name, choice in chosen.items()}
+    parts = {f"{name}_{part}": choice for name, choice in whole.items() for part in ("fine", "coarse")}
+    coarse = frozenset(f"{name}_coarse" for name in chosen)
+    notes.insert(0, f"{len(chosen)} convolutions split into a coarse and a fine one: {', '.join(chosen)}")
+    return divided, replace(settings, overrides={**settings.overrides, **parts}, coarse=coarse), tuple(notes)
 
 
 def channel_axes(placement: Placement) -> dict[str, int]:

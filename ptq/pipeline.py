@@ -35,6 +35,7 @@ from ptq.layerwise import (
     channel_axes,
     fragile_layers,
     settings_of,
+    split_branches,
     spread,
     uneven_concats,
 )
@@ -143,7 +144,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     split = split_samples(job.data, hold_out=job.evaluation is None)
     steps = PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
-    settings = settings_of(job.recipe, target, prepared)
+    prepared, settings, divided = split_branches(prepared, settings_of(job.recipe, target, prepared))
     with ArrayStore(MEMORY) as store:
         samples = Samples(store, job.custom_ops)
         progress("calibrate")
@@ -169,7 +170,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         left_float=placement.left_float,
         num_grids=len(placement.groups),
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
-        notes=notes + uneven_concats(prepared, placement, statistics.histograms),
+        notes=notes + divided + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
         verdict=verdict,
         seconds=time.perf_counter() - start,

@@ -48,7 +48,8 @@ class LayerRow:
         num_weights: How many weights it has.
         points: Which weights are sums of several points of that word length, and what came of a split that was tried.
         num_macs: Products per sample with one point for each weight.
-        extra_macs: Products that the other points would add in kernels of that word length.
+        extra_macs: Products that the other points add in kernels of that word length.
+        executed_macs: Those of them that this target's kernels really execute.
         weight_sqnr_db: Signal to error of the weight, dB.
         input_sqnr_db: Signal to error of its input on the calibration set, dB.
         bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
@@ -67,6 +68,7 @@ class LayerRow:
     points: str
     num_macs: int
     extra_macs: int
+    executed_macs: int
     weight_sqnr_db: float
     input_sqnr_db: float
     bias_guarded: int
@@ -210,8 +212,9 @@ class _Job:
             spec.num_bits,
             self.arrays.weight.size,
             _described(solved),
-            macs,
-            macs * extra // self.arrays.weight.size,
+            0 if self.layer.name in self.settings.coarse else macs,
+            macs if self.layer.name in self.settings.coarse else macs * extra // self.arrays.weight.size,
+            macs if self.layer.name in self.settings.coarse else 0,
             decibels(signal, error),
             self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
             solved.bias_guarded,
