@@ -94,7 +94,8 @@ def influence(
         nullcontext() if rest is None else session_of(rest, custom_ops=custom_ops) as behind,
     ):
         made = [] if behind is None else [value.name for value in behind.get_outputs()]
-        for chunk in sorted({0, walk.num_chunks // 2} if PROBES > 1 else {0}):
+        probes = sorted({walk.num_chunks * index // PROBES for index in range(PROBES)})
+        for chunk in probes:
             held = walk.held(chunk)
             output = run(exact, {layer.source: held[layer.source]})[0]
             change = run(error, {layer.source: held[layer.source]})[0]
@@ -118,7 +119,7 @@ def influence(
             for index, found in enumerate(in_order(changed, sets, os.cpu_count() or 1)):
                 cost[index] += sum(_relative(reference[name], found[name]) for name in wanted if name in found)
     by_feature = np.zeros(len(energy))
-    for rows, each in zip(sets, cost / PROBES, strict=True):
+    for rows, each in zip(sets, cost / len(probes), strict=True):
         by_feature[rows] = each * energy[rows] / max(float(energy[rows].sum()), 1e-300)
     return Influence(by_feature, output.size // len(energy) // size)
 

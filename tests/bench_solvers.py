@@ -8,7 +8,6 @@ python -m tests.bench_solvers layers     path following against rounding with th
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 import ptq
 from ptq.core.encoding import AffineEncoding
@@ -34,7 +32,7 @@ from ptq.weights import Gpfq, Gptq
 from ptq.weights._output_error import GroupedProblem, best_scale, in_order, round_to_nearest
 from tests.builders import feeds, model_from_text, random
 from tests.conftest import SHARED
-from tests.shared.workloads import SAMPLES, evaluator, limit
+from tests.shared.workloads import SAMPLES
 
 CHANNELS, SIDE, IMAGES, BATCH = 256, 14, 512, 8
 GEOMETRY = Unfold((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
@@ -174,54 +172,10 @@ def layers() -> None:
             )
 
 
-BITS = [
-    *(("resnet20", method, bits, "") for bits in (4, 3, 2) for method in ("rtn", "gpfq", "gptq", "qronos")),
-    *(("resnet20", "gptq", bits, "--weight-only") for bits in (5, 4, 3)),
-    *((name, method, 4, "") for name in ("mobilenet_vww", "squeezenet") for method in ("gpfq", "gptq", "qronos")),
-]
-
-
-def bits() -> None:
-    """All layers, first and last included, at one word length; evaluated on the development images."""
-    workloads = evaluator(SHARED)
-    table = Table("model", "method", "bits", "", "SQNR dB", "agreement", "top-1", "float", "bytes", "codes", "CPU s")
-    with tempfile.TemporaryDirectory() as folder:
-        out, card = Path(folder) / "q.onnx", Path(folder) / "q.onnx.card.json"
-        for name, method, length, flag in BITS:
-            data = Path(folder) / f"{name}.npz"
-            tool = [sys.executable, str(SHARED / "tools/workloads.py"), "calib", name, str(SAMPLES[name]), str(data)]
-            subprocess.run(tool, check=True, capture_output=True)
-            command = [
-                "ptq",
-                "quantize",
-                str(SHARED / f"models/{name}.onnx"),
-                "--data",
-                str(data),
-                "-q",
-                "-o",
-                str(out),
-            ]
-            before = _cpu_of_children()
-            subprocess.run([*command, "--weights", method, "--bits", str(length), *flag.split()], check=True)
-            cost = _cpu_of_children() - before
-            found = workloads.evaluate(name, str(out), limit=limit(name))
-            facts = json.loads(card.read_text())
-            share = facts["storage"]["codes"] * 8 / sum(row["num_weights"] for row in facts["layers"])
-            scores = [f"{found[key]:.4f}" if key in found else "-" for key in ("agreement", "top1", "top1_float")]
-            sizes = [str(found["bytes"]), f"{share:.3f} b/w"]
-            table.add_row(name, method, str(length), flag, f"{found['sqnr_db']:.2f}", *scores, *sizes, f"{cost:.1f}")
-    Console(width=150).print(table)
-
-
-def _cpu_of_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 if __name__ == "__main__":
     command = sys.argv[1]
     if command in ("gram", "loop"):
         seconds, levels = (gram if command == "gram" else loop)()
         print_line(json.dumps({"seconds": seconds, "mb": peak_rss_mb(), "sum": float(levels.sum())}))
     else:
-        {"depth": depth, "textbook": textbook, "bits": bits, "layers": layers}[command]()
+        {"depth": depth, "textbook": textbook, "layers": layers}[command]()
