@@ -20,7 +20,10 @@ check: .venv/test build/view
 
 bench: .venv/test
 	$(BIN)/python -m tests.bench
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tests.bench_solvers bits
+	$(BIN)/python -m tests.bench_tables bits
+	$(BIN)/python -m tests.bench_tables split
+	$(BIN)/python -m tests.bench_tables points
+	$(BIN)/python -m tests.bench_tables observers
 	$(BIN)/python -m tests.bench_solvers depth
 	$(BIN)/python -m tests.bench_solvers layers
 	$(BIN)/python -m tests.bench_solvers textbook

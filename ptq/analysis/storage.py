@@ -35,7 +35,9 @@ def _kind(value: ir.Value) -> Kind:
     uses = list(value.uses())
     if any(use.node.op_type in GRIDS and use.idx > 0 for use in uses) or any(_scales_codes(use.node) for use in uses):
         return "scales"
-    if value.dtype in CODES and any(use.node.op_type in {"DequantizeLinear", "Cast", "Slice"} for use in uses):
+    if value.dtype in CODES and any(
+        use.node.op_type in {"DequantizeLinear", "Cast", "Slice", "Concat"} for use in uses
+    ):
         return "codes"
     if value.dtype == ir.DataType.INT32 and any(use.node.op_type == "DequantizeLinear" for use in uses):
         return "biases"

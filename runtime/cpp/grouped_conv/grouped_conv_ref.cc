@@ -1,0 +1,40 @@
+#include <algorithm>
+#include <cmath>
+
+#include "grouped_conv/grouped_conv.h"
+
+namespace ptq {
+
+void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y, int64_t begin,
+                      int64_t end, std::vector<uint32_t>& /*scratch*/) {
+  const int64_t per_group = shape.channels_per_group();
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / shape.out_height, oy = row % shape.out_height;
+    for (int64_t ox = 0; ox < shape.out_width; ++ox) {
+      for (int64_t m = 0; m < shape.features; ++m) {
+        const int64_t first = m / shape.features_per_group() * per_group;
+        int32_t sum = layer.bias[m];
+        for (int64_t ky = 0; ky < shape.kernel_height; ++ky) {
+          for (int64_t kx = 0; kx < shape.kernel_width; ++kx) {
+            const int64_t iy = oy * shape.stride_height - shape.pad_top + ky * shape.dilation_height;
+            const int64_t ix = ox * shape.stride_width - shape.pad_left + kx * shape.dilation_width;
+            const bool inside = iy >= 0 && iy < shape.height && ix >= 0 && ix < shape.width;
+            for (int64_t c = 0; c < per_group; ++c) {
+              const int64_t at = ((image * shape.height + iy) * shape.width + ix) * shape.channels + first + c;
+              const int32_t code = inside ? x[at] ^ layer.x_flip : layer.x_zero;
+              sum += code * layer.weight[((m * per_group + c) * shape.kernel_height + ky) * shape.kernel_width + kx];
+            }
+          }
+        }
+        const float scaled = static_cast<float>(sum) * layer.multiplier[m];
+        const float low = static_cast<float>(layer.y_low - layer.y_zero);
+        const float high = static_cast<float>(layer.y_high - layer.y_zero);
+        const float rounded = std::nearbyintf(std::min(std::max(scaled, low), high));
+        const int32_t code = static_cast<int32_t>(rounded) + layer.y_zero;
+        y[(row * shape.out_width + ox) * shape.features + m] = static_cast<uint8_t>(code);
+      }
+    }
+  }
+}
+
+}  // namespace ptq

@@ -1,0 +1,254 @@
+#include "nhwc_qlinear_conv.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "grouped_conv/grouped_conv.h"
+
+namespace ptq {
+namespace {
+
+constexpr int64_t kSmallWork = 1 << 20;  // multiplications below which threads cost more than they save
+constexpr int64_t kMaxTasks = 16;
+
+struct Task {
+  const GroupedConv* layer;
+  const ConvShape* shape;
+  GroupedConvKernel kernel;
+  const uint8_t* x;
+  uint8_t* y;
+  int64_t rows, tasks;
+};
+
+void run_task(void* data, size_t index) {
+  const Task& task = *static_cast<const Task*>(data);
+  const int64_t i = static_cast<int64_t>(index);
+  thread_local std::vector<uint32_t> scratch;
+  task.kernel(*task.layer, *task.shape, task.x, task.y, task.rows * i / task.tasks, task.rows * (i + 1) / task.tasks,
+              scratch);
+}
+
+[[noreturn]] void refuse(const std::string& node, const std::string& reason) {
+  throw Ort::Exception("ai.ptq::NhwcQLinearConv " + node + ": " + reason, ORT_INVALID_ARGUMENT);
+}
+
+// Reads the constants of a node.
+class Reader {
+ public:
+  explicit Reader(const OrtKernelInfo* info) : info_(info), name_(info_.GetNodeName()) {}
+
+  const std::string& name() const { return name_; }
+
+  template <typename T>
+  std::vector<T> constant(size_t index, const char* what, std::vector<int64_t>* shape = nullptr) const {
+    int is_constant = 0;
+    const Ort::ConstValue value = info_.GetTensorConstantInput(index, &is_constant);
+    if (!is_constant) refuse(name_, std::string(what) + " is computed at run time; expected a constant");
+    const auto type = value.GetTensorTypeAndShapeInfo();
+    if (shape) *shape = type.GetShape();
+    const T* data = value.GetTensorData<T>();
+    return std::vector<T>(data, data + type.GetElementCount());
+  }
+
+  template <typename T>
+  T scalar(size_t index, const char* what) const {
+    const std::vector<T> values = constant<T>(index, what);
+    if (values.size() != 1) {
+      refuse(name_, std::string(what) + " has " + std::to_string(values.size()) + " elements; expected 1");
+    }
+    return values[0];
+  }
+
+  bool has_bias() const { return info_.GetInputCount() > 7; }
+
+  std::vector<int64_t> integers(const char* key, std::vector<int64_t> otherwise) const {
+    std::vector<int64_t> found;
+    try {
+      found = info_.GetAttributes<int64_t>(key);
+    } catch (const Ort::Exception&) {
+      return otherwise;
+    }
+    if (found.empty()) return otherwise;
+    if (found.size() != otherwise.size()) {
+      refuse(name_, std::string(key) + " has " + std::to_string(found.size()) + " values; expected " +
+                        std::to_string(otherwise.size()));
+    }
+    return found;
+  }
+
+  int64_t integer(const char* key, int64_t otherwise) const {
+    try {
+      return info_.GetAttribute<int64_t>(key);
+    } catch (const Ort::Exception&) {
+      return otherwise;
+    }
+  }
+
+ private:
+  Ort::ConstKernelInfo info_;
+  std::string name_;
+};
+
+int64_t out_size(int64_t size, int64_t pads, int64_t kernel, int64_t dilation, int64_t stride) {
+  return (size + pads - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+bool within(const std::vector<int64_t>& values, int64_t low, int64_t high) {
+  return std::all_of(values.begin(), values.end(), [=](int64_t v) { return low <= v && v <= high; });
+}
+
+}  // namespace
+
+struct NhwcQLinearConvKernel {
+  explicit NhwcQLinearConvKernel(const OrtKernelInfo* info) {
+    const Reader read(info);
+    name_ = read.name();
+    std::vector<int64_t> dims;
+    layer_.weight = read.constant<int8_t>(3, "w", &dims);
+    if (dims.size() != 4 || !within(dims, 1, 1 << 24)) refuse(name_, "w is not [M, C / group, kH, kW]");
+    const std::vector<int64_t> strides = read.integers("strides", {1, 1});
+    const std::vector<int64_t> dilations = read.integers("dilations", {1, 1});
+    pads_ = read.integers("pads", {0, 0, 0, 0});
+    const int64_t group = read.integer("group", 1);
+    if (!within(strides, 1, 1 << 16) || !within(dilations, 1, 1 << 16) || !within(pads_, 0, 1 << 16)) {
+      refuse(name_, "strides, dilations or pads are out of range");
+    }
+    if (group < 1 || dims[0] % group != 0) {
+      refuse(name_, std::to_string(dims[0]) + " features do not divide into " + std::to_string(group) + " groups");
+    }
+    ConvShape& s = layer_.shape;
+    s = ConvShape{0,       0,          0,          dims[1] * group, 0,          0,       dims[0],
+                  group,   dims[2],    dims[3],    strides[0],      strides[1], dilations[0], dilations[1],
+                  pads_[0], pads_[1]};
+    const int64_t products = s.channels_per_group() * s.taps();
+    if (products > (int64_t{1} << 31) / (255 * 128) - 2) refuse(name_, "its sums would not fit into 32 bits");
+
+    const float x_scale = read.scalar<float>(1, "x_scale"), y_scale = read.scalar<float>(5, "y_scale");
+    const std::vector<float> w_scale = read.constant<float>(4, "w_scale");
+    if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(s.features)) {
+      refuse(name_, "w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
+    }
+    if (!(x_scale > 0) || !(y_scale > 0)) refuse(name_, "a scale is not positive");
+    layer_.x_zero = read.scalar<uint8_t>(2, "x_zero_point");
+    layer_.x_flip = 0;
+    layer_.y_zero = read.scalar<uint8_t>(6, "y_zero_point");
+    layer_.y_low = 0;
+    layer_.y_high = 255;
+    layer_.bias.assign(s.features, 0);
+    if (read.has_bias()) {
+      layer_.bias = read.constant<int32_t>(7, "B");
+      if (layer_.bias.size() != static_cast<size_t>(s.features)) refuse(name_, "B has not one element per feature");
+    }
+    layer_.multiplier.resize(s.features);
+    for (int64_t m = 0; m < s.features; ++m) {
+      layer_.multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
+      const int8_t* row = layer_.weight.data() + m * products;
+      const int64_t sum = std::accumulate(row, row + products, int64_t{0});
+      layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - layer_.x_zero * sum);
+    }
+    kernel_ = choose_grouped_conv(layer_);
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
+    try {
+      compute(context);
+      return nullptr;
+    } catch (const Ort::Exception& error) {
+      return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
+    } catch (const std::exception& error) {
+      return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
+    }
+  }
+
+ private:
+  void compute(OrtKernelContext* raw) const {
+    const Ort::KernelContext context(raw);
+    const Ort::ConstValue x = context.GetInput(0);
+    const std::vector<int64_t> dims = x.GetTensorTypeAndShapeInfo().GetShape();
+    ConvShape shape = layer_.shape;
+    if (dims.size() != 4 || dims[3] != shape.channels) {
+      refuse(name_, "x is not [N, H, W, " + std::to_string(shape.channels) + "]");
+    }
+    shape.batch = dims[0];
+    shape.height = dims[1];
+    shape.width = dims[2];
+    shape.out_height =
+        out_size(dims[1], pads_[0] + pads_[2], shape.kernel_height, shape.dilation_height, shape.stride_height);
+    shape.out_width =
+        out_size(dims[2], pads_[1] + pads_[3], shape.kernel_width, shape.dilation_width, shape.stride_width);
+    const int64_t reach_y = (shape.kernel_height - 1) * shape.dilation_height;
+    const int64_t reach_x = (shape.kernel_width - 1) * shape.dilation_width;
+    if (dims[1] + pads_[0] + pads_[2] <= reach_y || dims[2] + pads_[1] + pads_[3] <= reach_x) {
+      refuse(name_, "x is smaller than the kernel");
+    }
+    Ort::UnownedValue y =
+        context.GetOutput(0, {shape.batch, shape.out_height, shape.out_width, shape.features});
+    const int64_t rows = shape.batch * shape.out_height;
+    const int64_t work = rows * shape.out_width * shape.features * shape.channels_per_group() * shape.taps();
+    if (work == 0) return;
+    Task task{&layer_, &shape, kernel_, x.GetTensorData<uint8_t>(), y.GetTensorMutableData<uint8_t>(), rows, 1};
+    if (work < kSmallWork) {
+      run_task(&task, 0);
+      return;
+    }
+    task.tasks = std::min(rows, kMaxTasks);
+    context.ParallelFor(run_task, static_cast<size_t>(task.tasks), 0, &task);
+  }
+
+  std::string name_;
+  GroupedConv layer_;
+  std::vector<int64_t> pads_;
+  GroupedConvKernel kernel_;
+};
+
+NhwcQLinearConv::NhwcQLinearConv() { version = kApiVersion; }
+
+OrtStatusPtr NhwcQLinearConv::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
+  try {
+    *kernel = new NhwcQLinearConvKernel(info);
+    return nullptr;
+  } catch (const Ort::Exception& error) {
+    return api.CreateStatus(error.GetOrtErrorCode(), error.what());
+  } catch (const std::exception& error) {
+    return api.CreateStatus(ORT_FAIL, error.what());
+  }
+}
+
+ONNXTensorElementDataType NhwcQLinearConv::GetInputType(size_t index) const {
+  switch (index) {
+    case 1: case 4: case 5: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case 3: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    case 7: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  }
+}
+
+OrtCustomOpInputOutputCharacteristic NhwcQLinearConv::GetInputCharacteristic(size_t index) const {
+  return index == 7 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+}
+
+Ort::Status NhwcQLinearConv::InferOutputShape(Ort::ShapeInferContext& context) {
+  const Ort::ShapeInferContext::Shape x = context.GetInputShape(0), w = context.GetInputShape(3);
+  if (x.size() != 4 || w.size() != 4 || !w[0].IsInt() || !w[2].IsInt() || !w[3].IsInt()) return Ort::Status(nullptr);
+  const auto read = [&](const char* key, std::vector<int64_t> otherwise) {
+    try {
+      const std::vector<int64_t> found = context.GetAttrInts(key);
+      return found.size() == otherwise.size() ? found : otherwise;
+    } catch (const Ort::Exception&) {
+      return otherwise;
+    }
+  };
+  const std::vector<int64_t> strides = read("strides", {1, 1}), dilations = read("dilations", {1, 1});
+  const std::vector<int64_t> pads = read("pads", {0, 0, 0, 0});
+  Ort::ShapeInferContext::Shape y{x[0]};
+  for (size_t i = 0; i < 2; ++i) {
+    if (!x[1 + i].IsInt() || strides[i] < 1) return Ort::Status(nullptr);
+    const int64_t size = out_size(x[1 + i].AsInt(), pads[i] + pads[i + 2], w[2 + i].AsInt(), dilations[i], strides[i]);
+    y.emplace_back(size);
+  }
+  y.push_back(w[0]);
+  return context.SetOutputShape(0, y, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+}
+
+}  // namespace ptq
