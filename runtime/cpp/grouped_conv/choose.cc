@@ -7,7 +7,7 @@ GroupedConvKernel choose_grouped_conv(GroupedConv& layer) {
 #if PTQ_X86
   if (has_avx512vnni()) {
     const ConvShape& shape = layer.shape;
-    if (shape.groups == shape.channels && shape.features == shape.channels) {
+    if (depthwise_conv_fits(shape)) {
       pack_depthwise(layer);
       return depthwise_conv_avx512vnni;
     }

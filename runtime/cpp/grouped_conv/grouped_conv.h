@@ -48,8 +48,9 @@ using GroupedConvKernel = void (*)(const GroupedConv& layer, const ConvShape& sh
 void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y, int64_t begin,
                       int64_t end, std::vector<uint32_t>& scratch);
 
-// One channel per group. Packed: dwords of four kernel rows, [ceil(kernel_height / 4), kernel_width, channels + 16],
+// One channel and one feature per group, kernels of up to 64 columns of 4 taps. Packed: dwords of four kernel rows, [ceil(kernel_height / 4), kernel_width, channels + 64],
 // the channels going round.
+bool depthwise_conv_fits(const ConvShape& shape);
 void pack_depthwise(GroupedConv& layer);
 void depthwise_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
                                int64_t begin, int64_t end, std::vector<uint32_t>& scratch);

@@ -13,6 +13,8 @@ namespace ptq {
 namespace {
 
 constexpr int64_t kLanes = 16;  // int32 accumulators per register
+constexpr int64_t kCacheDwords = 4096;  // 16 KiB
+constexpr int64_t kBlock = 64;  // neighbouring outputs of one step; constants of channels go round for as many more
 
 // sums -> bytes: multiply, round to even, add the zero point, clamp.
 PTQ_VNNI inline __m128i requantized(const GroupedConv& layer, __m512i sum, __m512 multiplier) {
@@ -48,62 +50,106 @@ PTQ_VNNI void interleave(const uint8_t* const rows[4], int64_t count, uint8_t fl
   }
 }
 
+constexpr int64_t kMaxTaps = 64;
+
 struct Tap {
   const uint32_t* input;   // at output 0
   const uint32_t* weight;  // at channel 0
 };
 
-// `count` neighbouring outputs, the first of them at channel `channel`; inputs from `at` on.
-template <int kTaps, int kBlocks>
-PTQ_VNNI inline void dot(const GroupedConv& layer, const Tap* taps, int num_taps, int64_t at, int64_t channel,
-                         int64_t count, uint8_t* y) {
-  const int64_t channels = layer.shape.channels;
-  int64_t offset[kBlocks];
-  __m512i sum[kBlocks];
-  for (int b = 0; b < kBlocks; ++b) {
-    offset[b] = (channel + b * kLanes) % channels;
-    sum[b] = _mm512_loadu_si512(layer.packed_bias.data() + offset[b]);
+// Four registers of sums -> 64 bytes in order, by saturating packs, which work within 128 bits.
+PTQ_VNNI inline __m512i requantized_block(const GroupedConv& layer, const __m512i sum[4], const __m512 multiplier[4]) {
+  const __m512 most = _mm512_set1_ps(65536.0f);  // beyond 2^31 conversion would give the lowest number
+  const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(layer.y_zero));
+  __m512i rounded[4];
+  for (int b = 0; b < 4; ++b) {
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[b]), multiplier[b]);
+    rounded[b] = _mm512_cvtps_epi32(_mm512_min_ps(scaled, most));
   }
-  const int total = kTaps > 0 ? kTaps : num_taps;
-  for (int t = 0; t < total; ++t) {
-    for (int b = 0; b < kBlocks; ++b) {
-      const __m512i input = _mm512_loadu_si512(taps[t].input + at + b * kLanes);
-      sum[b] = _mm512_dpbusd_epi32(sum[b], input, _mm512_loadu_si512(taps[t].weight + offset[b]));
+  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero);
+  const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+}
+
+// One row of outputs, or a part of it.
+struct Line {
+  const Tap* taps;
+  int num_taps;
+  int64_t count;       // outputs
+  int64_t input_step;  // dwords from one to the next
+  int64_t output_step;
+};
+
+// Channels [channel, channel + 64) of `line.count` outputs.
+template <int kTaps>
+PTQ_VNNI inline void blocks_of_64(const GroupedConv& layer, const Line& line, int64_t at, int64_t channel, uint8_t* y) {
+  __m512i bias[4], weight[kTaps > 0 ? kTaps : 1][4];
+  __m512 multiplier[4];
+  for (int b = 0; b < 4; ++b) {
+    bias[b] = _mm512_loadu_si512(layer.packed_bias.data() + channel + b * kLanes);
+    multiplier[b] = _mm512_loadu_ps(layer.packed_multiplier.data() + channel + b * kLanes);
+    for (int t = 0; t < kTaps; ++t) weight[t][b] = _mm512_loadu_si512(line.taps[t].weight + channel + b * kLanes);
+  }
+  for (int64_t i = 0; i < line.count; ++i, at += line.input_step, y += line.output_step) {
+    __m512i sum[4] = {bias[0], bias[1], bias[2], bias[3]};
+    const int total = kTaps > 0 ? kTaps : line.num_taps;
+    for (int t = 0; t < total; ++t) {
+      const uint32_t* input = line.taps[t].input + at;
+      for (int b = 0; b < 4; ++b) {
+        const __m512i w = kTaps > 0 ? weight[t % (kTaps > 0 ? kTaps : 1)][b]
+                                    : _mm512_loadu_si512(line.taps[t].weight + channel + b * kLanes);
+        sum[b] = _mm512_dpbusd_epi32(sum[b], _mm512_loadu_si512(input + b * kLanes), w);
+      }
     }
+    _mm512_storeu_si512(y, requantized_block(layer, sum, multiplier));
   }
-  for (int b = 0; b < kBlocks; ++b) {
-    const __m128i codes = requantized(layer, sum[b], _mm512_loadu_ps(layer.packed_multiplier.data() + offset[b]));
-    _mm_mask_storeu_epi8(y + b * kLanes, lanes(count - b * kLanes), codes);
+}
+
+// Channels [channel, channel + width) of `line.count` outputs, width <= 16.
+PTQ_VNNI inline void blocks_of_16(const GroupedConv& layer, const Line& line, int64_t at, int64_t channel,
+                                  int64_t width, uint8_t* y) {
+  const __m512i bias = _mm512_loadu_si512(layer.packed_bias.data() + channel);
+  const __m512 multiplier = _mm512_loadu_ps(layer.packed_multiplier.data() + channel);
+  const __mmask16 mask = lanes(width);
+  for (int64_t i = 0; i < line.count; ++i, at += line.input_step, y += line.output_step) {
+    __m512i sum = bias;
+    for (int t = 0; t < line.num_taps; ++t) {
+      const __m512i w = _mm512_loadu_si512(line.taps[t].weight + channel);
+      sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(line.taps[t].input + at), w);
+    }
+    _mm_mask_storeu_epi8(y, mask, requantized(layer, sum, multiplier));
   }
 }
 
 template <int kTaps>
-PTQ_VNNI void outputs(const GroupedConv& layer, const ConvShape& shape, const Tap* taps, int num_taps, uint8_t* y) {
-  const int64_t channels = shape.channels;
-  if (shape.stride_width == 1) {  // neighbouring outputs read neighbouring inputs, whatever the channel
-    const int64_t total = shape.out_width * channels;
-    int64_t at = 0;
-    for (; at + 4 * kLanes <= total; at += 4 * kLanes) {
-      dot<kTaps, 4>(layer, taps, num_taps, at, at % channels, 4 * kLanes, y + at);
-    }
-    for (; at < total; at += kLanes) {
-      dot<kTaps, 1>(layer, taps, num_taps, at, at % channels, total - at, y + at);
+PTQ_VNNI void outputs(const GroupedConv& layer, const Line& pixels, int64_t channels, uint8_t* y) {
+  if (pixels.input_step == channels && kBlock % channels == 0) {
+    // Neighbouring outputs read neighbouring inputs: 64 of them at once, whatever their channels.
+    const int64_t total = pixels.count * channels, whole = total / kBlock * kBlock;
+    const Line flat{pixels.taps, pixels.num_taps, total / kBlock, kBlock, kBlock};
+    blocks_of_64<kTaps>(layer, flat, 0, 0, y);
+    const Line rest{pixels.taps, pixels.num_taps, 1, 0, 0};
+    for (int64_t at = whole; at < total; at += kLanes) {
+      blocks_of_16(layer, rest, at, at % channels, total - at, y + at);
     }
     return;
   }
-  for (int64_t ox = 0; ox < shape.out_width; ++ox) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t at = ox * shape.stride_width * channels + c;
-      dot<kTaps, 1>(layer, taps, num_taps, at, c, channels - c, y + ox * channels + c);
-    }
-  }
+  int64_t c = 0;
+  for (; c + kBlock <= channels; c += kBlock) blocks_of_64<kTaps>(layer, pixels, c, c, y + c);
+  for (; c < channels; c += kLanes) blocks_of_16(layer, pixels, c, c, channels - c, y + c);
 }
 
 }  // namespace
 
+bool depthwise_conv_fits(const ConvShape& shape) {
+  return shape.groups == shape.channels && shape.features == shape.channels &&
+         (shape.kernel_height + 3) / 4 * shape.kernel_width <= kMaxTaps;
+}
+
 void pack_depthwise(GroupedConv& layer) {
   const ConvShape& s = layer.shape;
-  const int64_t rows = (s.kernel_height + 3) / 4, width = s.channels + kLanes;
+  const int64_t rows = (s.kernel_height + 3) / 4, width = s.channels + kBlock;
   layer.packed.assign(rows * s.kernel_width * width, 0);
   for (int64_t g = 0; g < rows; ++g) {
     for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
@@ -127,47 +173,53 @@ void pack_depthwise(GroupedConv& layer) {
 
 PTQ_VNNI void depthwise_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
                                         int64_t begin, int64_t end, std::vector<uint32_t>& scratch) {
-  const int64_t channels = shape.channels, reach = (shape.kernel_width - 1) * shape.dilation_width;
-  const int64_t columns = (shape.out_width - 1) * shape.stride_width + reach + 1;
+  const int64_t channels = shape.channels, reach = (shape.kernel_width - 1) * shape.dilation_width + 1;
   const int64_t groups = (shape.kernel_height + 3) / 4;
-  const int64_t line = columns * channels + 64;  // interleave writes whole blocks
-  const int64_t left = std::min(shape.pad_left, columns);
-  const int64_t inside = std::max<int64_t>(0, std::min(shape.width, columns - left));
+  // A part of a row is interleaved at a time, so that it stays in the nearest cache.
+  const int64_t columns = std::max<int64_t>(kCacheDwords / (channels * groups), reach + 7 * shape.stride_width);
+  const int64_t part = (columns - reach) / shape.stride_width + 1;
+  const int64_t line = ((part - 1) * shape.stride_width + reach) * channels + kBlock;  // interleave writes whole blocks
   const int64_t blank = (shape.width * channels + 3) / 4;
   scratch.resize(groups * line + blank);
   uint32_t* zeros = scratch.data() + groups * line;
   std::memset(zeros, layer.x_zero ^ layer.x_flip, blank * 4);
   const uint32_t pad = layer.x_zero * 0x01010101u;
 
-  std::vector<Tap> taps(groups * shape.kernel_width);
+  Tap taps[kMaxTaps];
+  const int num_taps = static_cast<int>(groups * shape.kernel_width);
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t kx = 0; kx < shape.kernel_width; ++kx) {
-      taps[g * shape.kernel_width + kx] = {
-          scratch.data() + g * line + kx * shape.dilation_width * channels,
-          layer.packed.data() + (g * shape.kernel_width + kx) * (channels + kLanes)};
+      taps[g * shape.kernel_width + kx] = {scratch.data() + g * line + kx * shape.dilation_width * channels,
+                                           layer.packed.data() + (g * shape.kernel_width + kx) * (channels + kBlock)};
     }
   }
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / shape.out_height, oy = row % shape.out_height;
-    for (int64_t g = 0; g < groups; ++g) {
-      const uint8_t* rows[4];
-      for (int64_t r = 0; r < 4; ++r) {
-        const int64_t iy = oy * shape.stride_height - shape.pad_top + (4 * g + r) * shape.dilation_height;
-        const bool valid = 4 * g + r < shape.kernel_height && iy >= 0 && iy < shape.height;
-        rows[r] = valid ? x + (image * shape.height + iy) * shape.width * channels
-                        : reinterpret_cast<const uint8_t*>(zeros);
+    for (int64_t ox = 0; ox < shape.out_width; ox += part) {
+      const int64_t count = std::min(part, shape.out_width - ox);
+      const int64_t first = ox * shape.stride_width - shape.pad_left, total = (count - 1) * shape.stride_width + reach;
+      const int64_t left = std::min(std::max<int64_t>(-first, 0), total);
+      const int64_t inside = std::max<int64_t>(std::min(shape.width - first, total) - left, 0);
+      for (int64_t g = 0; g < groups; ++g) {
+        const uint8_t* rows[4];
+        for (int64_t r = 0; r < 4; ++r) {
+          const int64_t iy = oy * shape.stride_height - shape.pad_top + (4 * g + r) * shape.dilation_height;
+          const bool valid = 4 * g + r < shape.kernel_height && iy >= 0 && iy < shape.height;
+          rows[r] = valid ? x + ((image * shape.height + iy) * shape.width + first + left) * channels
+                          : reinterpret_cast<const uint8_t*>(zeros);
+        }
+        uint32_t* to = scratch.data() + g * line;
+        std::fill_n(to, left * channels, pad);
+        interleave(rows, inside * channels, layer.x_flip, to + left * channels);
+        std::fill(to + (left + inside) * channels, to + total * channels, pad);
       }
-      uint32_t* to = scratch.data() + g * line;
-      std::fill_n(to, left * channels, pad);
-      interleave(rows, inside * channels, layer.x_flip, to + left * channels);
-      std::fill(to + (left + inside) * channels, to + columns * channels, pad);
-    }
-    uint8_t* out = y + row * shape.out_width * channels;
-    const int num_taps = static_cast<int>(taps.size());
-    if (num_taps == 3) {
-      outputs<3>(layer, shape, taps.data(), num_taps, out);
-    } else {
-      outputs<0>(layer, shape, taps.data(), num_taps, out);
+      const Line pixels{taps, num_taps, count, shape.stride_width * channels, channels};
+      uint8_t* out = y + (row * shape.out_width + ox) * channels;
+      if (num_taps == 3) {
+        outputs<3>(layer, pixels, channels, out);
+      } else {
+        outputs<0>(layer, pixels, channels, out);
+      }
     }
   }
 }
