@@ -17,6 +17,7 @@ from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
+from ptq.passes.use_native import UseNative
 from ptq.target import INTEGER_OPS
 
 PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm | PlainGemm
@@ -36,7 +37,17 @@ PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, requi
 
 Feed = Mapping[str, NDArray[Any]]
 
-__all__ = ["PREPARE", "PREPARE_SMALL", "InsertQdq", "Placement", "PrepareStep", "place", "place_weights", "prepare"]
+__all__ = [
+    "PREPARE",
+    "PREPARE_SMALL",
+    "InsertQdq",
+    "Placement",
+    "PrepareStep",
+    "UseNative",
+    "place",
+    "place_weights",
+    "prepare",
+]
 
 
 def prepare(

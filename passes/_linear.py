@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from ptq.core.matrix import WeightLayout
 from ptq.core.unfold import AutoPad, Unfold
 
+LANES = 16  # output features that one vector of a native kernel holds
+WINDOW = 64  # channels that they may read
 NARROW_GROUP = 16
 """Channels per group below which onnxruntime's integer convolution takes up to four times as long as the float one."""
 
@@ -61,12 +63,13 @@ def is_float32(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def describe_linear(node: ir.Node, *, integer: bool = True) -> LinearLayer | str:
+def describe_linear(node: ir.Node, *, integer: bool = True, native: bool = False) -> LinearLayer | str:
     """Read a Conv, Gemm or MatMul as a linear layer.
 
     Args:
         node: The node.
         integer: Whether it is to run on integers, which not every shape should.
+        native: Whether operators of our own may run it.
 
     Returns:
         The layer, or the reason why it cannot be one.
@@ -78,7 +81,8 @@ def describe_linear(node: ir.Node, *, integer: bool = True) -> LinearLayer | str
     if not is_float32(source):
         return "its input is not float32 (convert the model to float32 first)"
     weight = constant(node.inputs[index])
-    reason = _unsuitable(node, weight, index, integer)
+    narrow = integer and not (native and has_native_kernel(node))
+    reason = _unsuitable(node, weight, index, integer=integer, narrow=narrow)
     if weight is None or reason:
         return reason or "its weight is computed at run time"
     layout = WeightLayout(_out_axis(node, index), weight.shape)
@@ -154,22 +158,37 @@ def _added_constant(product: ir.Node) -> ir.Value | None:
     return None
 
 
+def has_native_kernel(node: ir.Node) -> bool:
+    """Whether domain ai.ptq has a kernel for a convolution in 2 axes: depthwise, or groups of 4, 8, 12 ... channels."""
+    weight = node.inputs[1]
+    group = node.attributes.get_int("group", 1)
+    shape = [] if weight is None or weight.shape is None else [n for n in weight.shape if isinstance(n, int)]
+    if group == 1 or len(shape) != 4 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return False
+    features, channels, height, width = shape
+    if channels == 1 and features == group:
+        return (height + 3) // 4 * width <= WINDOW
+    per_group = features // group
+    lasts = [min(first + LANES, features) - 1 for first in range(0, features, LANES)]
+    seen = [last // per_group - last // LANES * LANES // per_group + 1 for last in lasts]
+    return channels % 4 == 0 and max(seen) * channels <= WINDOW
+
+
 def _is_narrow_group(node: ir.Node, weight: NDArray[Any]) -> bool:
     """Groups too small to fill an integer kernel; depthwise, with one channel per group, has a kernel of its own."""
     return node.attributes.get_int("group", 1) > 1 and 1 < weight.shape[1] < NARROW_GROUP
 
 
-def _unsuitable(node: ir.Node, weight: NDArray[Any] | None, index: int, integer: bool) -> str | None:
-    """Why a weight cannot become codes, if so."""
+def _unsuitable(node: ir.Node, weight: NDArray[Any] | None, index: int, *, integer: bool, narrow: bool) -> str | None:
+    """Why a weight cannot become codes, if so; `narrow` if small groups count."""
     if weight is None or weight.dtype != np.float32 or not weight.size:
         return "its weight is empty or not float32"
     if node.op_type == "ConvTranspose":
         return _unsuitable_transposed(node)
     if node.op_type == "Conv":
-        narrow = integer and _is_narrow_group(node, weight)
-        return (
-            f"{weight.shape[1]} channels per group: the integer kernel is slower than the float one" if narrow else None
-        )
+        if narrow and _is_narrow_group(node, weight):
+            return f"{weight.shape[1]} channels per group: the integer kernel is slower than the float one"
+        return None
     if weight.ndim != 2:
         return f"its weight has {weight.ndim} axes; integer kernels want 2"
     if integer and index == 0:

@@ -46,12 +46,13 @@ class Placement:
     right_operands: frozenset[int]
 
 
-def place(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement:
+def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: bool = False) -> Placement:
     """Decide which nodes of a prepared graph run on integers.
 
     Args:
         model: Prepared float model with known element types.
         left_out: The user's exclusions.
+        native: Whether operators of our own may run layers.
 
     Returns:
         The placement.
@@ -59,7 +60,7 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement
     Raises:
         UnsupportedModelError: No layer can be quantized.
     """
-    planner = _Planner(left_out)
+    planner = _Planner(left_out, native)
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
@@ -108,6 +109,7 @@ class _Planner:
     """The state of one walk. `needed` values get a grid; `produced` ones come out of integer nodes."""
 
     left_out: Selector
+    native: bool = False
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     needed: dict[str, ir.Value] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class _Planner:
         if node.domain or node.op_type not in INTEGER_OPS:
             return
         name = name_of(node)
-        layer = _two_activations(node) if _is_product(node) else describe_linear(node)
+        layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
         reason = self.left_out(node) or (layer if isinstance(layer, str) else None)
         if reason:
             self.left_float[name] = reason

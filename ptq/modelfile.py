@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
-from ptq.runtime.session import Optimization, open_session
+from ptq.runtime.opening import Optimization, open_session
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1

@@ -40,12 +40,13 @@ from ptq.layerwise import (
     uneven_concats,
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
-from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, place, place_weights, prepare
+from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, UseNative, place, place_weights, prepare
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
-from ptq.runtime.session import open_session
+from ptq.runtime.library import native_path
+from ptq.runtime.opening import open_session
 from ptq.solve import Problem, make_plan
-from ptq.target import target_named
+from ptq.target import Target, target_named
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -152,7 +153,9 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         progress("solve")
         plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
     progress("lower")
-    delivery = pack(lower(prepared, placement, plan), {"ptq.float_sha256": source_fingerprint(job.source, model)})
+    delivery = pack(
+        lower(prepared, placement, plan, target), {"ptq.float_sha256": source_fingerprint(job.source, model)}
+    )
     progress("verify")
     proof = check(job, model, delivery, split)
     facts = FileFacts(
@@ -183,9 +186,10 @@ def calibrate(
     model: ir.Model, split: SampleSplit, job: Job, settings: Settings, samples: Samples
 ) -> tuple[Placement, CalibrationStatistics]:
     """Look at the data once, then leave out the layers that it shows to be fragile."""
+    native = target_named(job.recipe.target).native
     skipped = tuple(rule.match for rule in job.recipe.layers if rule.skip)
     left_out = select_nodes(model, job.recipe.exclude + skipped)
-    placement = place_weights(model, left_out) if job.recipe.weight_only else place(model, left_out)
+    placement = place_weights(model, left_out) if job.recipe.weight_only else place(model, left_out, native=native)
     collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
     feeds = split.calibration_feeds()
     feeds = samples.keep(feeds) if settings.walks else feeds
@@ -195,23 +199,27 @@ def calibrate(
     if not job.recipe.weight_only:
         fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
-        placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)))
+        placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)), native=native)
     return placement, statistics
 
 
-def lower(model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
+def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target) -> ir.Model:
     """The one step from float to integers, on a copy."""
     lowered = model.clone()
     InsertQdq(plan, placement)(lowered)
+    if target.native:
+        UseNative()(lowered)
     return lowered
 
 
 def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> Verification:
     """Run the bytes that will be delivered beside the model that came in."""
     samples: Sequence[Sample] | DataReader = split.verification if job.evaluation is None else job.evaluation
+    library = native_path() if target_named(job.recipe.target).native else None
+    libraries = (*job.custom_ops, *(() if library is None else (library,)))
     with delivery.as_file() as path:
         return verify(
-            runnable_source(job.source, model), path, samples, split.first, custom_ops=job.custom_ops, metric=job.metric
+            runnable_source(job.source, model), path, samples, split.first, custom_ops=libraries, metric=job.metric
         )
 
 

@@ -25,12 +25,14 @@ class Target:
         activation: Grid of activations. x86 kernels are fastest with unsigned, ARM ones with signed codes.
         weight_bits: 8, or 7 where 8-bit products may overflow 16-bit sums (x86 without VNNI).
         why: One line for the card.
+        native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
     """
 
     name: str
     activation: QuantSpec
     weight_bits: int
     why: str
+    native: bool = False
 
     @property
     def weight(self) -> QuantSpec:
@@ -43,7 +45,10 @@ CPU_X86 = Target(
 )
 CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), 8, "signed activations and weights: ARM's dot product")
 PORTABLE = Target("portable", QuantSpec(), 7, "unsigned activations, 7-bit weights: no overflow on any CPU")
-TARGETS = (CPU_X86, CPU_ARM, PORTABLE)
+NATIVE = Target(
+    "native", QuantSpec(), 8, "as cpu-x86, with operators of domain ai.ptq where they are faster", native=True
+)
+TARGETS = (CPU_X86, CPU_ARM, PORTABLE, NATIVE)
 
 
 def host_target() -> Target:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ptq.runtime.session import open_session
+from ptq.runtime.opening import open_session
 
 LINEAR_KERNELS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits", "ConvInteger"}
+    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits", "ConvInteger", "NhwcQLinearConv"}
 )
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 FREE = CONVERSIONS | {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
@@ -60,7 +60,7 @@ def _read(model: ir.Model) -> Kernels:
     for node in model.graph:
         if node.op_type in CONVERSIONS:
             conversions += 1
-        elif node.op_type in LINEAR_KERNELS or node.op_type.startswith("QLinear"):
+        elif node.op_type in LINEAR_KERNELS or "QLinear" in node.op_type:
             integer[node.op_type] += 1
         elif _decodes_weight(node):
             fallbacks[node.op_type] += 1

@@ -1,7 +1,12 @@
-// The library's one entry point.
+// What the library exports.
 #include "cpu.h"
 #include "nhwc_qlinear_conv.h"
 #include "ort.h"
+
+// The instruction set of the kernels that would be registered here; empty if none.
+extern "C" __attribute__((visibility("default"))) const char* ptq_kernels() {
+  return ptq::has_avx512vnni() ? "avx512vnni" : "";
+}
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                               const OrtApiBase* base) {

@@ -1,0 +1,51 @@
+"""Where the operator library is, and whether it helps on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+NAME = "_ptqops.so"
+OVERRIDE = "PTQ_NATIVE_LIBRARY"
+"""Environment variable with the path of the library; empty for none."""
+
+
+@functools.cache
+def native_path() -> Path | None:
+    """The library, or None: it was not built for this installation, or has no kernels for this processor.
+
+    Models run without it; the operators that it would replace carry a body of standard ones.
+    """
+    path = _find()
+    return path if path is not None and kernels(path) else None
+
+
+def native_status() -> str:
+    """One line for people: which kernels run, or why none."""
+    path = _find()
+    if path is None:
+        return f"no operator library in this installation (or in {OVERRIDE}); standard operators run"
+    found = kernels(path)
+    return f"{found} kernels from {path}" if found else f"{path} has no kernels for this processor; standard ones run"
+
+
+def kernels(path: Path) -> str:
+    """The instruction set that a library would use here; empty if none.
+
+    Raises:
+        OSError: The file cannot be loaded as a library.
+    """
+    ask = ctypes.CDLL(str(path)).ptq_kernels
+    ask.restype = ctypes.c_char_p
+    found: bytes = ask()
+    return found.decode()
+
+
+def _find() -> Path | None:
+    if OVERRIDE in os.environ:
+        return Path(os.environ[OVERRIDE]) if os.environ[OVERRIDE] else None
+    beside = [Path(__file__).with_name(NAME), *(Path(folder) / "ptq/runtime" / NAME for folder in sys.path)]
+    return next((path for path in beside if path.is_file()), None)
