@@ -2,8 +2,10 @@
 PYTHON ?= python3
 EXTRAS ?= test,demo
 BIN := .venv/bin
+# onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
+HEADERS := runtime/cpp/fetch_headers.sh build/ort
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench native sanitized clean
 
 demo: .venv/demo
 	$(BIN)/python -m ptq.demo
@@ -28,14 +30,26 @@ bench: .venv/test
 	$(BIN)/python -m tests.bench_solvers layers
 	$(BIN)/python -m tests.bench_solvers textbook
 
+INSTALL := ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS) 2>/dev/null || true)} $(BIN)/pip install -q -e
+
+native: .venv/test  # builds the operator library again, after changes in runtime/cpp
+	$(INSTALL) . --no-deps
+	$(BIN)/python -c "from ptq.runtime import native_path, native_status; print(native_status()); assert native_path()"
+
+sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
+	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON
+	cmake --build build/sanitized
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PTQ_NATIVE_LIBRARY=build/sanitized/_ptqops.so $(BIN)/pytest -q -p no:cacheprovider tests/runtime
+
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e ".[demo]"
+	$(INSTALL) ".[demo]"
 	touch $@
 
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e ".[$(EXTRAS)]"
+	$(INSTALL) ".[$(EXTRAS)]"
 	touch $@
 
 # The four package folders as one tree: mypy does not see through the editable install.

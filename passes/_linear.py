@@ -159,13 +159,16 @@ def _added_constant(product: ir.Node) -> ir.Value | None:
 
 
 def has_native_kernel(node: ir.Node) -> bool:
-    """Whether domain ai.ptq has a kernel for a convolution in 2 axes: depthwise, or groups of 4, 8, 12 ... channels."""
+    """Whether domain ai.ptq has a kernel for a convolution: in 2 axes, of images, depthwise, in groups of 4, 8 ..."""
     weight = node.inputs[1]
     group = node.attributes.get_int("group", 1)
     shape = [] if weight is None or weight.shape is None else [n for n in weight.shape if isinstance(n, int)]
-    if group == 1 or len(shape) != 4 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+    if len(shape) != 4 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return False
     features, channels, height, width = shape
+    if group == 1:
+        neighbours = node.attributes.get_ints("dilations", (1, 1))[-1] == 1
+        return channels <= 4 and height * width > 1 and width <= LANES and neighbours
     if channels == 1 and features == group:
         return (height + 3) // 4 * width <= WINDOW
     per_group = features // group

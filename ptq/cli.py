@@ -119,7 +119,7 @@ SHARED_OPTIONS = options(
 @click.option("--eval-data", help="Data to verify on; default: every eighth calibration sample.")
 @click.option("--random-data", is_flag=True, help="Calibrate on random data: a smoke test, marked in the card.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe (TOML); options win over it.")
-@click.option("--target", help="cpu-x86, cpu-arm or portable; default: this machine.")
+@click.option("--target", help="cpu-x86, cpu-arm, portable, or native (operators of our own); default: this machine.")
 @click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto).")
 @click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
 @click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8).")

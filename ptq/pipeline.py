@@ -42,6 +42,7 @@ from ptq.layerwise import (
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
 from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, UseNative, place, place_weights, prepare
 from ptq.passes.selection import select_nodes
+from ptq.passes.use_native import DOMAIN as NATIVE_DOMAIN
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.library import native_path
 from ptq.runtime.opening import open_session
@@ -173,7 +174,10 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         left_float=placement.left_float,
         num_grids=len(placement.groups),
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
-        notes=notes + divided + uneven_concats(prepared, placement, statistics.histograms),
+        notes=notes
+        + divided
+        + _native_note(delivery.model)
+        + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
         verdict=verdict,
         seconds=time.perf_counter() - start,
@@ -236,6 +240,12 @@ def peak_rss_mb() -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _native_note(lowered: ir.Model) -> tuple[str, ...]:
+    count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
+    carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
+    return (carried,) if count else ()
 
 
 def _data_facts(job: Job, split: SampleSplit, proof: Verification) -> DataFacts:

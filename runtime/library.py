@@ -32,6 +32,12 @@ def native_status() -> str:
     return f"{found} kernels from {path}" if found else f"{path} has no kernels for this processor; standard ones run"
 
 
+def native_kernels() -> str:
+    """The instruction set of the library's kernels on this machine; empty if it is not usable."""
+    path = native_path()
+    return "" if path is None else kernels(path)
+
+
 def kernels(path: Path) -> str:
     """The instruction set that a library would use here; empty if none.
 

@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.passes.use_native import _function
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -99,3 +101,37 @@ def feeds(count: int, *shape: int, name: str = "x", seed: int = 5) -> list[Array
     """Random samples of shape [1, *shape]."""
     generator = np.random.default_rng(seed)
     return [{name: generator.standard_normal((1, *shape)).astype(np.float32)} for _ in range(count)]
+
+
+def native_conv(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArray[np.uint8]]:
+    """One operator, its body, and an input."""
+    rng = np.random.default_rng(layer["seed"])
+    shape = layer["shape"]
+    channels = shape[1] * layer["group"]
+    arrays: dict[str, NDArray[Any]] = {
+        "x_scale": np.float32(0.02),
+        "x_zero_point": np.uint8(rng.integers(256)),
+        "w": rng.integers(-128, 128, shape).astype(np.int8),
+        "w_scale": (0.001 + 0.01 * rng.random(shape[0])).astype(np.float32),
+        "y_scale": np.float32(0.02 * np.sqrt(np.prod(shape[1:]))),
+        "y_zero_point": np.uint8(rng.integers(256)),
+        "B": rng.integers(-3000, 3000, shape[0]).astype(np.int32),
+    } | changes.pop("arrays", {})
+    if not layer["bias"]:
+        del arrays["B"]
+    attributes = {key: layer[key] for key in ("group", "strides", "pads", "dilations")} | changes
+    values = {
+        name: ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name)) for name, array in arrays.items()
+    }
+    x = ir.Value(name="x", shape=ir.Shape(["N", "H", "W", channels]), type=ir.TensorType(ir.DataType.UINT8))
+    node = ir.node("NhwcQLinearConv", [x, *values.values()], attributes, domain="ai.ptq", name="conv7")
+    node.outputs[0].name = "y"
+    node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    node.outputs[0].shape = ir.Shape([None] * 4)
+    graph = ir.Graph(
+        [x], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 17, "ai.ptq": 1}
+    )
+    function = ir.serde.deserialize_function(_function(17))
+    model = ir.Model(graph, ir_version=9, functions=[function])
+    given_x = rng.integers(0, 256, (*layer["input"], channels)).astype(np.uint8)
+    return ir.to_proto(model).SerializeToString(), given_x

@@ -17,6 +17,7 @@ from typing import Any
 from ptq.analysis.storage import Kind
 from ptq.analysis.verdict import Verdict
 from ptq.analysis.verify import Verification
+from ptq.runtime.library import native_kernels
 from ptq.solve import LayerRow
 from ptq.target import Target
 
@@ -143,7 +144,12 @@ class QuantReport:
             },
             "seconds": round(self.seconds, 2),
             "peak_rss_mb": round(self.peak_rss_mb, 1),
-            "host": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+            "host": {
+                "machine": platform.machine(),
+                "system": platform.system(),
+                "cores": os.cpu_count(),
+                "native_kernels": native_kernels(),
+            },
             "findings": [{"level": f.level, "text": f.text} for f in self.verdict.findings if f.measured],
         }
 

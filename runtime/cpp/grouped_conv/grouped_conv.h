@@ -1,4 +1,4 @@
-// Quantized convolutions with few channels per group, channels last: what onnxruntime runs slower than float.
+// Quantized convolutions with few channels per group, channels last: what onnxruntime runs slower than it could.
 //
 // y[n, oy, ox, m] = clamp(round((bias[m] + sum over taps, channels of its group of x * w[m]) * multiplier[m]) + y_zero)
 //
@@ -61,6 +61,13 @@ bool narrow_conv_fits(const ConvShape& shape);
 void pack_narrow(GroupedConv& layer);
 void narrow_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
                             int64_t begin, int64_t end, std::vector<uint32_t>& scratch);
+
+// One group of at most 4 channels (images), neighbouring columns not dilated: a kernel row's bytes are neighbours.
+// Packed: dwords of four of them, [ceil(features / 16), kernel_height, ceil(kernel_width * channels / 4), 16].
+bool image_conv_fits(const ConvShape& shape);
+void pack_image(GroupedConv& layer);
+void image_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
+                           int64_t begin, int64_t end, std::vector<uint32_t>& scratch);
 
 // Packs the layer for the fastest variant that this processor runs and that fits its shape.
 GroupedConvKernel choose_grouped_conv(GroupedConv& layer);

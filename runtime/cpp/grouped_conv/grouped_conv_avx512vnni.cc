@@ -338,5 +338,99 @@ PTQ_VNNI void narrow_conv_avx512vnni(const GroupedConv& layer, const ConvShape& 
   }
 }
 
+bool image_conv_fits(const ConvShape& shape) {
+  return shape.groups == 1 && shape.channels <= 4 && shape.dilation_width == 1 && shape.kernel_width <= 16;
+}
+
+void pack_image(GroupedConv& layer) {
+  const ConvShape& s = layer.shape;
+  const int64_t chunks = (s.features + kLanes - 1) / kLanes, quads = (s.kernel_width * s.channels + 3) / 4;
+  layer.packed.assign(chunks * s.kernel_height * quads * kLanes, 0);
+  layer.packed_bias.assign(chunks * kLanes, 0);
+  layer.packed_multiplier.assign(chunks * kLanes, 0.0f);
+  for (int64_t m = 0; m < s.features; ++m) {
+    layer.packed_bias[m] = layer.bias[m];
+    layer.packed_multiplier[m] = layer.multiplier[m];
+    for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
+      for (int64_t q = 0; q < quads; ++q) {
+        uint8_t bytes[4] = {0, 0, 0, 0};
+        for (int64_t i = 4 * q; i < std::min(4 * q + 4, s.kernel_width * s.channels); ++i) {
+          const int64_t kx = i / s.channels, c = i % s.channels;
+          const int64_t from = ((m * s.channels + c) * s.kernel_height + ky) * s.kernel_width + kx;
+          bytes[i % 4] = static_cast<uint8_t>(layer.weight[from]);
+        }
+        std::memcpy(&layer.packed[((m / kLanes * s.kernel_height + ky) * quads + q) * kLanes + m % kLanes], bytes, 4);
+      }
+    }
+  }
+}
+
+namespace {
+
+// `kPixels` neighbouring outputs of one chunk of 16 features; a weight is read once for all of them.
+template <int kPixels>
+PTQ_VNNI inline void image_pixels(const GroupedConv& layer, const uint8_t* first, int64_t row_bytes, int64_t step,
+                                  int64_t rows, int64_t quads, const uint32_t* weight, int64_t chunk, __mmask16 mask,
+                                  uint8_t* y) {
+  const int64_t features = layer.shape.features;
+  __m512i sum[kPixels];
+  for (int p = 0; p < kPixels; ++p) sum[p] = _mm512_loadu_si512(layer.packed_bias.data() + chunk * kLanes);
+  for (int64_t ky = 0; ky < rows; ++ky) {
+    for (int64_t q = 0; q < quads; ++q, weight += kLanes) {
+      const __m512i w = _mm512_loadu_si512(weight);
+      for (int p = 0; p < kPixels; ++p) {
+        int32_t bytes;
+        std::memcpy(&bytes, first + ky * row_bytes + p * step + 4 * q, 4);
+        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_set1_epi32(bytes), w);
+      }
+    }
+  }
+  const __m512 multiplier = _mm512_loadu_ps(layer.packed_multiplier.data() + chunk * kLanes);
+  for (int p = 0; p < kPixels; ++p) _mm_mask_storeu_epi8(y + p * features, mask, requantized(layer, sum[p], multiplier));
+}
+
+}  // namespace
+
+PTQ_VNNI void image_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
+                                    int64_t begin, int64_t end, std::vector<uint32_t>& scratch) {
+  const int64_t channels = shape.channels, rows = shape.kernel_height, features = shape.features;
+  const int64_t quads = (shape.kernel_width * channels + 3) / 4, step = shape.stride_width * channels;
+  const int64_t columns = (shape.out_width - 1) * shape.stride_width + shape.kernel_width;
+  const int64_t row_bytes = columns * channels + 4;  // the last quad may reach beyond the last column
+  const int64_t left = std::min(shape.pad_left, columns);
+  const int64_t inside = std::max<int64_t>(0, std::min(shape.width, columns - left));
+  scratch.resize((rows * row_bytes + 3) / 4);
+  uint8_t* padded = reinterpret_cast<uint8_t*>(scratch.data());
+  std::memset(padded, layer.x_zero, scratch.size() * 4);
+  constexpr int64_t kPixels = 8;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / shape.out_height, oy = row % shape.out_height;
+    for (int64_t ky = 0; ky < rows; ++ky) {
+      const int64_t iy = oy * shape.stride_height - shape.pad_top + ky * shape.dilation_height;
+      uint8_t* to = padded + ky * row_bytes + left * channels;
+      if (iy < 0 || iy >= shape.height) {
+        std::memset(to, layer.x_zero, inside * channels);
+        continue;
+      }
+      const uint8_t* from = x + (image * shape.height + iy) * shape.width * channels;
+      for (int64_t i = 0; i < inside * channels; ++i) to[i] = from[i] ^ layer.x_flip;
+    }
+    for (int64_t chunk = 0; chunk * kLanes < features; ++chunk) {
+      const uint32_t* weight = layer.packed.data() + chunk * rows * quads * kLanes;
+      const __mmask16 mask = lanes(features - chunk * kLanes);
+      uint8_t* out = y + row * shape.out_width * features + chunk * kLanes;
+      int64_t ox = 0;
+      for (; ox + kPixels <= shape.out_width; ox += kPixels) {
+        image_pixels<kPixels>(layer, padded + ox * step, row_bytes, step, rows, quads, weight, chunk, mask,
+                              out + ox * features);
+      }
+      for (; ox < shape.out_width; ++ox) {
+        image_pixels<1>(layer, padded + ox * step, row_bytes, step, rows, quads, weight, chunk, mask,
+                        out + ox * features);
+      }
+    }
+  }
+}
+
 }  // namespace ptq
 #endif

@@ -1,0 +1,178 @@
+"""Operators of domain ai.ptq: their kernels against the standard operators that each carries as its body."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptq import Recipe, quantize, runtime
+from ptq.recipe import Weights
+from ptq.runtime import native_path, native_status, open_session
+from tests.builders import feeds, model_from_text, native_conv, random
+
+LIBRARY = native_path()
+needs_library = pytest.mark.skipif(LIBRARY is None, reason=native_status())
+CASES = int(os.environ.get("PTQ_CASES", "400"))
+
+
+def test_the_library_is_there_where_it_has_to_be() -> None:
+    if os.environ.get("PTQ_REQUIRE_NATIVE"):
+        assert LIBRARY is not None, native_status()
+    assert native_status()
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> dict[str, Any]:
+    """Convolutions of images, depthwise, in groups; some that no fast kernel takes."""
+    kind = draw(st.sampled_from(["image", "depthwise", "groups"]))
+    if kind == "image":
+        groups, channels, features = 1, draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    elif kind == "depthwise":
+        groups, channels, features = draw(st.integers(1, 150)), 1, 1
+    else:
+        groups, channels, features = (
+            draw(st.integers(1, 9)),
+            draw(st.sampled_from([1, 2, 4, 8, 12, 16])),
+            draw(st.integers(1, 18)),
+        )
+    pair = lambda low, high: [draw(st.integers(low, high)), draw(st.integers(low, high))]  # noqa: E731
+    kernel, dilations, pads = pair(1, 7), pair(1, 2), pair(0, 3) + pair(0, 3)
+    reach = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    return {
+        "group": groups,
+        "shape": [groups * features, channels, *kernel],
+        "strides": pair(1, 3),
+        "dilations": dilations,
+        "pads": pads,
+        "input": [draw(st.integers(1, 2)), reach[0] + draw(st.integers(0, 9)), reach[1] + draw(st.integers(0, 30))],
+        "seed": draw(st.integers(0, 1 << 30)),
+        "bias": draw(st.booleans()),
+    }
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernels", ["", "ref"])
+def test_kernels_equal_the_body(kernels: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTQ_KERNELS", kernels)
+
+    @settings(max_examples=CASES // 4, deadline=None, derandomize=threads == 1)
+    @given(layers())
+    def check(layer: dict[str, Any]) -> None:
+        data, x = native_conv(layer)
+        (expected,) = open_session(data).run(None, {"x": x})
+        (found,) = open_session(data, custom_ops=(str(LIBRARY),), num_threads=threads).run(None, {"x": x})
+        np.testing.assert_array_equal(found, expected)
+
+    check()
+
+
+LAYER = {
+    "group": 8, "shape": [8, 1, 3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1],
+    "input": [1, 6, 6], "seed": 0, "bias": True,
+}  # fmt: skip
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"strides": [0, 1]}, "strides"),
+        ({"strides": [1]}, "strides has 1 values"),
+        ({"pads": [1, 1, 1, -4]}, "pads"),
+        ({"group": 3}, "3 groups"),
+        ({"group": 0}, "0 groups"),
+        ({"dilations": [1 << 40, 1]}, "out of range"),
+        ({"arrays": {"w": np.ones((8, 9), np.int8)}}, "w is not"),
+        ({"arrays": {"w_scale": np.ones(5, np.float32)}}, "w_scale has 5"),
+        ({"arrays": {"x_scale": np.ones(2, np.float32)}}, "x_scale has 2"),
+        ({"arrays": {"y_scale": np.float32(0)}}, "not positive"),
+        ({"arrays": {"x_scale": np.float32("nan")}}, "not positive"),
+        ({"arrays": {"B": np.ones(3, np.int32)}}, "B has not"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], word: str) -> None:
+    data, _ = native_conv(LAYER, **changes)
+    with pytest.raises(Exception, match=f"(?s)conv7.*{word}"):
+        open_session(data, custom_ops=(str(LIBRARY),))
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(1, 6, 6, 7), (1, 0, 6, 8), (1, 6, 8)])
+def test_inputs_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    data, _ = native_conv(LAYER | {"pads": [0, 0, 0, 0]})
+    model = onnx.load_from_string(data)
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    session = open_session(model.SerializeToString(), custom_ops=(str(LIBRARY),))
+    with pytest.raises(Exception, match=r"conv7|Invalid rank"):
+        session.run(None, {"x": np.zeros(shape, np.uint8)})
+
+
+def mobile() -> ir.Model:
+    """Stem, depthwise, pointwise, groups of four."""
+    text = """
+    m (float[N, 3, 16, 16] x) => (float[N, 5] y) {
+        a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w0, b0)
+        r = Relu (a)
+        c = Conv <pads = [1, 1, 1, 1], group = 24> (r, w1, b0)
+        s = Clip (c, zero, six)
+        d = Conv (s, w2, b1)
+        t = Relu (d)
+        e = Conv <pads = [1, 1, 1, 1], group = 8> (t, w3, b1)
+        u = Relu (e)
+        g = GlobalAveragePool (u)
+        f = Flatten (g)
+        y = Gemm <transB = 1> (f, w4)
+    }"""
+    weights = {
+        "w0": random((24, 3, 3, 3), 1), "b0": random((24,), 2), "w1": random((24, 1, 3, 3), 3),
+        "w2": random((32, 24, 1, 1), 4), "b1": random((32,), 5), "w3": random((32, 4, 3, 3), 6),
+        "w4": random((5, 32), 7), "zero": np.float32(0), "six": np.float32(6),
+    }  # fmt: skip
+    return model_from_text(text, weights)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Path) -> None:
+    data = feeds(48, 3, 16, 16)
+    result = quantize(mobile(), data, Recipe(target="native", weights=Weights(bits=bits)))
+    operators = [node.op_type for node in result.delivery.model.graph]
+    assert operators.count("NhwcQLinearConv") == 3
+    assert "Clip" not in operators
+    path = tmp_path / "q.onnx"
+    result.save(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    plain = open_session(path).run(None, dict(data[0]))
+    assert result.report.proof.kernels.num_linear == 5
+    if LIBRARY is not None:
+        assert result.report.proof.kernels.integer["NhwcQLinearConv"] == 3
+        np.testing.assert_array_equal(runtime.session(path).run(None, dict(data[0]))[0], plain[0])
+
+
+def test_the_session_says_what_it_chose(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    path = tmp_path / "q.onnx"
+    quantize(mobile(), feeds(16, 3, 16, 16)).save(path)
+    with caplog.at_level(logging.INFO, "ptq.runtime"):
+        runtime.session(path, num_threads=1)
+    assert native_status() in caplog.text
+
+
+def test_without_a_library_standard_operators_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTQ_NATIVE_LIBRARY", "")
+    native_path.cache_clear()
+    try:
+        assert native_path() is None
+        assert "standard operators run" in native_status()
+    finally:
+        monkeypatch.undo()
+        native_path.cache_clear()
