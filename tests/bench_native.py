@@ -23,7 +23,7 @@ from tests.builders import model_from_text, native_conv, random
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator
 
-ROUNDS = 41
+ROUNDS, WARM_UP = 101, 10
 LAYERS = {  # features, channels per group, kernel; groups, stride, size
     "depthwise 3x3, 144 channels of 56x56": ((144, 1, 3, 3), 144, 1, 56),
     "depthwise 3x3, 576 channels of 14x14": ((576, 1, 3, 3), 576, 1, 14),
@@ -39,12 +39,12 @@ MODELS = ("mobilenet_vww", "squeezenet", "resnet20", "repvgg_cifar")
 def medians(calls: Sequence[Callable[[], Any]]) -> list[float]:
     """Median processor time of each call, taken in turns."""
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS + 2):
+    for _ in range(WARM_UP + ROUNDS):
         for call, row in zip(calls, times, strict=True):
             start = time.process_time()
             call()
             row.append(time.process_time() - start)
-    return [float(np.median(row[2:])) for row in times]
+    return [float(np.median(row[WARM_UP:])) for row in times]
 
 
 def layers(library: Path) -> Table:
