@@ -26,6 +26,7 @@ bench: .venv/test
 	$(BIN)/python -m tests.bench_tables split
 	$(BIN)/python -m tests.bench_tables points
 	$(BIN)/python -m tests.bench_tables observers
+	$(BIN)/python -m tests.bench_native
 	$(BIN)/python -m tests.bench_solvers depth
 	$(BIN)/python -m tests.bench_solvers layers
 	$(BIN)/python -m tests.bench_solvers textbook

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import quantize, validate
+    from ptq.api import bench, quantize, validate
     from ptq.pipeline import Result
     from ptq.recipe import Goals, Recipe
 
-__all__ = ["Goals", "PtqError", "Recipe", "Result", "quantize", "validate"]
+__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "quantize", "validate"]
 
 _HOMES = {
+    "bench": "ptq.api",
     "quantize": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.pipeline",

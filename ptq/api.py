@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ptq.analysis.bench import Bench, Setting, profile
+from ptq.analysis.bench import bench as bench_models
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
@@ -16,6 +20,7 @@ from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
 from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
+from ptq.runtime.library import native_path
 
 
 def quantize(  # noqa: PLR0913 - the front door names every option
@@ -57,6 +62,41 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     )
     other = None if evaluation is None else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images)
     return run(Job(model, reader, recipe, other, tuple(custom_ops), metric), progress)
+
+
+def bench(
+    models: Sequence[str | Path],
+    data: Any = None,
+    *,
+    batch: int = 1,
+    setting: Setting | None = None,
+    native: bool = True,
+) -> tuple[Bench, tuple[Mapping[str, tuple[int, float]], ...]]:
+    """Time models side by side and profile each.
+
+    Args:
+        models: Paths; the first is what the others are compared with.
+        data: Input data as for `quantize`; None means random numbers.
+        batch: Samples at once.
+        setting: Libraries, threads, time to measure.
+        native: Register the operator library where it is usable.
+
+    Returns:
+        The timings, and for each model its operators with node counts and milliseconds.
+
+    Raises:
+        PtqError: A model or the data cannot be used.
+    """
+    paths = [Path(model) for model in models]
+    specs = input_specs(load_model(paths[0]))
+    reader = random_data(specs, batch, 0) if data is None else open_data(data, specs, limit=batch)
+    feeds = [sample.feed for sample in reader]
+    feed = {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]} if len(feeds) > 1 else feeds[0]
+    setting = setting or Setting()
+    library = native_path() if native else None
+    if library is not None:
+        setting = replace(setting, custom_ops=(*setting.custom_ops, library))
+    return bench_models(paths, feed, setting), tuple(profile(path, feed, setting) for path in paths)
 
 
 RANDOM_SAMPLES = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ptq.analysis.bench import Bench
 from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
 from ptq.recipe import describe_method, members
+from ptq.runtime.library import native_status
 from ptq.weights import WeightMethod
 
 STEPS = {
@@ -108,6 +110,21 @@ class Display:
         compared = f"{comparison.num_samples} samples compared"
         self.verdict(validation.verdict, compared, compared)
 
+    def bench(self, found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> None:
+        """Timings, and where the time goes."""
+        table = Table("model", "p50 ms", "p90 ms", "CPU ms", "x first", box=None)
+        for row in found.timings:
+            table.add_row(escape(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
+        self._out.print(table)
+        setting = f"batch {found.batch}, {found.num_threads} threads, {found.num_rounds} interleaved rounds"
+        self._out.print(f"{setting}; CPU is processor time, which x first compares; {escape(native_status())}")
+        for row, operators in zip(found.timings, profiles, strict=False):
+            total = max(sum(each for _, each in operators.values()), 1e-9)
+            table = Table(escape(row.name), "nodes", "ms", "share", box=None)
+            for name, (count, spent) in operators.items():
+                table.add_row(name, str(count), f"{spent:.4f}", f"{spent / total:.0%}")
+            self._out.print(table)
+
     def inspection(self, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""
         for key in ("inputs", "outputs"):
@@ -163,6 +180,15 @@ def validation_table(validation: Validation) -> dict[str, Any]:
         "labelled": [asdict(row) for row in comparison.accuracies],
         "num_samples": comparison.num_samples,
     }
+
+
+def bench_table(found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> dict[str, Any]:
+    """Timings ready for JSON."""
+    rows = [asdict(row) for row in found.timings]
+    for row, operators in zip(rows, profiles, strict=False):
+        row["operators"] = {name: {"nodes": count, "ms": spent} for name, (count, spent) in operators.items()}
+    setting = {"rounds": found.num_rounds, "batch": found.batch, "threads": found.num_threads}
+    return {"models": rows, **setting, "native": native_status()}
 
 
 def _size(num_bytes: int) -> str:

@@ -19,6 +19,7 @@ def open_session(
     num_threads: int = 1,
     optimization: Optimization = "all",
     optimized_model_path: Path | None = None,
+    profile_prefix: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a model for the CPU.
 
@@ -28,6 +29,7 @@ def open_session(
         num_threads: Threads inside one operator. One gives the same bits on every machine size.
         optimization: `none` runs the graph as it is written; `all` lets onnxruntime fuse.
         optimized_model_path: Where to leave the graph as onnxruntime runs it.
+        profile_prefix: Beginning of the path of a profile; `end_profiling` of the session writes it.
 
     Returns:
         The session.
@@ -43,6 +45,9 @@ def open_session(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimization == "all" else levels.ORT_DISABLE_ALL
     if optimized_model_path is not None:
         options.optimized_model_filepath = str(optimized_model_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     for library in custom_ops:
         options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)

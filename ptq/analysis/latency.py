@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.analysis.bench import take_turns
 from ptq.modelfile import run, session_of
-
-MIN_ROUNDS, MAX_ROUNDS = 7, 101
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,9 @@ def measure_latency(
     Returns:
         The medians.
     """
-    times: tuple[list[float], list[float]] = ([], [])
     with session_of(reference, custom_ops=custom_ops) as left, session_of(other, custom_ops=custom_ops) as right:
-        sessions = (left, right)
-        for session in sessions:  # warm-up: first runs allocate
-            run(session, dict(feed))
-            run(session, dict(feed))
-        end = time.perf_counter() + budget_seconds
-        while len(times[0]) < MIN_ROUNDS or (time.perf_counter() < end and len(times[0]) < MAX_ROUNDS):
-            for session, row in zip(sessions, times, strict=True):
-                start = time.thread_time()
-                run(session, dict(feed))
-                row.append(time.thread_time() - start)
+        calls = [functools.partial(run, session, dict(feed)) for session in (left, right)]
+        _, processor = take_turns(calls, budget_seconds)
     first = next(iter(feed.values()))
-    a, b = (float(np.median(row)) * 1e3 for row in times)
-    return Latency(a, b, len(times[0]), int(first.shape[0]) if first.ndim else 1)
+    a, b = (float(np.median(row)) * 1e3 for row in processor)
+    return Latency(a, b, processor.shape[1], int(first.shape[0]) if first.ndim else 1)

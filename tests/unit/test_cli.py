@@ -294,3 +294,18 @@ def test_interrupt_is_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("ptq.api.quantize", interrupted)
     assert quantize(folder).exit_code == 130
     assert not (folder / "q.onnx").exists()
+
+
+def test_models_are_timed_side_by_side_with_a_control(folder: Path) -> None:
+    path = str(folder / "m.onnx")
+    result = invoke("bench", path, path, "--seconds", "0", "--batch", "2", "--profile", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["name"] for row in found["models"]] == ["m.onnx", "m.onnx", "m.onnx again"]
+    assert found["batch"] == 2
+    assert found["models"][0]["ratio"] == 1
+    assert sum(each["nodes"] for each in found["models"][0]["operators"].values()) > 2
+    text = invoke("bench", path, "--seconds", "0", "--profile", "--no-native")
+    assert "x first" in text.stdout
+    assert "share" in text.stdout
+    assert invoke("bench", str(folder / "none.onnx")).exit_code == 2
