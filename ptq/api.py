@@ -20,7 +20,7 @@ from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
 from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
-from ptq.runtime.library import native_path
+from ptq.runtime.native import native_path
 
 
 def quantize(  # noqa: PLR0913 - the front door names every option

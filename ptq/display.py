@@ -18,7 +18,7 @@ from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
 from ptq.recipe import describe_method, members
-from ptq.runtime.library import native_status
+from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 
 STEPS = {

@@ -44,7 +44,7 @@ from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, UseNative, 
 from ptq.passes.selection import select_nodes
 from ptq.passes.use_native import DOMAIN as NATIVE_DOMAIN
 from ptq.recipe import Recipe, recipe_to
-from ptq.runtime.library import native_path
+from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
 from ptq.solve import Problem, make_plan
 from ptq.target import Target, target_named

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from ptq.runtime.library import native_path, native_status
+from ptq.runtime.native import native_path, native_status
 from ptq.runtime.opening import open_session
 
 __all__ = ["native_path", "native_status", "open_session", "session"]

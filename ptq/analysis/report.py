@@ -17,7 +17,7 @@ from typing import Any
 from ptq.analysis.storage import Kind
 from ptq.analysis.verdict import Verdict
 from ptq.analysis.verify import Verification
-from ptq.runtime.library import native_kernels
+from ptq.runtime.native import native_kernels
 from ptq.solve import LayerRow
 from ptq.target import Target
 
