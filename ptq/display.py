@@ -61,6 +61,12 @@ class Display:
             "kernels",
             f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}",
         )
+        sums = report.extra_macs()
+        if sums["layers"]:
+            row(
+                "sums",
+                f"in {sums['layers']} layers, {sums['share']:.1%} more products, {sums['executed']:.1%} executed",
+            )
         for output_row in report.proof.comparison.outputs:
             agreement = "" if output_row.agreement is None else f", agreement {output_row.agreement:.2%}"
             figures = f"SQNR {output_row.sqnr_db:.2f} dB, cosine {output_row.cosine:.6f}{agreement}"

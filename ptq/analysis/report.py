@@ -153,7 +153,7 @@ class QuantReport:
             "findings": [{"level": f.level, "text": f.text} for f in self.verdict.findings if f.measured],
         }
 
-    def _extra_macs(self) -> dict[str, Any]:
+    def extra_macs(self) -> dict[str, Any]:
         """Sums of points: what they would cost in kernels for one word length, and what they cost here."""
         total = max(sum(row.num_macs for row in self.layers), 1)
         return {
@@ -193,7 +193,7 @@ class QuantReport:
             "accumulator_bits": 32,
             "batchnorm_folded": any("BatchNormalization" in note for note in self.notes),
             "equalized": False,
-            "extra_macs": self._extra_macs(),
+            "extra_macs": self.extra_macs(),
             "latency": "one thread, batch of one sample; figures are in the bench file",
         }
 
