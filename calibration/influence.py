@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import IR_VERSION, SegmentedRun
 from ptq.modelfile import run, session_of
+from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
 
 Float = NDArray[np.float64]
@@ -135,7 +136,7 @@ def _alone(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | No
     """The layer's node as a model; with another weight if one is given, and then without bias."""
     node = next(ir.to_proto(node) for node in model.graph if node.outputs[0].name == layer.name)
     if weight is None:
-        arrays = {name: _tensor(model, name) for name in node.input if name and name != layer.source}
+        arrays = {name: initializer_of(model, name) for name in node.input if name and name != layer.source}
     else:
         arrays = {layer.weight: np.ascontiguousarray(weight)}
         del node.input[2:]
@@ -149,10 +150,3 @@ def _alone(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | No
         alone.opset_import.add(domain=domain, version=version)
     data: bytes = alone.SerializeToString()
     return data
-
-
-def _tensor(model: ir.Model, name: str) -> NDArray[Any]:
-    value = model.graph.initializers[name].const_value
-    if value is None:
-        raise RuntimeError(f"initializer {name} lost its values")
-    return value.numpy()

@@ -29,6 +29,7 @@ from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
 from ptq.modelfile import run, session_of
+from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
@@ -143,7 +144,7 @@ class SequentialWalk:
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
     def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerMoments]]:
-        weights = {layer.name: _weight(self._model, layer) for layer in stage}
+        weights = {layer.name: layer.layout.to_matrix(initializer_of(self._model, layer.weight)) for layer in stage}
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
@@ -242,14 +243,6 @@ def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
     for layer in layers:
         stages.setdefault(layer.source, []).append(layer)
     return list(stages.values())
-
-
-def _weight(model: ir.Model, layer: LinearLayer) -> NDArray[np.float32]:
-    tensor = model.graph.initializers[layer.weight].const_value
-    if tensor is None:
-        raise RuntimeError(f"initializer {layer.weight} lost its values")
-    matrix: NDArray[np.float32] = layer.layout.to_matrix(tensor.numpy())
-    return matrix
 
 
 def _side_by_side(layers: list[LinearLayer], weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerTensor
+from ptq.passes._graph import add_initializer
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
@@ -427,11 +428,7 @@ class _Lowering:
         return out
 
     def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=self._fresh(name))
-        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
-        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return add_initializer(self.graph, self._fresh(name), array)
 
     def _fresh(self, name: str) -> str:
         """A name that is not in use yet."""

@@ -20,6 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.passes._graph import add_initializer
+
 PACKED_BITS = (2, 3, 5, 6, 7)
 """Word lengths that are stored this way; 4 and 8 bits are types of ONNX."""
 
@@ -181,12 +183,7 @@ class _Writer:
         """An initializer; equal ones are stored once."""
         key = array.tobytes(), f"{array.dtype}{array.shape}"
         if key not in self.constants:
-            tensor = ir.tensor(array, name=self._name())
-            value = ir.Value(
-                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self.graph.register_initializer(value)
-            self.constants[key] = value
+            self.constants[key] = add_initializer(self.graph, self._name(), array)
         return self.constants[key]
 
     def _name(self) -> str:

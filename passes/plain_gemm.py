@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.passes._graph import add_initializer
+
 
 @dataclass(frozen=True)
 class PlainGemm(ir.passes.InPlacePass):
@@ -45,12 +47,7 @@ def _fold_factor(graph: ir.Graph, node: ir.Node, index: int, attribute: str) -> 
     value = node.inputs[index] if len(node.inputs) > index else None
     if value is not None and value.const_value is not None:
         scaled: NDArray[np.float32] = (value.const_value.numpy().astype(np.float64) * factor).astype(np.float32)
-        name = f"{node.outputs[0].name}_{attribute}"
-        tensor = ir.tensor(scaled, name=name)
-        shape, kind = ir.Shape(scaled.shape), ir.TensorType(tensor.dtype)
-        stored = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
-        graph.register_initializer(stored)
-        node.replace_input_with(index, stored)
+        node.replace_input_with(index, add_initializer(graph, f"{node.outputs[0].name}_{attribute}", scaled))
     return True
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.affine import nearest_level
+from ptq.passes._graph import add_initializer
 from ptq.passes._linear import constant, name_of
 
 LEVELS = 127
@@ -105,7 +106,7 @@ def _split(graph: ir.Graph, node: ir.Node, *, per_tensor: bool) -> None:
         "kernel_shape": list(ones),
         "group": node.attributes.get_int("group", 1),
     }
-    second = ir.node("Conv", [source, _initializer(graph, f"{name}_coarse_weight", coarse)], attributes)
+    second = ir.node("Conv", [source, add_initializer(graph, f"{name}_coarse_weight", coarse)], attributes)
     both = ir.node("Add", [out, second.outputs[0]])
     for value, suffix in ((second.outputs[0], "_coarse"), (both.outputs[0], "")):
         value.type, value.shape, value.name = out.type, out.shape, f"{name}{suffix}"
@@ -113,7 +114,7 @@ def _split(graph: ir.Graph, node: ir.Node, *, per_tensor: bool) -> None:
     both.replace_input_with(0, out)
     out.name = f"{name}_fine"
     both.outputs[0].name = name
-    node.replace_input_with(1, _initializer(graph, f"{name}_fine_weight", fine))
+    node.replace_input_with(1, add_initializer(graph, f"{name}_fine_weight", fine))
     graph.insert_before(node, [each for each in made if each is not None])
     graph.insert_after(node, [second, both])
 
@@ -125,16 +126,9 @@ def _cropped(graph: ir.Graph, node: ir.Node, ends: list[int]) -> ir.Value:
         raise RuntimeError(f"{name} has no input")
     stops = [-end if end else np.iinfo(np.int64).max for end in ends[count:]]
     parts = {"starts": ends[:count], "stops": stops, "axes": list(range(2, 2 + count))}
-    inputs = [_initializer(graph, f"{name}_{key}", np.array(part, np.int64)) for key, part in parts.items()]
+    inputs = [add_initializer(graph, f"{name}_{key}", np.array(part, np.int64)) for key, part in parts.items()]
     cropped = ir.node("Slice", [source, *inputs]).outputs[0]
     cropped.name, cropped.type = f"{name}_cropped", source.type
     if source.shape is not None:
         cropped.shape = ir.Shape([*list(source.shape)[:2], *(None for _ in range(count))])
     return cropped
-
-
-def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -17,6 +17,7 @@ from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
 from ptq.splitting import LayerChoice
 
@@ -72,8 +73,8 @@ class LinearArrays:
     @staticmethod
     def of(model: ir.Model, layer: LinearLayer) -> LinearArrays:
         """Read a layer's parameters from a prepared model."""
-        weight = layer.layout.to_matrix(_initializer(model, layer.weight))
-        bias = None if layer.bias is None else _initializer(model, layer.bias).reshape(-1).astype(np.float64)
+        weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
+        bias = None if layer.bias is None else initializer_of(model, layer.bias).reshape(-1).astype(np.float64)
         return LinearArrays(layer, weight, bias)
 
     @property
@@ -251,10 +252,3 @@ def _encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> Bi
         scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
     )
     return BiasEncoding(quantize(bias, params).astype(np.int32), scale)
-
-
-def _initializer(model: ir.Model, name: str) -> NDArray[np.float32]:
-    tensor = model.graph.initializers[name].const_value
-    if tensor is None:
-        raise RuntimeError(f"initializer {name} lost its values")
-    return tensor.numpy()

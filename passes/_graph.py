@@ -1,0 +1,31 @@
+"""Constants of a graph: written and read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new constant; the name must not be taken."""
+    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def initializer_of(model: ir.Model, name: str) -> NDArray[Any]:
+    """The numbers of a constant.
+
+    Raises:
+        KeyError: There is no such constant.
+        RuntimeError: Its numbers are gone.
+    """
+    tensor = model.graph.initializers[name].const_value
+    if tensor is None:
+        raise RuntimeError(f"initializer {name} lost its values")
+    array: NDArray[Any] = tensor.numpy()
+    return array
