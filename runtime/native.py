@@ -20,7 +20,10 @@ def native_path() -> Path | None:
     Models run without it; the operators that it would replace carry a body of standard ones.
     """
     path = _find()
-    return path if path is not None and kernels(path) else None
+    try:
+        return path if path is not None and kernels(path) else None
+    except (OSError, AttributeError):  # no library, or another one
+        return None
 
 
 def native_status() -> str:
@@ -28,7 +31,10 @@ def native_status() -> str:
     path = _find()
     if path is None:
         return f"no operator library in this installation (or in {OVERRIDE}); standard operators run"
-    found = kernels(path)
+    try:
+        found = kernels(path)
+    except (OSError, AttributeError) as error:
+        return f"the operator library cannot be loaded ({error}); standard operators run"
     return f"{found} kernels from {path}" if found else f"{path} has no kernels for this processor; standard ones run"
 
 
@@ -43,6 +49,7 @@ def kernels(path: Path) -> str:
 
     Raises:
         OSError: The file cannot be loaded as a library.
+        AttributeError: It is another library.
     """
     ask = ctypes.CDLL(str(path)).ptq_kernels
     ask.restype = ctypes.c_char_p
