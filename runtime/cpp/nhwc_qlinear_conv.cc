@@ -1,6 +1,7 @@
 #include "nhwc_qlinear_conv.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 
@@ -129,7 +130,10 @@ struct NhwcQLinearConvKernel {
     if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(s.features)) {
       refuse(name_, "w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
     }
-    if (!(x_scale > 0) || !(y_scale > 0)) refuse(name_, "a scale is not positive");
+    const auto usable = [](float scale) { return scale > 0 && std::isfinite(scale); };
+    if (!usable(x_scale) || !usable(y_scale) || !std::all_of(w_scale.begin(), w_scale.end(), usable)) {
+      refuse(name_, "a scale is not positive and finite");
+    }
     layer_.x_zero = read.scalar<uint8_t>(2, "x_zero_point");
     layer_.x_flip = 0;
     layer_.y_zero = read.scalar<uint8_t>(6, "y_zero_point");
@@ -143,6 +147,7 @@ struct NhwcQLinearConvKernel {
     layer_.multiplier.resize(s.features);
     for (int64_t m = 0; m < s.features; ++m) {
       layer_.multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
+      if (!std::isfinite(layer_.multiplier[m])) refuse(name_, "its scales are too far apart");
       const int8_t* row = layer_.weight.data() + m * products;
       const int64_t sum = std::accumulate(row, row + products, int64_t{0});
       layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - layer_.x_zero * sum);

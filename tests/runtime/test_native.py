@@ -97,6 +97,8 @@ LAYER = {
         ({"arrays": {"x_scale": np.ones(2, np.float32)}}, "x_scale has 2"),
         ({"arrays": {"y_scale": np.float32(0)}}, "not positive"),
         ({"arrays": {"x_scale": np.float32("nan")}}, "not positive"),
+        ({"arrays": {"w_scale": np.full(8, np.inf, np.float32)}}, "not positive and finite"),
+        ({"arrays": {"x_scale": np.float32(1e38), "w_scale": np.full(8, 1e38, np.float32)}}, "too far apart"),
         ({"arrays": {"B": np.ones(3, np.int32)}}, "B has not"),
     ],
 )

@@ -13,7 +13,7 @@ void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const ui
     for (int64_t ox = 0; ox < shape.out_width; ++ox) {
       for (int64_t m = 0; m < shape.features; ++m) {
         const int64_t first = m / shape.features_per_group() * per_group;
-        int32_t sum = layer.bias[m];
+        uint32_t sum = static_cast<uint32_t>(layer.bias[m]);  // goes round like the vector units' when a bias is absurd
         for (int64_t ky = 0; ky < shape.kernel_height; ++ky) {
           for (int64_t kx = 0; kx < shape.kernel_width; ++kx) {
             const int64_t iy = oy * shape.stride_height - shape.pad_top + ky * shape.dilation_height;
@@ -22,11 +22,12 @@ void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const ui
             for (int64_t c = 0; c < per_group; ++c) {
               const int64_t at = ((image * shape.height + iy) * shape.width + ix) * shape.channels + first + c;
               const int32_t code = inside ? x[at] ^ layer.x_flip : layer.x_zero;
-              sum += code * layer.weight[((m * per_group + c) * shape.kernel_height + ky) * shape.kernel_width + kx];
+              const int64_t from = ((m * per_group + c) * shape.kernel_height + ky) * shape.kernel_width + kx;
+              sum += static_cast<uint32_t>(code * layer.weight[from]);
             }
           }
         }
-        const float scaled = static_cast<float>(sum) * layer.multiplier[m];
+        const float scaled = static_cast<float>(static_cast<int32_t>(sum)) * layer.multiplier[m];
         const float low = static_cast<float>(layer.y_low - layer.y_zero);
         const float high = static_cast<float>(layer.y_high - layer.y_zero);
         const float rounded = std::nearbyintf(std::min(std::max(scaled, low), high));
