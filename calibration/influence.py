@@ -63,7 +63,7 @@ def influence(
     layer: LinearLayer,
     walk: SegmentedRun,
     errors: LayerErrors,
-    size: int,
+    sizes: Sequence[int],
     custom_ops: Sequence[str | Path] = (),
 ) -> Influence:
     """How much of the network's output each feature's weight error costs.
@@ -73,7 +73,7 @@ def influence(
         layer: The layer; `walk` stands before it.
         walk: The float network on its way, its last stop the model's outputs.
         errors: Of the layer's weight.
-        size: Samples in each chunk of the walk that is looked at.
+        sizes: Samples in each chunk of the walk.
         custom_ops: Libraries the model needs.
 
     Returns:
@@ -122,7 +122,7 @@ def influence(
     by_feature = np.zeros(len(energy))
     for rows, each in zip(sets, cost / len(probes), strict=True):
         by_feature[rows] = each * energy[rows] / max(float(energy[rows].sum()), 1e-300)
-    return Influence(by_feature, output.size // len(energy) // size)
+    return Influence(by_feature, output.size // len(energy) // sizes[probes[-1]])
 
 
 def _relative(reference: NDArray[Any], found: NDArray[Any]) -> float:

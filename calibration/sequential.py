@@ -137,7 +137,7 @@ class SequentialWalk:
 
     def influence(self, layer: LinearLayer, errors: LayerErrors) -> Influence:
         """What the layer's weight errors cost the network's outputs, see `influence`; only in a survey."""
-        return influence(self._model, layer, self._float_run, errors, self._sizes[-1], self._custom_ops)
+        return influence(self._model, layer, self._float_run, errors, self._sizes, self._custom_ops)
 
     def install(self, layer: LinearLayer, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
         """Let the quantized network go on with the layer's final numbers."""

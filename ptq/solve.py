@@ -174,14 +174,14 @@ class _Job:
     def _best(self, choice: LayerChoice, seen: Seen) -> Solved:
         """With one point for each weight, or with the sums that were asked for where they err less."""
         rows = self.rows if self.rows is not None and (self.rows > 1).any() else None
-        own = None if rows is None else Points(rows, np.ones(self.layer.fan_in, np.int8))
+        own = None if rows is None else Points.in_rows(rows, self.layer.fan_in)
         single = solve_layer(self.arrays, choice, self._grid, seen, own)
         split = choose_split(self.layer, self.arrays.weight, choice)
         if isinstance(split, str):
             return replace(single, note=split)
         both = solve_layer(self.arrays, choice, self._grid, seen, split if own is None else split.merge(own))
         gain = decibels(single.excess, both.excess)
-        if gain < (WORTH_DB if choice.split == "auto" else 0.0):
+        if gain <= 0 or (choice.split == "auto" and gain < WORTH_DB):
             return replace(single, note=f"split rejected ({gain:+.1f} dB)")
         return replace(both, note=f"split ({gain:+.1f} dB)")
 

@@ -165,6 +165,7 @@ class QuantReport:
 
     def _confounders(self) -> dict[str, Any]:
         activation = self.target.activation
+        outer = self.recipe["weights"].get("first_last_bits")
         guarded = sum(row.bias_guarded for row in self.layers)
         return {
             "target": self.target.name,
@@ -184,7 +185,7 @@ class QuantReport:
                 "observer": self.recipe["activations"],
                 "grids": self.num_grids,
             },
-            "first_and_last_layer": "like all others",
+            "first_and_last_layer": "like all others" if outer is None else f"{outer} bits",
             "bias": {
                 "bits": 32,
                 "corrected": self.recipe["weights"]["bias_correction"],

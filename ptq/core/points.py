@@ -40,9 +40,9 @@ class Points:
         return Points(np.maximum(self.rows, other.rows), np.maximum(self.columns, other.columns))
 
     @staticmethod
-    def single(num_rows: int, num_columns: int) -> Points:
-        """One point everywhere."""
-        return Points(np.ones(num_rows, np.int8), np.ones(num_columns, np.int8))
+    def in_rows(rows: NDArray[np.int8], num_columns: int) -> Points:
+        """As many points as each row asks for."""
+        return Points(rows, np.ones(num_columns, np.int8))
 
     @staticmethod
     def at_taps(num_rows: int, num_columns: int, taps: NDArray[np.bool_]) -> Points:

@@ -62,7 +62,7 @@ def test_sums_are_stored_short_and_compute_what_they_say(name: str, kind: str, b
     placement = place_weights(model)
     (layer,) = placement.layers
     num_rows, fan_in = layer.layout.to_matrix(np.empty(layer.layout.shape)).shape
-    points, rng = Points.single(num_rows, fan_in), np.random.default_rng(bits)
+    points, rng = Points.in_rows(np.ones(num_rows, np.int8), fan_in), np.random.default_rng(bits)
     if kind in ("rows", "both"):
         points.rows[:] = rng.integers(1, 4, num_rows)
     if kind in ("centre", "both") and layer.unfold.kernel:
