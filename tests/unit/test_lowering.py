@@ -227,6 +227,7 @@ def test_first_and_last_layers_have_a_policy() -> None:
     text = HEAD + "p = Conv (x, v3) r = Relu (a)  b = Conv (r, v) q = Conv (b, v) s = Add (p, q) y = Conv (s, v)}"
     result = run(text, CONV | {"v3": random((4, 3, 1, 1))}, 3, 8, 8, recipe=Recipe(weights=weights))
     assert {row.name: row.num_bits for row in result.report.layers} == {"a": 8, "p": 8, "b": 4, "q": 4, "y": 8}
+    assert result.report.card()["quantization"]["first_and_last_layer"] == "8 bits"
 
 
 @pytest.mark.parametrize(
