@@ -191,17 +191,14 @@ class _Lowering:
                 assert_never(never)
 
     def avoid_float_fusion(self) -> None:
-        """Write Add as Sum behind a product that stays float.
+        """Write Add as Sum behind an integer product, and before a LayerNormalization.
 
         onnxruntime fuses MatMul + Add into a float Gemm before it looks for integers, and then decodes the weight on
-        every run; it leaves Sum alone.
+        every run; Add + LayerNormalization it fuses into an operator that takes several times as long as the two. It
+        leaves Sum alone.
         """
         for node in list(self.graph):
-            if (
-                node.op_type == "Add"
-                and not node.domain
-                and any(self._is_integer_product(value) for value in node.inputs)
-            ):
+            if node.op_type == "Add" and not node.domain and (self._adds_product(node) or _is_normalised(node)):
                 total = ir.Node("", "Sum", node.inputs, name=node.name)
                 self.graph.insert_before(node, total)
                 _take_over(node.outputs[0], total.outputs[0])
@@ -223,6 +220,9 @@ class _Lowering:
                 guard = self._node("Sum", [source], f"{name_of(node)}_input", source.dtype, source.shape)
                 self.graph.insert_before(node, [producer for producer in [guard.producer()] if producer is not None])
                 node.replace_input_with(0, guard)
+
+    def _adds_product(self, node: ir.Node) -> bool:
+        return any(self._is_integer_product(value) for value in node.inputs)
 
     def _is_integer_product(self, value: ir.Value | None) -> bool:
         producer = None if value is None else value.producer()
@@ -437,6 +437,10 @@ class _Lowering:
             candidate, count = f"{name}_{count}", count + 1
         self.names.add(candidate)
         return candidate
+
+
+def _is_normalised(node: ir.Node) -> bool:
+    return any(use.node.op_type == "LayerNormalization" for use in node.outputs[0].uses())
 
 
 def _decoder_of(value: ir.Value | None) -> ir.Node | None:

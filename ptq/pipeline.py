@@ -41,8 +41,8 @@ from ptq.layerwise import (
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
 from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, UseNative, place, place_weights, prepare
+from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.selection import select_nodes
-from ptq.passes.use_native import DOMAIN as NATIVE_DOMAIN
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
@@ -212,7 +212,7 @@ def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target
     lowered = model.clone()
     InsertQdq(plan, placement)(lowered)
     if target.native:
-        UseNative()(lowered)
+        UseNative(plan)(lowered)
     return lowered
 
 

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes.use_native import _function
+from ptq.passes.native_bodies import body
+from ptq.passes.native_products import pack_weight
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -131,7 +132,45 @@ def native_conv(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArray[n
     graph = ir.Graph(
         [x], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 17, "ai.ptq": 1}
     )
-    function = ir.serde.deserialize_function(_function(17))
-    model = ir.Model(graph, ir_version=9, functions=[function])
+    model = ir.Model(graph, ir_version=9, functions=[body("NhwcQLinearConv", 17)])
     given_x = rng.integers(0, 256, (*layer["input"], channels)).astype(np.uint8)
     return ir.to_proto(model).SerializeToString(), given_x
+
+
+def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArray[Any], Arrays]:
+    """One operator, its body, an input, and the weight and real input that it stands for."""
+    rng = np.random.default_rng(layer["seed"])
+    op_type, features, inputs, bits = (layer[key] for key in ("op_type", "N", "K", "bits"))
+    block = layer["block_size"] or inputs
+    blocks = -(-inputs // block)
+    values = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (features, inputs)).astype(np.int8)
+    scale = (0.001 + 0.01 * rng.random((features, blocks))).astype(np.float32)
+    weight = pack_weight(values, scale, bits)
+    table = weight.table if not layer["table"] else rng.integers(-128, 128, 1 << bits).astype(np.int8)
+    floats = op_type == "DynamicMatMulNBits"
+    arrays: dict[str, NDArray[Any]] = {} if floats else {"x_scale": np.float32(0.02), "x_zero": np.uint8(77)}
+    arrays |= {"w": weight.codes, "w_scale": weight.scale, "table": table, "bias": random((features,), layer["seed"])}
+    if op_type == "QLinearMatMulNBits":
+        arrays |= {"y_scale": np.float32(0.05), "y_zero": np.uint8(rng.integers(256))}
+    arrays |= changes.pop("arrays", {})
+    attributes: dict[str, Any] = {"N": features, "K": inputs, "bits": bits, "block_size": layer["block_size"]}
+    if op_type != "QLinearMatMulNBits":
+        attributes |= dict(zip(("min", "max"), layer["clip"], strict=True))
+    constants = [ir.Value(name=k, const_value=ir.tensor(np.asarray(v), name=k)) for k, v in arrays.items()]
+    kind = ir.DataType.FLOAT if floats else ir.DataType.UINT8
+    x = ir.Value(name="x", shape=ir.Shape([None] * len(layer["rows"]) + [inputs]), type=ir.TensorType(kind))
+    made = [
+        ir.AttrFloat32(k, v) if isinstance(v, float) else ir.AttrInt64(k, v) for k, v in (attributes | changes).items()
+    ]
+    overload = "blocks" if blocks > 1 else ""
+    node = ir.Node("ai.ptq", op_type, [x, *constants], made, overload=overload, name="product7")
+    y, opset = node.outputs[0], 21 if blocks > 1 else 17
+    y.name, y.shape = "y", ir.Shape([None] * len(layer["rows"]) + [features])
+    y.type = ir.TensorType(ir.DataType.UINT8 if op_type == "QLinearMatMulNBits" else ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=[node], initializers=constants, opset_imports={"": opset, "ai.ptq": 1})
+    model = ir.Model(graph, ir_version=10, functions=[body(op_type, opset, blocks=blocks > 1)])
+    shape = (*layer["rows"], inputs)
+    given = random(shape, layer["seed"] + 1, 1.0) if floats else rng.integers(0, 256, shape).astype(np.uint8)
+    real = given.astype(np.float64) if floats else 0.02 * (given.astype(np.float64) - 77)
+    decoded = table[values.astype(np.int64) + (1 << (bits - 1))] * np.repeat(scale, block, 1)[:, :inputs].astype(float)
+    return ir.to_proto(model).SerializeToString(), given, {"weight": decoded, "real": real, **arrays}

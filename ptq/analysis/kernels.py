@@ -10,11 +10,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ptq.passes.native_bodies import NATIVE_OPERATORS
 from ptq.runtime.opening import open_session
 
-LINEAR_KERNELS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits", "ConvInteger", "NhwcQLinearConv"}
-)
+LINEAR_KERNELS = NATIVE_OPERATORS | {
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "ConvInteger",
+}
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 FREE = CONVERSIONS | {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from ptq.passes.native_bodies import DOMAIN as NATIVE
+
 Kind = Literal["codes", "scales", "biases", "float", "other"]
 KINDS: tuple[Kind, ...] = ("codes", "scales", "biases", "float", "other")
 GRIDS = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -33,6 +35,11 @@ def bytes_by_kind(model: ir.Model, num_bytes: int) -> Mapping[Kind, int]:
 
 def _kind(value: ir.Value) -> Kind:
     uses = list(value.uses())
+    rank = 0 if value.shape is None else len(value.shape)
+    if any(use.node.domain == NATIVE for use in uses):
+        if value.dtype in CODES and rank > 1:
+            return "codes"
+        return "biases" if rank == 1 and value.dtype in (ir.DataType.FLOAT, ir.DataType.INT32) else "scales"
     if any(use.node.op_type in GRIDS and use.idx > 0 for use in uses) or any(_scales_codes(use.node) for use in uses):
         return "scales"
     if value.dtype in CODES and any(

@@ -1,17 +1,12 @@
 #include "nhwc_qlinear_conv.h"
 
-#include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <string>
 
 #include "grouped_conv/grouped_conv.h"
+#include "node.h"
 
 namespace ptq {
 namespace {
-
-constexpr int64_t kSmallWork = 1 << 20;  // multiplications below which threads cost more than they save
-constexpr int64_t kMaxTasks = 16;
 
 struct Task {
   const GroupedConv* layer;
@@ -30,109 +25,43 @@ void run_task(void* data, size_t index) {
               scratch);
 }
 
-[[noreturn]] void refuse(const std::string& node, const std::string& reason) {
-  throw Ort::Exception("ai.ptq::NhwcQLinearConv " + node + ": " + reason, ORT_INVALID_ARGUMENT);
-}
-
-// Reads the constants of a node.
-class Reader {
- public:
-  explicit Reader(const OrtKernelInfo* info) : info_(info), name_(info_.GetNodeName()) {}
-
-  const std::string& name() const { return name_; }
-
-  template <typename T>
-  std::vector<T> constant(size_t index, const char* what, std::vector<int64_t>* shape = nullptr) const {
-    int is_constant = 0;
-    const Ort::ConstValue value = info_.GetTensorConstantInput(index, &is_constant);
-    if (!is_constant) refuse(name_, std::string(what) + " is computed at run time; expected a constant");
-    const auto type = value.GetTensorTypeAndShapeInfo();
-    if (shape) *shape = type.GetShape();
-    const T* data = value.GetTensorData<T>();
-    return std::vector<T>(data, data + type.GetElementCount());
-  }
-
-  template <typename T>
-  T scalar(size_t index, const char* what) const {
-    const std::vector<T> values = constant<T>(index, what);
-    if (values.size() != 1) {
-      refuse(name_, std::string(what) + " has " + std::to_string(values.size()) + " elements; expected 1");
-    }
-    return values[0];
-  }
-
-  bool has_bias() const { return info_.GetInputCount() > 7; }
-
-  std::vector<int64_t> integers(const char* key, std::vector<int64_t> otherwise) const {
-    std::vector<int64_t> found;
-    try {
-      found = info_.GetAttributes<int64_t>(key);
-    } catch (const Ort::Exception&) {
-      return otherwise;
-    }
-    if (found.empty()) return otherwise;
-    if (found.size() != otherwise.size()) {
-      refuse(name_, std::string(key) + " has " + std::to_string(found.size()) + " values; expected " +
-                        std::to_string(otherwise.size()));
-    }
-    return found;
-  }
-
-  int64_t integer(const char* key, int64_t otherwise) const {
-    try {
-      return info_.GetAttribute<int64_t>(key);
-    } catch (const Ort::Exception&) {
-      return otherwise;
-    }
-  }
-
- private:
-  Ort::ConstKernelInfo info_;
-  std::string name_;
-};
-
 int64_t out_size(int64_t size, int64_t pads, int64_t kernel, int64_t dilation, int64_t stride) {
   return (size + pads - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
-bool within(const std::vector<int64_t>& values, int64_t low, int64_t high) {
-  return std::all_of(values.begin(), values.end(), [=](int64_t v) { return low <= v && v <= high; });
 }
 
 }  // namespace
 
 struct NhwcQLinearConvKernel {
   explicit NhwcQLinearConvKernel(const OrtKernelInfo* info) {
-    const Reader read(info);
+    const NodeReader read("NhwcQLinearConv", info);
     name_ = read.name();
     std::vector<int64_t> dims;
     layer_.weight = read.constant<int8_t>(3, "w", &dims);
-    if (dims.size() != 4 || !within(dims, 1, 1 << 24)) refuse(name_, "w is not [M, C / group, kH, kW]");
+    if (dims.size() != 4 || !within(dims, 1, 1 << 24)) read.refuse("w is not [M, C / group, kH, kW]");
     const std::vector<int64_t> strides = read.integers("strides", {1, 1});
     const std::vector<int64_t> dilations = read.integers("dilations", {1, 1});
     pads_ = read.integers("pads", {0, 0, 0, 0});
-    const int64_t group = read.integer("group", 1);
+    const int64_t group = read.attribute<int64_t>("group", 1);
     if (!within(strides, 1, 1 << 16) || !within(dilations, 1, 1 << 16) || !within(pads_, 0, 1 << 16)) {
-      refuse(name_, "strides, dilations or pads are out of range");
+      read.refuse("strides, dilations or pads are out of range");
     }
     if (group < 1 || dims[0] % group != 0) {
-      refuse(name_, std::to_string(dims[0]) + " features do not divide into " + std::to_string(group) + " groups");
+      read.refuse(std::to_string(dims[0]) + " features do not divide into " + std::to_string(group) + " groups");
     }
     ConvShape& s = layer_.shape;
     s = ConvShape{0,       0,          0,          dims[1] * group, 0,          0,       dims[0],
                   group,   dims[2],    dims[3],    strides[0],      strides[1], dilations[0], dilations[1],
                   pads_[0], pads_[1]};
     const int64_t products = s.channels_per_group() * s.taps();
-    if (products > (int64_t{1} << 31) / (255 * 128) - 2) refuse(name_, "its sums would not fit into 32 bits");
+    if (products > (int64_t{1} << 31) / (255 * 128) - 2) read.refuse("its sums would not fit into 32 bits");
 
     const float x_scale = read.scalar<float>(1, "x_scale"), y_scale = read.scalar<float>(5, "y_scale");
     const std::vector<float> w_scale = read.constant<float>(4, "w_scale");
     if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(s.features)) {
-      refuse(name_, "w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
+      read.refuse("w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
     }
-    const auto usable = [](float scale) { return scale > 0 && std::isfinite(scale); };
-    if (!usable(x_scale) || !usable(y_scale) || !std::all_of(w_scale.begin(), w_scale.end(), usable)) {
-      refuse(name_, "a scale is not positive and finite");
+    if (!is_usable_scale(x_scale) || !is_usable_scale(y_scale) || !std::all_of(w_scale.begin(), w_scale.end(), is_usable_scale)) {
+      read.refuse("a scale is not positive and finite");
     }
     layer_.x_zero = read.scalar<uint8_t>(2, "x_zero_point");
     layer_.x_flip = 0;
@@ -140,14 +69,14 @@ struct NhwcQLinearConvKernel {
     layer_.y_low = 0;
     layer_.y_high = 255;
     layer_.bias.assign(s.features, 0);
-    if (read.has_bias()) {
+    if (read.num_inputs() > 7) {
       layer_.bias = read.constant<int32_t>(7, "B");
-      if (layer_.bias.size() != static_cast<size_t>(s.features)) refuse(name_, "B has not one element per feature");
+      if (layer_.bias.size() != static_cast<size_t>(s.features)) read.refuse("B has not one element per feature");
     }
     layer_.multiplier.resize(s.features);
     for (int64_t m = 0; m < s.features; ++m) {
       layer_.multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
-      if (!std::isfinite(layer_.multiplier[m])) refuse(name_, "its scales are too far apart");
+      if (!std::isfinite(layer_.multiplier[m])) read.refuse("its scales are too far apart");
       const int8_t* row = layer_.weight.data() + m * products;
       const int64_t sum = std::accumulate(row, row + products, int64_t{0});
       layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - layer_.x_zero * sum);
@@ -156,24 +85,21 @@ struct NhwcQLinearConvKernel {
   }
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
-    try {
-      compute(context);
-      return nullptr;
-    } catch (const Ort::Exception& error) {
-      return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
-    } catch (const std::exception& error) {
-      return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
-    }
+    return guarded(Ort::GetApi(), [&] { compute(context); });
   }
 
  private:
+  [[noreturn]] void refuse(const std::string& reason) const {
+    throw Ort::Exception(name_ + ": " + reason, ORT_INVALID_ARGUMENT);
+  }
+
   void compute(OrtKernelContext* raw) const {
     const Ort::KernelContext context(raw);
     const Ort::ConstValue x = context.GetInput(0);
     const std::vector<int64_t> dims = x.GetTensorTypeAndShapeInfo().GetShape();
     ConvShape shape = layer_.shape;
     if (dims.size() != 4 || dims[3] != shape.channels) {
-      refuse(name_, "x is not [N, H, W, " + std::to_string(shape.channels) + "]");
+      refuse("x is not [N, H, W, " + std::to_string(shape.channels) + "]");
     }
     shape.batch = dims[0];
     shape.height = dims[1];
@@ -185,7 +111,7 @@ struct NhwcQLinearConvKernel {
     const int64_t reach_y = (shape.kernel_height - 1) * shape.dilation_height;
     const int64_t reach_x = (shape.kernel_width - 1) * shape.dilation_width;
     if (dims[1] + pads_[0] + pads_[2] <= reach_y || dims[2] + pads_[1] + pads_[3] <= reach_x) {
-      refuse(name_, "x is smaller than the kernel");
+      refuse("x is smaller than the kernel");
     }
     Ort::UnownedValue y =
         context.GetOutput(0, {shape.batch, shape.out_height, shape.out_width, shape.features});
@@ -210,14 +136,7 @@ struct NhwcQLinearConvKernel {
 NhwcQLinearConv::NhwcQLinearConv() { version = kApiVersion; }
 
 OrtStatusPtr NhwcQLinearConv::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
-  try {
-    *kernel = new NhwcQLinearConvKernel(info);
-    return nullptr;
-  } catch (const Ort::Exception& error) {
-    return api.CreateStatus(error.GetOrtErrorCode(), error.what());
-  } catch (const std::exception& error) {
-    return api.CreateStatus(ORT_FAIL, error.what());
-  }
+  return guarded(api, [&] { *kernel = new NhwcQLinearConvKernel(info); });
 }
 
 ONNXTensorElementDataType NhwcQLinearConv::GetInputType(size_t index) const {

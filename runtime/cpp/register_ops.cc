@@ -1,25 +1,61 @@
 // What the library exports.
 #include "cpu.h"
+#include "matmul_nbits/matmul_nbits.h"
+#include "matmul_nbits_ops.h"
 #include "nhwc_qlinear_conv.h"
 #include "ort.h"
 
+namespace {
+
+using namespace ptq;
+
 // The instruction set of the kernels that would be registered here; empty if none.
-extern "C" __attribute__((visibility("default"))) const char* ptq_kernels() {
-  return ptq::has_avx512vnni() ? "avx512vnni" : "";
+const char* kernels() {
+#if PTQ_X86
+  if (has_avx512vnni()) return "avx512vnni";
+  if (has_avxvnni()) return "avxvnni";
+  if (has_avx2()) return "avx2";
+#elif PTQ_ARM
+  if (has_dotprod()) return "neon";
+#endif
+  return "";
 }
+
+bool has_product_kernels() { return kernels()[0] != 0; }
+
+bool has_conv_kernels() {
+#if PTQ_X86
+  return has_avx512vnni();
+#else
+  return false;
+#endif
+}
+
+const Ort::CustomOpDomain& domain() {
+  static const Ort::CustomOpDomain made = [] {
+    Ort::CustomOpDomain all{"ai.ptq"};
+#define PTQ_OP(Op, usable)  \
+  static const Op k##Op;    \
+  if (usable) all.Add(&k##Op);
+#include "ops.inc"
+#undef PTQ_OP
+    return all;
+  }();
+  return made;
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* ptq_kernels() { return kernels(); }
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                               const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ptq::kApiVersion);
   if (api == nullptr) return nullptr;  // an older runtime: it runs the functions that the model carries
   Ort::InitApi(api);
-  if (!ptq::has_avx512vnni()) return nullptr;  // likewise: the plain kernel would be slower than those
+  if (kernels()[0] == 0) return nullptr;  // likewise: the plain kernels would be slower than those
   try {
-    static ptq::NhwcQLinearConv conv;
-    static Ort::CustomOpDomain domain{"ai.ptq"};
-    static const bool once = (domain.Add(&conv), true);
-    static_cast<void>(once);
-    Ort::UnownedSessionOptions{options}.Add(domain);
+    Ort::UnownedSessionOptions{options}.Add(domain());
   } catch (const std::exception& error) {
     return api->CreateStatus(ORT_FAIL, error.what());
   }

@@ -1,24 +1,11 @@
-#include <cstdlib>
-#include <cstring>
-
 #include "cpu.h"
 #include "grouped_conv/grouped_conv.h"
 
 namespace ptq {
 
-namespace {
-
-// For comparisons: PTQ_KERNELS=ref runs the specification instead of what is fast.
-bool wants_reference() {
-  const char* asked = std::getenv("PTQ_KERNELS");
-  return asked != nullptr && std::strcmp(asked, "ref") == 0;
-}
-
-}  // namespace
-
 GroupedConvKernel choose_grouped_conv(GroupedConv& layer) {
 #if PTQ_X86
-  if (has_avx512vnni() && !wants_reference()) {
+  if (has_avx512vnni() && wants("avx512vnni")) {
     const ConvShape& shape = layer.shape;
     if (depthwise_conv_fits(shape)) {
       pack_depthwise(layer);

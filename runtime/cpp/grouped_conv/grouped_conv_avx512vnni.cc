@@ -1,12 +1,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu.h"
 #include "grouped_conv/grouped_conv.h"
+#include "simd/simd.h"
 
 #if PTQ_X86
-#include <immintrin.h>
-
 #define PTQ_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
 namespace ptq {

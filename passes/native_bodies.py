@@ -1,0 +1,131 @@
+"""What the operators of domain ai.ptq mean, in standard ones: the functions that models carry for other machines."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+DOMAIN, VERSION = "ai.ptq", 1
+BLOCKS_OPSET = 21
+"""DequantizeLinear with blocks."""
+
+CONV = """
+NhwcQLinearConv <group, strides, pads, dilations> (x, x_scale, x_zero, w, w_scale, y_scale, y_zero, bias) => (y)
+{
+    zero = Constant <value = int8 {0}> ()
+    first = Transpose <perm = [0, 3, 1, 2]> (x)
+    product = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @pads,
+                           dilations: ints = @dilations>
+        (first, x_scale, x_zero, w, w_scale, zero, y_scale, y_zero, bias)
+    y = Transpose <perm = [0, 2, 3, 1]> (product)
+}"""
+
+DECODED = """
+    one = Constant <value_int = 1> ()
+    nothing = Constant <value_int = 0> ()
+    first = Constant <value_ints = [0]> ()
+    two = Constant <value_int = 2> ()
+    byte = Constant <value_int = 256> ()
+    eight = Constant <value_int = 8> ()
+    features = Constant <value_int: int = @N> ()
+    inputs = Constant <value_int: int = @K> ()
+    word = Constant <value_int: int = @bits> ()
+    levels = Pow (two, word)
+    fields = Div (eight, word)
+    every_field = Range (nothing, fields, one)
+    divisors = Pow (levels, every_field)
+    every_byte = Range (nothing, byte, one)
+    column_shape = Constant <value_ints = [256, 1]> ()
+    column = Reshape (every_byte, column_shape)
+    places = Div (column, divisors)
+    codes_of_byte = Mod (places, levels)
+    values_of_byte = Gather (table, codes_of_byte)
+    bytes = Cast <to = 6> (w)
+    packed = Gather (values_of_byte, bytes)
+    ordered = Transpose <perm = [0, 2, 1, 4, 3]> (packed)
+    padded = Flatten <axis = 2> (ordered)
+    rows = Reshape (features, first_shape)
+    columns = Reshape (inputs, first_shape)
+    ends = Concat <axis = 0> (rows, columns)
+    starts = Constant <value_ints = [0, 0]> ()
+    values = Slice (padded, starts, ends)
+    codes = Transpose <perm = [1, 0]> (values)
+    strips = Transpose <perm = [1, 0, 2]> (w_scale)
+"""
+"""int8 [K, N] of packed codes; strips [blocks, ceil(N / 16), 16] of scales."""
+
+PER_FEATURE = """
+    flat = Constant <value_ints = [-1]> ()
+    all_scales = Reshape (strips, flat)
+    scales = Slice (all_scales, first, rows)
+    weight = DequantizeLinear <axis = 1> (codes, scales)
+"""
+
+PER_BLOCK = """
+    all_scales = Flatten <axis = 1> (strips)
+    last_axis = Constant <value_ints = [1]> ()
+    scales = Slice (all_scales, first, rows, last_axis)
+    weight = DequantizeLinear <axis = 0, block_size: int = @block_size> (codes, scales)
+"""
+
+TO_FLOAT = """
+    product = MatMul (real, weight)
+    sum = Sum (product, bias)
+    low = Constant <value_float: float = @min> ()
+    high = Constant <value_float: float = @max> ()
+    y = Clip (sum, low, high)
+"""
+
+TO_BYTES = """
+    product = MatMul (real, weight)
+    sum = Sum (product, bias)
+    y = QuantizeLinear (sum, y_scale, y_zero)
+"""
+
+READ_BYTES = """
+    decoded = DequantizeLinear (x, x_scale, x_zero)
+    real = Identity (decoded)
+"""
+READ_BYTES_APART = """
+    decoded = DequantizeLinear (x, x_scale, x_zero)
+    real = Sum (decoded)
+"""
+"""Before blocks: onnxruntime takes their scales for scales per feature where it sees integers on both sides."""
+
+READ_FLOATS = "    real = Identity (x)\n"
+BYTES = "x, x_scale, x_zero, w, w_scale, table, bias"
+
+PRODUCTS = {
+    "DynamicMatMulNBits": ("N, K, bits, block_size, min, max", "x, w, w_scale, table, bias", READ_FLOATS, TO_FLOAT),
+    "QLinearMatMulNBitsToFloat": ("N, K, bits, block_size, min, max", BYTES, READ_BYTES, TO_FLOAT),
+    "QLinearMatMulNBits": ("N, K, bits, block_size", f"{BYTES}, y_scale, y_zero", READ_BYTES, TO_BYTES),
+}
+
+NATIVE_OPERATORS = frozenset({"NhwcQLinearConv", *PRODUCTS})
+"""Everything that the operator library has kernels for."""
+
+
+def body(op_type: str, opset: int, *, blocks: bool = False) -> ir.Function:
+    """The function of an operator.
+
+    Args:
+        op_type: Its name.
+        opset: Version of the standard operators.
+        blocks: For products, whether several inputs of one feature have scales of their own; that is the function's
+            overload `blocks`.
+
+    Returns:
+        A function to be put into a model.
+    """
+    if op_type in PRODUCTS:
+        attributes, inputs, read, end = PRODUCTS[op_type]
+        if blocks and read == READ_BYTES:
+            read = READ_BYTES_APART
+        shape = "    first_shape = Constant <value_ints = [1]> ()\n"
+        steps = shape + DECODED + (PER_BLOCK if blocks else PER_FEATURE) + read + end
+        text = f"{op_type} <{attributes}> ({inputs}) => (y)\n{{\n{steps}}}"
+    else:
+        text = CONV
+    proto = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{text}')
+    proto.overload = "blocks" if blocks else ""
+    return ir.serde.deserialize_function(proto)

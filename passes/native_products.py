@@ -1,0 +1,155 @@
+"""Products with constant weights as one operator of domain ai.ptq, whose weight is packed as its kernels read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import bias_add, constant, name_of
+from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
+from ptq.passes.native_bodies import DOMAIN
+
+STRIP, LANE = 16, 4
+"""Features side by side, and inputs in a dword of bytes; runtime/cpp/matmul_nbits/matmul_nbits.h draws the layout."""
+
+WORDS = (2, 4, 8)
+"""Word lengths with kernels."""
+
+SMALLEST = np.finfo(np.float32).min
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight as the operators take it.
+
+    Attributes:
+        codes: uint8. Shape [ceil(N / 16), groups, 16, 4].
+        scale: float32, real units per code. Shape [ceil(N / 16), blocks, 16].
+        table: The value of each code, int8. Shape [2^bits].
+    """
+
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float32]
+    table: NDArray[np.int8]
+
+
+def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: int) -> Packed:
+    """Lay a weight out for the kernels.
+
+    Args:
+        values: Signed codes within -2^(b-1) .. 2^(b-1) - 1. Shape [N, K].
+        scale: Shape [N, blocks].
+        num_bits: Word length b: 2, 4 or 8.
+
+    Returns:
+        The packed weight; what pads it stands for the value of code 0 and is never multiplied with an input.
+    """
+    half = 1 << (num_bits - 1)
+    fields, (rows, columns) = 8 // num_bits, values.shape
+    strips, groups = -(-rows // STRIP), -(-columns // (LANE * fields))
+    padded = np.zeros((strips * STRIP, groups * fields * LANE), np.uint8)
+    padded[:rows, :columns] = values.astype(np.int16) + half
+    apart = padded.reshape(strips, STRIP, groups, fields, LANE).transpose(0, 2, 1, 4, 3)
+    shifts = np.arange(0, 8, num_bits, dtype=np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(apart << shifts, axis=-1)
+    steps = np.ones((strips * STRIP, scale.shape[1]), np.float32)
+    steps[:rows] = scale
+    by_strip = np.ascontiguousarray(steps.reshape(strips, STRIP, -1).transpose(0, 2, 1))
+    return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
+
+
+def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None) -> str | None:
+    """Write a MatMul or Gemm between Q/DQ pairs, with its bias and what follows, as one operator.
+
+    Before: y = [Q](Sum(MatMul(DQ(x), DQ(w)), bias)), or Gemm
+    After:  y = QLinearMatMulNBits[ToFloat](x, ..., packed w, scales, table, bias, ...)
+
+    Args:
+        graph: Lowered; changed in place.
+        node: The product.
+        encoding: Its weight.
+
+    Returns:
+        The operator's name, or None where it stays as it is.
+    """
+    source = decoder(node.inputs[0])
+    if encoding is None or source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
+        return None
+    found = _bias(node, encoding.codes.shape[0])
+    if found is None:
+        return None
+    bias, last = found
+    num_bits, (features, inputs) = _word(encoding), encoding.codes.shape
+    scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (features, 1))
+    weight = pack_weight(encoding.codes.astype(np.int8), scale, num_bits)
+    name = name_of(node)
+    constants = {"weight": weight.codes, "weight_scale": weight.scale, "weight_table": weight.table, "bias": bias}
+    values = [add_initializer(graph, _fresh(graph, f"{name}_{key}"), array) for key, array in constants.items()]
+    attributes: dict[str, Any] = {"N": features, "K": inputs, "bits": num_bits, "block_size": 0}
+    end = quantizer(last)
+    if end is not None and is_unsigned(end):
+        op_type, grid, last = "QLinearMatMulNBits", list(end.inputs[1:3]), end
+    else:
+        op_type, grid = "QLinearMatMulNBitsToFloat", []
+        attributes |= {"min": float(SMALLEST), "max": -float(SMALLEST)}
+        last = _absorb_relu(last, attributes)
+    made = ir.node(op_type, [*source.inputs[:3], *values, *grid], attributes, domain=DOMAIN, name="")
+    old, new = last.outputs[0], made.outputs[0]
+    graph.insert_after(last, made)
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    kept, old.name = old.name, None
+    new.name = kept
+    remove_between(graph, node, last)
+    return op_type
+
+
+def _word(encoding: WeightEncoding) -> int:
+    """The shortest word with kernels that holds a weight's codes."""
+    bits = encoding.params.spec.num_bits
+    if not isinstance(encoding, AffineEncoding):
+        bits = int(encoding.points.word_lengths(bits).max())
+    return next(word for word in WORDS if word >= bits)
+
+
+def _bias(node: ir.Node, features: int) -> tuple[NDArray[np.float32], ir.Node] | None:
+    """What is added to a product, and the node that adds it; None if that is nothing constant."""
+    if node.op_type == "Gemm":
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        if given is None:
+            return np.zeros(features, np.float32), node
+        pair = decoder(given)
+        parts = [constant(value) for value in (pair.inputs[:2] if pair is not None else [given])]
+        if any(part is None for part in parts):
+            return None
+        values = np.prod([np.asarray(part, np.float64) for part in parts], axis=0) if pair is not None else parts[0]
+        return np.asarray(values, np.float32).reshape(features), node
+    add = bias_add(node)
+    for value in add.inputs if add is not None else ():
+        values = constant(value)
+        if add is not None and values is not None and values.dtype == np.float32 and values.shape == (features,):
+            return values, add
+    return np.zeros(features, np.float32), node
+
+
+def _absorb_relu(last: ir.Node, attributes: dict[str, Any]) -> ir.Node:
+    """A Relu behind the product becomes the operator's lower end."""
+    reader = only_reader(last)
+    if reader is None or reader.op_type != "Relu" or reader.domain:
+        return last
+    attributes["min"] = 0.0
+    return reader
+
+
+def _fresh(graph: ir.Graph, name: str) -> str:
+    """A name for a constant that is not in use yet."""
+    candidate, count = name, 1
+    while candidate in graph.initializers:
+        candidate, count = f"{name}_{count}", count + 1
+    return candidate
