@@ -5,7 +5,7 @@ BIN := .venv/bin
 # onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
 HEADERS := runtime/cpp/fetch_headers.sh build/ort
 
-.PHONY: demo test check bench native sanitized clean
+.PHONY: demo test check bench native sanitized edge clean
 
 demo: .venv/demo
 	$(BIN)/python -m ptq.demo
@@ -42,6 +42,10 @@ sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer an
 	cmake --build build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PTQ_NATIVE_LIBRARY=build/sanitized/_ptqops.so $(BIN)/pytest -q -p no:cacheprovider tests/runtime
+
+edge: .venv/test  # exported models in Node, a browser, C and on arm64; Debian's packages are installed if need be
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/edge/tools.sh build/edge
+	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} PTQ_EDGE=build/edge $(BIN)/pytest -q -p no:cacheprovider tests/edge
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -89,7 +89,12 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
     scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (features, 1))
     weight = pack_weight(encoding.codes.astype(np.int8), scale, num_bits)
     name = name_of(node)
-    constants = {"weight": weight.codes, "weight_scale": weight.scale, "weight_table": weight.table, "bias": bias}
+    constants: dict[str, NDArray[Any]] = {
+        "weight": weight.codes,
+        "weight_scale": weight.scale,
+        "weight_table": weight.table,
+        "bias": bias,
+    }
     values = [add_initializer(graph, _fresh(graph, f"{name}_{key}"), array) for key, array in constants.items()]
     attributes: dict[str, Any] = {"N": features, "K": inputs, "bits": num_bits, "block_size": 0}
     end = quantizer(last)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import bench, quantize, validate
+    from ptq.api import bench, export, quantize, validate
     from ptq.pipeline import Result
     from ptq.recipe import Goals, Recipe
 
-__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "quantize", "validate"]
+__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "export", "quantize", "validate"]
 
 _HOMES = {
     "bench": "ptq.api",
+    "export": "ptq.api",
     "quantize": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.pipeline",

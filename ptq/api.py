@@ -17,7 +17,10 @@ from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
-from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source
+from ptq.core.errors import RecipeError
+from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
+from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source, session_of
+from ptq.modelfile import run as run_session
 from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
@@ -98,6 +101,52 @@ def bench(
         setting = replace(setting, custom_ops=(*setting.custom_ops, library))
     return bench_models(paths, feed, setting), tuple(profile(path, feed, setting) for path in paths)
 
+
+def export(
+    model: str | Path,
+    folder: str | Path,
+    *,
+    target: str,
+    data: Any = None,
+    float_model: str | Path | None = None,
+    images: ImageOptions | None = None,
+) -> tuple[Path, ...]:
+    """Write a model with everything that another kind of machine needs to run and check it.
+
+    Args:
+        model: Path of any ONNX model.
+        folder: New, empty, or of an earlier export.
+        target: `ort-mobile`, `web`, `arm64` or `native`.
+        data: Samples that go along, as for `quantize`; None means one of random numbers.
+        float_model: The model before quantization; a page shows it beside.
+        images: How to read an image folder.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        PtqError: The model, data or folder cannot be used.
+    """
+    path, beside = Path(model), None if float_model is None else Path(float_model)
+    require_free(Path(folder))
+    if target not in EXPORTERS:
+        raise RecipeError(f"export target is {target!r}; expected one of {', '.join(EXPORTERS)}")
+    loaded = load_model(path)
+    if beside is not None:
+        load_model(beside)
+    specs = input_specs(loaded)
+    reader = random_data(specs, 1, 0) if data is None else open_data(data, specs, limit=EXPORTED, images=images)
+    examples = []
+    with session_of(runnable_source(path, loaded)) as session:
+        names = [value.name for value in session.get_outputs()]
+        for sample in reader:
+            outputs = dict(zip(names, run_session(session, dict(sample.feed)), strict=True))
+            examples.append(Example(sample.feed, outputs, sample.label))
+    return export_bundle(Bundle(path, examples, beside), target, Path(folder))
+
+
+EXPORTED = 12
+"""Samples that go along with an export."""
 
 RANDOM_SAMPLES = 16
 EVALUATION_SAMPLES = 1_000_000

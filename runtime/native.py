@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 NAME = "_ptqops.so"
+SOURCES = Path(__file__).with_name("cpp")
+"""Its sources, for other processors."""
+
 OVERRIDE = "PTQ_NATIVE_LIBRARY"
 """Environment variable with the path of the library; empty for none."""
 

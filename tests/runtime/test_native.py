@@ -24,6 +24,11 @@ needs_library = pytest.mark.skipif(LIBRARY is None, reason=native_status())
 CASES = int(os.environ.get("PTQ_CASES", "400"))
 
 
+def kernel_of(data: bytes, x: Any, threads: int = 1) -> Any:
+    """The output of an operator's kernel."""
+    return open_session(data, custom_ops=(str(LIBRARY),), num_threads=threads).run(None, {"x": x})[0]
+
+
 def test_the_library_is_there_where_it_has_to_be() -> None:
     if os.environ.get("PTQ_REQUIRE_NATIVE"):
         assert LIBRARY is not None, native_status()

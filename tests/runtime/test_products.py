@@ -18,7 +18,7 @@ from ptq.recipe import Weights
 from ptq.runtime import open_session
 from ptq.weights.gptq import Gptq
 from tests.builders import feeds, model_from_text, native_product, random
-from tests.runtime.test_native import CASES, LIBRARY, needs_library
+from tests.runtime.test_native import CASES, LIBRARY, kernel_of, needs_library
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 VARIANTS = ["avx512vnni", "avxvnni", "avx2"] if X86 else ["neon"]
@@ -43,11 +43,6 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def kernel(data: bytes, x: Any, threads: int = 1) -> Any:
-    """The output of the kernel."""
-    return open_session(data, custom_ops=(str(LIBRARY),), num_threads=threads).run(None, {"x": x})[0]
-
-
 @needs_library
 def test_every_kernel_gives_the_bits_of_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
     @settings(max_examples=CASES // 2, deadline=None)
@@ -55,10 +50,10 @@ def test_every_kernel_gives_the_bits_of_the_specification(monkeypatch: pytest.Mo
     def check(layer: dict[str, Any]) -> None:
         data, x, _ = native_product(layer)
         monkeypatch.setenv("PTQ_KERNELS", "ref")
-        expected = kernel(data, x)
+        expected = kernel_of(data, x)
         for name in VARIANTS:
             monkeypatch.setenv("PTQ_KERNELS", name)
-            np.testing.assert_array_equal(kernel(data, x, threads=2), expected, err_msg=name)
+            np.testing.assert_array_equal(kernel_of(data, x, threads=2), expected, err_msg=name)
 
     check()
 
@@ -69,7 +64,7 @@ def test_every_kernel_gives_the_bits_of_the_specification(monkeypatch: pytest.Mo
 def test_kernels_keep_to_the_body(layer: dict[str, Any]) -> None:
     """Codes times weights exactly; reals within what rounding them to 8 bits per block allows."""
     data, x, parts = native_product(layer)
-    found = kernel(data, x).astype(np.float64)
+    found = kernel_of(data, x).astype(np.float64)
     exact = parts["real"] @ parts["weight"].T + parts["bias"]
     if layer["op_type"] == "QLinearMatMulNBits":
         codes = np.clip(np.rint(exact / 0.05) + float(parts["y_zero"]), 0, 255)
@@ -146,7 +141,7 @@ def test_inputs_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     model = onnx.load_from_string(native_product(LAYER)[0])
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(Exception, match=r"product7|Invalid rank"):
-        kernel(model.SerializeToString(), np.zeros(shape, np.float32))
+        kernel_of(model.SerializeToString(), np.zeros(shape, np.float32))
 
 
 @needs_library
@@ -155,9 +150,9 @@ def test_blocks_that_are_not_finite_do_not_pass_unseen() -> None:
     for value in (np.nan, np.inf, -np.inf):
         broken = x.copy()
         broken[1, 40] = value
-        found = kernel(data, broken)
+        found = kernel_of(data, broken)
         assert np.isnan(found[1]).all()
-        np.testing.assert_array_equal(found[[0, 2]], kernel(data, x)[[0, 2]])
+        np.testing.assert_array_equal(found[[0, 2]], kernel_of(data, x)[[0, 2]])
 
 
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([2, 4, 8]), st.integers(0, 99))
@@ -207,4 +202,4 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) ->
     assert result.report.proof.kernels.num_linear == 3
     if LIBRARY is not None:
         assert result.report.proof.kernels.integer["QLinearMatMulNBits"] == 2
-        np.testing.assert_allclose(kernel(path.read_bytes(), data[0]["x"]), plain, atol=steps)
+        np.testing.assert_allclose(kernel_of(path.read_bytes(), data[0]["x"]), plain, atol=steps)

@@ -3,7 +3,7 @@
 
 namespace ptq {
 
-GroupedConvKernel choose_grouped_conv(GroupedConv& layer) {
+GroupedConvKernel choose_grouped_conv([[maybe_unused]] GroupedConv& layer) {
 #if PTQ_X86
   if (has_avx512vnni() && wants("avx512vnni")) {
     const ConvShape& shape = layer.shape;

@@ -2,7 +2,7 @@
 #include "simd/simd.h"
 
 #if PTQ_ARM
-PTQ_TARGET_BEGIN("+dotprod")
+PTQ_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 namespace ptq {
 namespace {
 #include "simd/neon.h"

@@ -1,4 +1,4 @@
-// To be included between PTQ_TARGET_BEGIN("+dotprod") and PTQ_TARGET_END.
+// To be included between PTQ_TARGET_BEGIN("arch=armv8.2-a+dotprod") and PTQ_TARGET_END.
 struct Neon {
   using Ints = int32x4_t;
   using Floats = float32x4_t;

@@ -1,0 +1,58 @@
+"""64-bit ARM Linux."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptq.core.errors import UnsupportedModelError
+from ptq.exporters.bundle import FILES, Bundle
+from ptq.runtime.native import NAME, SOURCES
+
+COMPILER = "aarch64-linux-gnu-g++"
+
+
+@dataclass(frozen=True)
+class Arm64:
+    """The model, a script that checks it on the device, and the operator library where a cross compiler is at hand.
+
+    The library is compiled with CMake and aarch64-linux-gnu-g++; onnxruntime's headers are found as when this package
+    was installed (ORT_INCLUDE_DIR). Without them the bodies of its operators run.
+    """
+
+    def export(self, bundle: Bundle, folder: Path) -> None:
+        """Write into a folder.
+
+        Args:
+            bundle: The model and its examples.
+            folder: Exists, empty.
+
+        Raises:
+            UnsupportedModelError: The compiler is there and fails.
+        """
+        bundle.put_model(folder)
+        bundle.put_check(folder)
+        if shutil.which(COMPILER) and shutil.which("cmake"):
+            cross_compile(folder)
+
+
+def cross_compile(folder: Path) -> None:
+    """Build the operator library into a folder; nothing if onnxruntime's headers are missing.
+
+    Raises:
+        UnsupportedModelError: The compiler fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="ptq-") as build:
+        toolchain = f"-DCMAKE_TOOLCHAIN_FILE={FILES / 'aarch64.cmake'}"
+        found = subprocess.run(
+            ["cmake", "-S", str(SOURCES), "-B", build, toolchain], capture_output=True, text=True, check=False
+        )
+        if found.returncode:
+            return
+        made = subprocess.run(["cmake", "--build", build], capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise UnsupportedModelError(f"{COMPILER} cannot build the operator library: {made.stderr.strip()[-300:]}")
+        shutil.copyfile(Path(build) / NAME, folder / NAME)

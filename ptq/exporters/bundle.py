@@ -1,0 +1,123 @@
+"""A model on its way to another machine: with inputs, and the outputs that it has to give there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.errors import InputError
+from ptq.modelfile import fingerprint
+
+Arrays = Mapping[str, NDArray[Any]]
+FILES = Path(__file__).with_name("files")
+MANIFEST = "ptq-export.json"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample.
+
+    Attributes:
+        inputs: Name -> array, as the model takes it.
+        outputs: Name -> what onnxruntime gave for it here, with standard operators.
+        label: Its class, if known.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What an exporter works on.
+
+    Attributes:
+        model: Path of the model.
+        examples: Samples to check the other machine with; at least one.
+        float_model: The model before quantization, to be shown beside it.
+    """
+
+    model: Path
+    examples: Sequence[Example]
+    float_model: Path | None = None
+
+    def put_model(self, folder: Path) -> None:
+        """Copy the model, and what it keeps beside it."""
+        shutil.copyfile(self.model, folder / "model.onnx")
+        for name in external_files(self.model):
+            shutil.copyfile(self.model.parent / name, folder / name)
+
+    def put_check(self, folder: Path) -> None:
+        """Inputs, expected outputs, and the script that compares."""
+        first = self.examples[0]
+        for name, arrays in (("inputs.npz", first.inputs), ("expected.npz", first.outputs)):
+            np.savez(folder / name, allow_pickle=False, **arrays)
+        put_files(folder, "run.py")
+
+
+def put_files(folder: Path, *names: str) -> None:
+    """Copy files that are the same for every model."""
+    for name in names:
+        shutil.copyfile(FILES / name, folder / name)
+
+
+def external_files(model: Path) -> tuple[str, ...]:
+    """Files beside a model that hold its weights."""
+    values = ir.load(model).graph.initializers.values()
+    tensors = [value.const_value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
+    return tuple(sorted({str(tensor.location) for tensor in tensors}))
+
+
+def deliver(made: Path, folder: Path, model: Path, target: str) -> tuple[Path, ...]:
+    """Put a finished folder in its place: whole, or not at all.
+
+    Args:
+        made: The finished folder, beside where it goes.
+        folder: Where it goes.
+        model: What was exported.
+        target: Where to.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    names = sorted(path.name for path in made.iterdir())
+    manifest = {"model": model.name, "sha256": fingerprint(model.read_bytes()), "target": target, "files": names}
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    made.chmod(0o755)
+    try:
+        if folder.exists():
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as old:
+                folder.rename(Path(old) / "old")
+                made.rename(folder)
+        else:
+            made.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from error
+    return tuple(folder / name for name in names)
+
+
+def require_free(folder: Path) -> None:
+    """Find out before the work starts whether a folder may be written.
+
+    Raises:
+        InputError: It is a file, holds something that no export wrote, or its parent is missing.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"cannot write {folder}: it is a file or a link; give a folder")
+    if not folder.parent.is_dir():
+        raise InputError(f"cannot write {folder}: no such folder {folder.parent}; create it first")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise InputError(f"cannot write {folder}: it holds other files; give a new or empty folder")
