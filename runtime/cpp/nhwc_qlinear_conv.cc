@@ -54,20 +54,19 @@ struct NhwcQLinearConvKernel {
                   pads_[0], pads_[1]};
     const int64_t products = s.channels_per_group() * s.taps();
     if (products > (int64_t{1} << 31) / (255 * 128) - 2) read.refuse("its sums would not fit into 32 bits");
+    if (read.num_inputs() > 8) read_center(read);
 
     const float x_scale = read.scalar<float>(1, "x_scale"), y_scale = read.scalar<float>(5, "y_scale");
     const std::vector<float> w_scale = read.constant<float>(4, "w_scale");
     if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(s.features)) {
       read.refuse("w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
     }
-    if (!is_usable_scale(x_scale) || !is_usable_scale(y_scale) || !std::all_of(w_scale.begin(), w_scale.end(), is_usable_scale)) {
+    if (!is_usable_scale(x_scale) || !is_usable_scale(y_scale) ||
+        !std::all_of(w_scale.begin(), w_scale.end(), is_usable_scale)) {
       read.refuse("a scale is not positive and finite");
     }
     layer_.x_zero = read.scalar<uint8_t>(2, "x_zero_point");
-    layer_.x_flip = 0;
     layer_.y_zero = read.scalar<uint8_t>(6, "y_zero_point");
-    layer_.y_low = 0;
-    layer_.y_high = 255;
     layer_.bias.assign(s.features, 0);
     if (read.num_inputs() > 7) {
       layer_.bias = read.constant<int32_t>(7, "B");
@@ -77,9 +76,7 @@ struct NhwcQLinearConvKernel {
     for (int64_t m = 0; m < s.features; ++m) {
       layer_.multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
       if (!std::isfinite(layer_.multiplier[m])) read.refuse("its scales are too far apart");
-      const int8_t* row = layer_.weight.data() + m * products;
-      const int64_t sum = std::accumulate(row, row + products, int64_t{0});
-      layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - layer_.x_zero * sum);
+      layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - int64_t{layer_.x_zero} * layer_.weight_sum(m));
     }
     kernel_ = choose_grouped_conv(layer_);
   }
@@ -91,6 +88,26 @@ struct NhwcQLinearConvKernel {
  private:
   [[noreturn]] void refuse(const std::string& reason) const {
     throw Ort::Exception(name_ + ": " + reason, ORT_INVALID_ARGUMENT);
+  }
+
+  // The fine part of the weights at the kernel's centre, and what the coarse part is a multiple of.
+  void read_center(const NodeReader& read) {
+    const ConvShape& s = layer_.shape;
+    layer_.center = read.constant<int8_t>(8, "center");
+    const int64_t shift = read.attribute<int64_t>("shift", 0), wide = s.channels_per_group();
+    if (layer_.center.size() != static_cast<size_t>(s.features * wide)) read.refuse("center is not [M, C / group]");
+    if (shift < 0 || shift > 16) read.refuse("shift is " + std::to_string(shift) + "; expected 0 to 16");
+    layer_.shift = static_cast<int>(shift);
+    const auto reach = [](const std::vector<int8_t>& weight, int64_t begin, int64_t count) {
+      int64_t sum = 0;
+      for (int64_t i = begin; i < begin + count; ++i) sum += std::abs(int{weight[i]});
+      return sum;
+    };
+    for (int64_t m = 0; m < s.features; ++m) {
+      const int64_t size = wide * s.taps();
+      const int64_t most = (reach(layer_.weight, m * size, size) << shift) + reach(layer_.center, m * wide, wide);
+      if (most > (int64_t{1} << 31) / 255 - 2) read.refuse("its sums would not fit into 32 bits");
+    }
   }
 
   void compute(OrtKernelContext* raw) const {
@@ -128,7 +145,7 @@ struct NhwcQLinearConvKernel {
   }
 
   std::string name_;
-  GroupedConv layer_;
+  GroupedConv layer_{};
   std::vector<int64_t> pads_;
   GroupedConvKernel kernel_;
 };
@@ -142,14 +159,14 @@ OrtStatusPtr NhwcQLinearConv::CreateKernelV2(const OrtApi& api, const OrtKernelI
 ONNXTensorElementDataType NhwcQLinearConv::GetInputType(size_t index) const {
   switch (index) {
     case 1: case 4: case 5: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    case 3: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    case 3: case 8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
     case 7: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   }
 }
 
 OrtCustomOpInputOutputCharacteristic NhwcQLinearConv::GetInputCharacteristic(size_t index) const {
-  return index == 7 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  return index >= 7 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 
 Ort::Status NhwcQLinearConv::InferOutputShape(Ort::ShapeInferContext& context) {

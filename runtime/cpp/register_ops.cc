@@ -21,22 +21,12 @@ const char* kernels() {
   return "";
 }
 
-bool has_product_kernels() { return kernels()[0] != 0; }
-
-bool has_conv_kernels() {
-#if PTQ_X86
-  return has_avx512vnni();
-#else
-  return false;
-#endif
-}
-
 const Ort::CustomOpDomain& domain() {
   static const Ort::CustomOpDomain made = [] {
     Ort::CustomOpDomain all{"ai.ptq"};
-#define PTQ_OP(Op, usable)  \
-  static const Op k##Op;    \
-  if (usable) all.Add(&k##Op);
+#define PTQ_OP(Op)       \
+  static const Op k##Op; \
+  all.Add(&k##Op);
 #include "ops.inc"
 #undef PTQ_OP
     return all;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tests.builders import feeds, model_from_text, native_conv, random
 LIBRARY = native_path()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason=native_status())
 CASES = int(os.environ.get("PTQ_CASES", "400"))
+VARIANTS = ["avx512vnni", "avxvnni", "avx2"] if platform.machine() in ("x86_64", "AMD64") else ["neon"]
+"""Asked for by name; what this processor lacks falls back to what it has, and is compared all the same."""
 
 
 def kernel_of(data: bytes, x: Any, threads: int = 1) -> Any:
@@ -37,10 +40,12 @@ def test_the_library_is_there_where_it_has_to_be() -> None:
 
 @st.composite
 def layers(draw: st.DrawFn) -> dict[str, Any]:
-    """Convolutions of images, depthwise, in groups; some that no fast kernel takes."""
-    kind = draw(st.sampled_from(["image", "depthwise", "groups"]))
+    """Convolutions of images, depthwise, in groups, dense; some that no fast kernel takes."""
+    kind = draw(st.sampled_from(["image", "depthwise", "groups", "dense"]))
     if kind == "image":
         groups, channels, features = 1, draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    elif kind == "dense":
+        groups, channels, features = 1, draw(st.sampled_from([4, 8, 12, 20, 36])), draw(st.integers(1, 70))
     elif kind == "depthwise":
         groups, channels, features = draw(st.integers(1, 150)), 1, 1
     else:
@@ -66,11 +71,11 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
 
 @needs_library
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kernels", ["", "ref"])
+@pytest.mark.parametrize("kernels", ["ref", *VARIANTS])
 def test_kernels_equal_the_body(kernels: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTQ_KERNELS", kernels)
 
-    @settings(max_examples=CASES // 4, deadline=None, derandomize=threads == 1)
+    @settings(max_examples=CASES // 8, deadline=None, derandomize=threads == 1)
     @given(layers())
     def check(layer: dict[str, Any]) -> None:
         data, x = native_conv(layer)

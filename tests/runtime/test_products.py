@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,7 @@ from ptq.recipe import Weights
 from ptq.runtime import open_session
 from ptq.weights.gptq import Gptq
 from tests.builders import feeds, model_from_text, native_product, random
-from tests.runtime.test_native import CASES, LIBRARY, kernel_of, needs_library
-
-X86 = platform.machine() in ("x86_64", "AMD64")
-VARIANTS = ["avx512vnni", "avxvnni", "avx2"] if X86 else ["neon"]
-"""Asked for by name; what this processor lacks falls back to what it has, and is compared all the same."""
+from tests.runtime.test_native import CASES, LIBRARY, VARIANTS, kernel_of, needs_library
 
 
 @st.composite

@@ -2,26 +2,29 @@
 #include "grouped_conv/grouped_conv.h"
 
 namespace ptq {
+namespace {
 
-GroupedConvKernel choose_grouped_conv([[maybe_unused]] GroupedConv& layer) {
+const ConvKernels* kernels() {
 #if PTQ_X86
-  if (has_avx512vnni() && wants("avx512vnni")) {
-    const ConvShape& shape = layer.shape;
-    if (depthwise_conv_fits(shape)) {
-      pack_depthwise(layer);
-      return depthwise_conv_avx512vnni;
-    }
-    if (image_conv_fits(shape)) {
-      pack_image(layer);
-      return image_conv_avx512vnni;
-    }
-    if (narrow_conv_fits(shape)) {
-      pack_narrow(layer);
-      return narrow_conv_avx512vnni;
-    }
-  }
+  if (has_avx512vnni() && wants("avx512vnni")) return &kConvAvx512Vnni;
+  if (has_avxvnni() && wants("avxvnni")) return &kConvAvxVnni;
+  if (has_avx2() && wants("avx2")) return &kConvAvx2;
+#elif PTQ_ARM
+  if (has_dotprod() && wants("neon")) return &kConvNeon;
 #endif
-  return grouped_conv_ref;
+  return nullptr;
+}
+
+}  // namespace
+
+GroupedConvKernel choose_grouped_conv(GroupedConv& layer) {
+  const ConvKernels* found = kernels();
+  const ConvKind kind = found ? conv_kind(layer, found->lanes) : ConvKind::kReference;
+  if (kind == ConvKind::kReference) return grouped_conv_ref;
+  pack_conv(layer, kind, found->signed_bytes);
+  if (kind == ConvKind::kDepthwise) return found->depthwise;
+  if (kind == ConvKind::kImage) return found->image;
+  return kind == ConvKind::kNarrow ? found->narrow : found->dense;
 }
 
 }  // namespace ptq

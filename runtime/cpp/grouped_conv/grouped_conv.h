@@ -1,9 +1,11 @@
-// Quantized convolutions with few channels per group, channels last: what onnxruntime runs slower than it could.
+// Quantized convolutions that onnxruntime runs slower than it could, or cannot express: channels last.
 //
-// y[n, oy, ox, m] = clamp(round((bias[m] + sum over taps, channels of its group of x * w[m]) * multiplier[m]) + y_zero)
+// y[n, oy, ox, m] = clamp(round((bias[m] + sum over taps, channels of its group of x * w[m] * 2^shift
+//                                + sum over channels of x at the centre * center[m]) * multiplier[m]) + y_zero)
 //
-// Layouts: x [batch, height, width, channels] bytes; y [batch, out_height, out_width, features] bytes. Accumulators are
-// int32: 255 * 128 * taps * channels per group must stay below 2^31, which the operator checks.
+// The second sum is there for weights of more than 8 bits at the centre of their kernel. Layouts: x [batch, height,
+// width, channels] bytes; y [batch, out_height, out_width, features] bytes. Sums are int32; that they fit is checked by
+// the operator.
 #pragma once
 
 #include <cstdint>
@@ -23,21 +25,26 @@ struct ConvShape {
   int64_t channels_per_group() const { return channels / groups; }
   int64_t features_per_group() const { return features / groups; }
   int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t center() const { return kernel_height / 2 * kernel_width + kernel_width / 2; }
 };
 
 // A layer's constants; batch, height and width of `shape` are those of the next run.
 struct GroupedConv {
   ConvShape shape;
   std::vector<int8_t> weight;     // [features, channels_per_group, kernel_height, kernel_width]
-  std::vector<int32_t> bias;      // [features], the input's zero point taken out: bias - x_zero * sum(w)
+  std::vector<int8_t> center;     // [features, channels_per_group], or empty
+  int shift;                      // of the first sum
+  std::vector<int32_t> bias;      // [features], the input's zero point taken out: bias - x_zero * sum of all weights
   std::vector<float> multiplier;  // [features], x_scale * w_scale / y_scale
-  uint8_t x_zero;                 // of unsigned codes; signed ones are flipped on the way in
-  uint8_t x_flip;                 // 0x80 if x is int8, else 0
-  int32_t y_zero, y_low, y_high;
-  // Packed by the variant that runs it, see there.
-  std::vector<uint32_t> packed;
+  uint8_t x_zero;
+  int32_t y_zero;
+  // Packed for the kernel that runs it: [ceil(features / 16)] strips of 16, or channels that go round.
+  std::vector<uint32_t> packed, packed_center;
   std::vector<float> packed_multiplier;
   std::vector<int32_t> packed_bias;
+
+  // What stands for 0 when a unit wants its bytes signed: codes less 128.
+  int32_t weight_sum(int64_t m) const;
 };
 
 // Computes output rows [begin, end) of batch * out_height. `scratch` keeps its capacity between calls.
@@ -48,28 +55,28 @@ using GroupedConvKernel = void (*)(const GroupedConv& layer, const ConvShape& sh
 void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y, int64_t begin,
                       int64_t end, std::vector<uint32_t>& scratch);
 
-// One channel and one feature per group, kernels of up to 64 columns of 4 taps. Packed: dwords of four kernel rows, [ceil(kernel_height / 4), kernel_width, channels + 64],
-// the channels going round.
-bool depthwise_conv_fits(const ConvShape& shape);
-void pack_depthwise(GroupedConv& layer);
-void depthwise_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
-                               int64_t begin, int64_t end, std::vector<uint32_t>& scratch);
+constexpr int64_t kConvStrip = 16;   // features that lie side by side
+constexpr int64_t kMostTaps = 64;    // columns of four taps in a depthwise kernel
+constexpr int64_t kRoundTrip = 64;   // channels that packed constants go on for
 
-// Channels per group a multiple of 4, and 16 neighbouring features reading at most 64 channels.
-// Packed: dwords of four channels, [ceil(features / 16), taps, channels_per_group / 4, 16].
-bool narrow_conv_fits(const ConvShape& shape);
-void pack_narrow(GroupedConv& layer);
-void narrow_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
-                            int64_t begin, int64_t end, std::vector<uint32_t>& scratch);
+// How a layer is laid out. `lanes`: features that a vector holds.
+enum class ConvKind { kReference, kDepthwise, kImage, kNarrow, kDense };
+ConvKind conv_kind(const GroupedConv& layer, int64_t lanes);
+void pack_conv(GroupedConv& layer, ConvKind kind, bool signed_bytes);
 
-// One group of at most 4 channels (images), neighbouring columns not dilated: a kernel row's bytes are neighbours.
-// Packed: dwords of four of them, [ceil(features / 16), kernel_height, ceil(kernel_width * channels / 4), 16].
-bool image_conv_fits(const ConvShape& shape);
-void pack_image(GroupedConv& layer);
-void image_conv_avx512vnni(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,
-                           int64_t begin, int64_t end, std::vector<uint32_t>& scratch);
+struct ConvKernels {
+  const char* name;
+  int64_t lanes;
+  bool signed_bytes;
+  GroupedConvKernel depthwise;  // one channel and one feature per group
+  GroupedConvKernel image;      // one group of at most 4 channels
+  GroupedConvKernel narrow;     // groups of a few channels, multiples of 4
+  GroupedConvKernel dense;      // one group of channels, a multiple of 4
+};
 
-// Packs the layer for the fastest variant that this processor runs and that fits its shape.
+extern const ConvKernels kConvAvx512Vnni, kConvAvxVnni, kConvAvx2, kConvNeon;
+
+// Packs the layer for the fastest kernel that this processor runs and that fits its shape.
 GroupedConvKernel choose_grouped_conv(GroupedConv& layer);
 
 }  // namespace ptq

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cmath>
 
 #include "grouped_conv/grouped_conv.h"
@@ -13,26 +12,28 @@ void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const ui
     for (int64_t ox = 0; ox < shape.out_width; ++ox) {
       for (int64_t m = 0; m < shape.features; ++m) {
         const int64_t first = m / shape.features_per_group() * per_group;
-        uint32_t sum = static_cast<uint32_t>(layer.bias[m]);  // goes round like the vector units' when a bias is absurd
-        for (int64_t ky = 0; ky < shape.kernel_height; ++ky) {
-          for (int64_t kx = 0; kx < shape.kernel_width; ++kx) {
-            const int64_t iy = oy * shape.stride_height - shape.pad_top + ky * shape.dilation_height;
-            const int64_t ix = ox * shape.stride_width - shape.pad_left + kx * shape.dilation_width;
-            const bool inside = iy >= 0 && iy < shape.height && ix >= 0 && ix < shape.width;
-            for (int64_t c = 0; c < per_group; ++c) {
-              const int64_t at = ((image * shape.height + iy) * shape.width + ix) * shape.channels + first + c;
-              const int32_t code = inside ? x[at] ^ layer.x_flip : layer.x_zero;
-              const int64_t from = ((m * per_group + c) * shape.kernel_height + ky) * shape.kernel_width + kx;
-              sum += static_cast<uint32_t>(code * layer.weight[from]);
+        uint32_t sum = 0, center = 0;  // they go round like the vector units' when a bias is absurd
+        for (int64_t t = 0; t < shape.taps(); ++t) {
+          const int64_t iy =
+              oy * shape.stride_height - shape.pad_top + t / shape.kernel_width * shape.dilation_height;
+          const int64_t ix =
+              ox * shape.stride_width - shape.pad_left + t % shape.kernel_width * shape.dilation_width;
+          const bool inside = iy >= 0 && iy < shape.height && ix >= 0 && ix < shape.width;
+          for (int64_t c = 0; c < per_group; ++c) {
+            const int64_t at = ((image * shape.height + iy) * shape.width + ix) * shape.channels + first + c;
+            const int32_t code = inside ? x[at] : layer.x_zero;
+            sum += static_cast<uint32_t>(code * layer.weight[(m * per_group + c) * shape.taps() + t]);
+            if (!layer.center.empty() && t == shape.center()) {
+              center += static_cast<uint32_t>(code * layer.center[m * per_group + c]);
             }
           }
         }
-        const float scaled = static_cast<float>(static_cast<int32_t>(sum)) * layer.multiplier[m];
-        const float low = static_cast<float>(layer.y_low - layer.y_zero);
-        const float high = static_cast<float>(layer.y_high - layer.y_zero);
-        const float rounded = std::nearbyintf(std::min(std::max(scaled, low), high));
-        const int32_t code = static_cast<int32_t>(rounded) + layer.y_zero;
-        y[(row * shape.out_width + ox) * shape.features + m] = static_cast<uint8_t>(code);
+        const uint32_t total = static_cast<uint32_t>(layer.bias[m]) + (sum << layer.shift) + center;
+        const float scaled = static_cast<float>(static_cast<int32_t>(total)) * layer.multiplier[m];
+        const float low = static_cast<float>(-layer.y_zero), high = static_cast<float>(255 - layer.y_zero);
+        const float rounded = std::nearbyintf(scaled < low ? low : scaled > high ? high : scaled);
+        y[(row * shape.out_width + ox) * shape.features + m] =
+            static_cast<uint8_t>(static_cast<int32_t>(rounded) + layer.y_zero);
       }
     }
   }

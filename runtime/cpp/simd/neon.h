@@ -4,7 +4,7 @@ struct Neon {
   using Floats = float32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kRows = 4, kColumns = 4;  // accumulators of a tile; 32 registers
-  static constexpr bool kSignedBytes = true;
+  static constexpr bool kSignedBytes = true, kManyRegisters = true;
 
   static Ints load(const void* from) { return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(from))); }
   static Ints set1(int32_t value) { return vdupq_n_s32(value); }
@@ -50,5 +50,37 @@ struct Neon {
     const uint8x8_t index = {0, 4, 8, 12, 255, 255, 255, 255};
     const uint8x8_t picked = vqtbl1_u8(vreinterpretq_u8_s32(a), index);
     std::memcpy(to, &picked, 4);
+  }
+  static Ints shift_left(Ints a, int bits) { return vshlq_s32(a, vdupq_n_s32(bits)); }
+  // Four vectors plus `zero` -> bytes in order, saturated.
+  static void pack_bytes(const Ints (&a)[4], int32_t zero, uint8_t* to) {
+    const int16x8_t offset = vdupq_n_s16(static_cast<int16_t>(zero));
+    const int16x8_t low = vqaddq_s16(vcombine_s16(vqmovn_s32(a[0]), vqmovn_s32(a[1])), offset);
+    const int16x8_t high = vqaddq_s16(vcombine_s16(vqmovn_s32(a[2]), vqmovn_s32(a[3])), offset);
+    vst1q_u8(to, vcombine_u8(vqmovun_s16(low), vqmovun_s16(high)));
+  }
+  // `count` bytes, then zeros.
+  static Ints load_part(const uint8_t* from, int64_t count) {
+    if (count >= 16) return load(from);
+    uint8_t part[16] = {};
+    std::memcpy(part, from, count);
+    return load(part);
+  }
+  static Ints dword_index(const int32_t* lanes) {
+    uint8_t bytes[16];
+    for (int i = 0; i < 16; ++i) bytes[i] = static_cast<uint8_t>(4 * lanes[i / 4] + i % 4);
+    return load(bytes);
+  }
+  static Ints permute(Ints index, Ints a) { return look_up(a, index); }
+  // Four rows of bytes -> dwords with one byte of each, in order. `to` has room for 64 more than `count`.
+  static void interleave(const uint8_t* const (&rows)[4], int64_t count, uint8_t flip, uint32_t* to) {
+    for (int64_t i = 0; i < count; i += 16) {
+      uint8x16x4_t part;
+      for (int r = 0; r < 4; ++r) {
+        part.val[r] = vreinterpretq_u8_s32(load_part(rows[r] + i, count - i));
+        part.val[r] = veorq_u8(part.val[r], vdupq_n_u8(flip));
+      }
+      vst4q_u8(reinterpret_cast<uint8_t*>(to + i), part);
+    }
   }
 };

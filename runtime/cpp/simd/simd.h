@@ -1,8 +1,8 @@
 // What a kernel needs from a vector unit, as one struct of static functions per instruction set.
 //
 // A vector holds kLanes int32 sums, or as many dwords of four bytes, or floats. Kernels are templates over that struct,
-// and each instruction set has a source file of its own that instantiates them between PTQ_TARGET_BEGIN and
-// PTQ_TARGET_END: nothing else in the library is compiled for more than the baseline.
+// and each instruction set has a source file of its own that includes them between PTQ_TARGET_BEGIN and PTQ_TARGET_END:
+// only what is written there is compiled for more than the baseline, templates of the standard library are not.
 //
 //   dot(sum, bytes, x)        sum + products of unsigned bytes with signed ones, four per lane
 //   dot_small(sum, bytes, x)  the same for bytes below 16, where some units have a shorter way
