@@ -5,7 +5,7 @@ BIN := .venv/bin
 # onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
 HEADERS := runtime/cpp/fetch_headers.sh build/ort
 
-.PHONY: demo test check bench native sanitized edge clean
+.PHONY: demo test check bench native kernels sanitized edge fuzz clean
 
 demo: .venv/demo
 	$(BIN)/python -m ptq.demo
@@ -36,6 +36,14 @@ INSTALL := ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS) 2>/dev/null || true
 native: .venv/test  # builds the operator library again, after changes in runtime/cpp
 	$(INSTALL) . --no-deps
 	$(BIN)/python -c "from ptq.runtime import native_path, native_status; print(native_status()); assert native_path()"
+
+kernels:  # product kernels against what the processor's dot products can do
+	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/native
+	cmake --build build/native --target ptq_bench
+	build/native/ptq_bench
+
+fuzz:  # broken operators for ten minutes, sanitized
+	PTQ_FUZZ_SECONDS=600 $(MAKE) sanitized
 
 sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
 	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON

@@ -9,7 +9,9 @@ DOMAIN, VERSION = "ai.ptq", 1
 BLOCKS_OPSET = 21
 """DequantizeLinear with blocks."""
 
-CONV = """
+CONV, CENTER = "NhwcQLinearConv", "NhwcQLinearConvWithCenter"
+
+CONV_BODY = """
 NhwcQLinearConv <group, strides, pads, dilations> (x, x_scale, x_zero, w, w_scale, y_scale, y_zero, bias) => (y)
 {
     zero = Constant <value = int8 {0}> ()
@@ -18,6 +20,25 @@ NhwcQLinearConv <group, strides, pads, dilations> (x, x_scale, x_zero, w, w_scal
                            dilations: ints = @dilations>
         (first, x_scale, x_zero, w, w_scale, zero, y_scale, y_zero, bias)
     y = Transpose <perm = [0, 2, 3, 1]> (product)
+}"""
+
+CENTER_BODY = """
+NhwcQLinearConvWithCenter <group, strides, pads, dilations, center_pads> (
+    x, x_scale, x_zero, w, w_scale, y_scale, y_zero, bias, center, center_scale, center_bias,
+    fine_scale, fine_zero, coarse_scale, coarse_zero) => (y)
+{
+    zero = Constant <value = int8 {0}> ()
+    first = Transpose <perm = [0, 3, 1, 2]> (x)
+    fine = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @pads,
+                        dilations: ints = @dilations>
+        (first, x_scale, x_zero, w, w_scale, zero, fine_scale, fine_zero, bias)
+    coarse = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @center_pads>
+        (first, x_scale, x_zero, center, center_scale, zero, coarse_scale, coarse_zero, center_bias)
+    fine_real = DequantizeLinear (fine, fine_scale, fine_zero)
+    coarse_real = DequantizeLinear (coarse, coarse_scale, coarse_zero)
+    both = Add (fine_real, coarse_real)
+    codes = QuantizeLinear (both, y_scale, y_zero)
+    y = Transpose <perm = [0, 2, 3, 1]> (codes)
 }"""
 
 DECODED = """
@@ -101,7 +122,7 @@ PRODUCTS = {
     "QLinearMatMulNBits": ("N, K, bits, block_size", f"{BYTES}, y_scale, y_zero", READ_BYTES, TO_BYTES),
 }
 
-NATIVE_OPERATORS = frozenset({"NhwcQLinearConv", *PRODUCTS})
+NATIVE_OPERATORS = frozenset({CONV, CENTER, *PRODUCTS})
 """Everything that the operator library has kernels for."""
 
 
@@ -125,7 +146,7 @@ def body(op_type: str, opset: int, *, blocks: bool = False) -> ir.Function:
         steps = shape + DECODED + (PER_BLOCK if blocks else PER_FEATURE) + read + end
         text = f"{op_type} <{attributes}> ({inputs}) => (y)\n{{\n{steps}}}"
     else:
-        text = CONV
+        text = CENTER_BODY if op_type == CENTER else CONV_BODY
     proto = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{text}')
     proto.overload = "blocks" if blocks else ""
     return ir.serde.deserialize_function(proto)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes.native_bodies import body
+from ptq.passes.native_bodies import CENTER, CONV, body
 from ptq.passes.native_products import pack_weight
 
 Arrays = dict[str, NDArray[Any]]
@@ -118,21 +118,33 @@ def native_conv(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArray[n
         "y_zero_point": np.uint8(rng.integers(256)),
         "B": rng.integers(-3000, 3000, shape[0]).astype(np.int32),
     } | changes.pop("arrays", {})
-    if not layer["bias"]:
+    op_type = CENTER if layer.get("center") else CONV
+    if op_type == CENTER:
+        small = rng.integers(-128, 128, (*shape[:2], 1, 1)).astype(np.int8)
+        arrays |= {
+            "center": small, "center_scale": 4 * arrays["w_scale"], "center_B": arrays["B"][::-1].copy(),
+            "fine_scale": 24 * arrays["y_scale"], "fine_zero": np.uint8(128),
+            "coarse_scale": 24 * arrays["y_scale"], "coarse_zero": np.uint8(128),
+        } | {key: value for key, value in arrays.items() if key.startswith("center")}  # fmt: skip
+    elif not layer["bias"]:
         del arrays["B"]
-    attributes = {key: layer[key] for key in ("group", "strides", "pads", "dilations")} | changes
+    attributes = {key: layer[key] for key in ("group", "strides", "pads", "dilations")}
+    if op_type == CENTER:
+        reach = [rate * (size // 2) for rate, size in zip(layer["dilations"], shape[2:], strict=True)]
+        attributes["center_pads"] = [pad - half for pad, half in zip(layer["pads"], reach * 2, strict=True)]
+    attributes |= changes
     values = {
         name: ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name)) for name, array in arrays.items()
     }
     x = ir.Value(name="x", shape=ir.Shape(["N", "H", "W", channels]), type=ir.TensorType(ir.DataType.UINT8))
-    node = ir.node("NhwcQLinearConv", [x, *values.values()], attributes, domain="ai.ptq", name="conv7")
+    node = ir.node(op_type, [x, *values.values()], attributes, domain="ai.ptq", name="conv7")
     node.outputs[0].name = "y"
     node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
     node.outputs[0].shape = ir.Shape([None] * 4)
     graph = ir.Graph(
         [x], node.outputs, nodes=[node], initializers=list(values.values()), opset_imports={"": 17, "ai.ptq": 1}
     )
-    model = ir.Model(graph, ir_version=9, functions=[body("NhwcQLinearConv", 17)])
+    model = ir.Model(graph, ir_version=9, functions=[body(op_type, 17)])
     given_x = rng.integers(0, 256, (*layer["input"], channels)).astype(np.uint8)
     return ir.to_proto(model).SerializeToString(), given_x
 

@@ -29,11 +29,13 @@ int64_t out_size(int64_t size, int64_t pads, int64_t kernel, int64_t dilation, i
   return (size + pads - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
+const char* name_of(bool with_center) { return with_center ? "NhwcQLinearConvWithCenter" : "NhwcQLinearConv"; }
+
 }  // namespace
 
 struct NhwcQLinearConvKernel {
-  explicit NhwcQLinearConvKernel(const OrtKernelInfo* info) {
-    const NodeReader read("NhwcQLinearConv", info);
+  NhwcQLinearConvKernel(bool with_center, const OrtKernelInfo* info) {
+    const NodeReader read(name_of(with_center), info);
     name_ = read.name();
     std::vector<int64_t> dims;
     layer_.weight = read.constant<int8_t>(3, "w", &dims);
@@ -54,29 +56,16 @@ struct NhwcQLinearConvKernel {
                   pads_[0], pads_[1]};
     const int64_t products = s.channels_per_group() * s.taps();
     if (products > (int64_t{1} << 31) / (255 * 128) - 2) read.refuse("its sums would not fit into 32 bits");
-    if (read.num_inputs() > 8) read_center(read);
 
-    const float x_scale = read.scalar<float>(1, "x_scale"), y_scale = read.scalar<float>(5, "y_scale");
-    const std::vector<float> w_scale = read.constant<float>(4, "w_scale");
-    if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(s.features)) {
-      read.refuse("w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
-    }
-    if (!is_usable_scale(x_scale) || !is_usable_scale(y_scale) ||
-        !std::all_of(w_scale.begin(), w_scale.end(), is_usable_scale)) {
-      read.refuse("a scale is not positive and finite");
-    }
     layer_.x_zero = read.scalar<uint8_t>(2, "x_zero_point");
     layer_.y_zero = read.scalar<uint8_t>(6, "y_zero_point");
-    layer_.bias.assign(s.features, 0);
-    if (read.num_inputs() > 7) {
-      layer_.bias = read.constant<int32_t>(7, "B");
-      if (layer_.bias.size() != static_cast<size_t>(s.features)) read.refuse("B has not one element per feature");
-    }
-    layer_.multiplier.resize(s.features);
-    for (int64_t m = 0; m < s.features; ++m) {
-      layer_.multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
-      if (!std::isfinite(layer_.multiplier[m])) read.refuse("its scales are too far apart");
-      layer_.bias[m] = static_cast<int32_t>(layer_.bias[m] - int64_t{layer_.x_zero} * layer_.weight_sum(m));
+    read_sum(read, layer_.weight, 4, read.num_inputs() > 7 ? 7 : 0, layer_.bias, layer_.multiplier);
+    if (with_center) {
+      layer_.center = read.constant<int8_t>(8, "center", &dims);
+      if (dims != std::vector<int64_t>{s.features, s.channels_per_group(), 1, 1}) {
+        read.refuse("center is not [M, C / group, 1, 1]");
+      }
+      read_sum(read, layer_.center, 9, 10, layer_.center_bias, layer_.center_multiplier);
     }
     kernel_ = choose_grouped_conv(layer_);
   }
@@ -90,23 +79,27 @@ struct NhwcQLinearConvKernel {
     throw Ort::Exception(name_ + ": " + reason, ORT_INVALID_ARGUMENT);
   }
 
-  // The fine part of the weights at the kernel's centre, and what the coarse part is a multiple of.
-  void read_center(const NodeReader& read) {
-    const ConvShape& s = layer_.shape;
-    layer_.center = read.constant<int8_t>(8, "center");
-    const int64_t shift = read.attribute<int64_t>("shift", 0), wide = s.channels_per_group();
-    if (layer_.center.size() != static_cast<size_t>(s.features * wide)) read.refuse("center is not [M, C / group]");
-    if (shift < 0 || shift > 16) read.refuse("shift is " + std::to_string(shift) + "; expected 0 to 16");
-    layer_.shift = static_cast<int>(shift);
-    const auto reach = [](const std::vector<int8_t>& weight, int64_t begin, int64_t count) {
-      int64_t sum = 0;
-      for (int64_t i = begin; i < begin + count; ++i) sum += std::abs(int{weight[i]});
-      return sum;
-    };
-    for (int64_t m = 0; m < s.features; ++m) {
-      const int64_t size = wide * s.taps();
-      const int64_t most = (reach(layer_.weight, m * size, size) << shift) + reach(layer_.center, m * wide, wide);
-      if (most > (int64_t{1} << 31) / 255 - 2) read.refuse("its sums would not fit into 32 bits");
+  // Scale and bias of a sum of products, in steps of the output; `bias_index` 0 for none.
+  void read_sum(const NodeReader& read, const std::vector<int8_t>& weight, size_t scale_index, size_t bias_index,
+                std::vector<int32_t>& bias, std::vector<float>& multiplier) const {
+    const int64_t features = layer_.shape.features;
+    const float x_scale = read.scalar<float>(1, "x_scale"), y_scale = read.scalar<float>(5, "y_scale");
+    const std::vector<float> w_scale = read.constant<float>(scale_index, "w_scale");
+    if (w_scale.size() != 1 && w_scale.size() != static_cast<size_t>(features)) {
+      read.refuse("w_scale has " + std::to_string(w_scale.size()) + " elements; expected 1 or one per feature");
+    }
+    if (!is_usable_scale(x_scale) || !is_usable_scale(y_scale) ||
+        !std::all_of(w_scale.begin(), w_scale.end(), is_usable_scale)) {
+      read.refuse("a scale is not positive and finite");
+    }
+    bias.assign(features, 0);
+    if (bias_index) bias = read.constant<int32_t>(bias_index, "B");
+    if (bias.size() != static_cast<size_t>(features)) read.refuse("B has not one element per feature");
+    multiplier.resize(features);
+    for (int64_t m = 0; m < features; ++m) {
+      multiplier[m] = x_scale * w_scale[w_scale.size() == 1 ? 0 : m] / y_scale;
+      if (!std::isfinite(multiplier[m])) read.refuse("its scales are too far apart");
+      bias[m] = static_cast<int32_t>(bias[m] - int64_t{layer_.x_zero} * weight_sum(weight, features, m));
     }
   }
 
@@ -150,26 +143,39 @@ struct NhwcQLinearConvKernel {
   GroupedConvKernel kernel_;
 };
 
-NhwcQLinearConv::NhwcQLinearConv() { version = kApiVersion; }
-
-OrtStatusPtr NhwcQLinearConv::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
-  return guarded(api, [&] { *kernel = new NhwcQLinearConvKernel(info); });
+template <bool kWithCenter>
+NhwcQLinearConvOp<kWithCenter>::NhwcQLinearConvOp() {
+  this->version = kApiVersion;
 }
 
-ONNXTensorElementDataType NhwcQLinearConv::GetInputType(size_t index) const {
+template <bool kWithCenter>
+OrtStatusPtr NhwcQLinearConvOp<kWithCenter>::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info,
+                                                            void** kernel) const {
+  return guarded(api, [&] { *kernel = new NhwcQLinearConvKernel(kWithCenter, info); });
+}
+
+template <bool kWithCenter>
+const char* NhwcQLinearConvOp<kWithCenter>::GetName() const {
+  return name_of(kWithCenter);
+}
+
+template <bool kWithCenter>
+ONNXTensorElementDataType NhwcQLinearConvOp<kWithCenter>::GetInputType(size_t index) const {
   switch (index) {
-    case 1: case 4: case 5: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case 1: case 4: case 5: case 9: case 11: case 13: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     case 3: case 8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
-    case 7: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case 7: case 10: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   }
 }
 
-OrtCustomOpInputOutputCharacteristic NhwcQLinearConv::GetInputCharacteristic(size_t index) const {
-  return index >= 7 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+template <bool kWithCenter>
+OrtCustomOpInputOutputCharacteristic NhwcQLinearConvOp<kWithCenter>::GetInputCharacteristic(size_t index) const {
+  return index == 7 && !kWithCenter ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 
-Ort::Status NhwcQLinearConv::InferOutputShape(Ort::ShapeInferContext& context) {
+template <bool kWithCenter>
+Ort::Status NhwcQLinearConvOp<kWithCenter>::InferOutputShape(Ort::ShapeInferContext& context) {
   const Ort::ShapeInferContext::Shape x = context.GetInputShape(0), w = context.GetInputShape(3);
   if (x.size() != 4 || w.size() != 4 || !w[0].IsInt() || !w[2].IsInt() || !w[3].IsInt()) return Ort::Status(nullptr);
   const auto read = [&](const char* key, std::vector<int64_t> otherwise) {
@@ -191,5 +197,8 @@ Ort::Status NhwcQLinearConv::InferOutputShape(Ort::ShapeInferContext& context) {
   y.push_back(w[0]);
   return context.SetOutputShape(0, y, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
 }
+
+template struct NhwcQLinearConvOp<false>;
+template struct NhwcQLinearConvOp<true>;
 
 }  // namespace ptq

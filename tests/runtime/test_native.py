@@ -86,6 +86,48 @@ def test_kernels_equal_the_body(kernels: str, threads: int, monkeypatch: pytest.
     check()
 
 
+@needs_library
+def test_two_parts_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels alike, within a step of the float convolution, and the body within what its own grids round away."""
+
+    @settings(max_examples=CASES // 8, deadline=None)
+    @given(layers())
+    def check(layer: dict[str, Any]) -> None:
+        kernel = [size | 1 for size in layer["shape"][2:]]
+        reach = [rate * (size // 2) for rate, size in zip(layer["dilations"], kernel, strict=True)]
+        layer |= {"shape": [*layer["shape"][:2], *kernel], "pads": [*reach, *reach], "center": True}
+        data, x = native_conv(layer)
+        monkeypatch.setenv("PTQ_KERNELS", "ref")
+        found = kernel_of(data, x)
+        for name in VARIANTS:
+            monkeypatch.setenv("PTQ_KERNELS", name)
+            np.testing.assert_array_equal(kernel_of(data, x, threads=2), found, err_msg=name)
+        codes, coarsest = float_codes(layer, data, x)
+        assert np.abs(found - codes).max() <= 1
+        (body,) = open_session(data).run(None, {"x": x})
+        assert np.abs(body - codes).max() <= coarsest + 1.5
+
+    check()
+
+
+def float_codes(layer: dict[str, Any], data: bytes, x: Any) -> tuple[Any, float]:
+    """Codes of the float convolution that an operator stands for, and the steps of its parts in its own."""
+    model = onnx.load_from_string(data)
+    c = {each.name: onnx.numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer}
+    per_feature = (-1, 1, 1, 1)
+    weight = c["w"] * c["w_scale"].reshape(per_feature)
+    middle = (..., *(size // 2 for size in weight.shape[2:]))
+    weight[middle] += c["center"][..., 0, 0] * c["center_scale"][:, None]
+    bias = c["B"] * c["w_scale"] + c["center_B"] * c["center_scale"]
+    given = ", ".join(f"{key} = {layer[key]}" for key in ("group", "strides", "pads", "dilations"))
+    text = f"m (float[N, {x.shape[-1]}, H, W] x) => (float[N, M, P, Q] y) {{ y = Conv <{given}> (x, w, b) }}"
+    weights = {"w": weight.astype(np.float32), "b": bias.astype(np.float32)}
+    session = open_session(ir.to_proto(model_from_text(text, weights)).SerializeToString())
+    real = (x.astype(np.float32) - np.float32(c["x_zero_point"])).transpose(0, 3, 1, 2)
+    steps = session.run(None, {"x": real})[0].transpose(0, 2, 3, 1) * c["x_scale"] / c["y_scale"]
+    return np.clip(np.rint(steps) + c["y_zero_point"], 0, 255), (c["fine_scale"] + c["coarse_scale"]) / 2 / c["y_scale"]
+
+
 LAYER = {
     "group": 8, "shape": [8, 1, 3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1],
     "input": [1, 6, 6], "seed": 0, "bias": True,
@@ -169,6 +211,34 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Path) -
     if LIBRARY is not None:
         assert result.report.proof.kernels.integer["NhwcQLinearConv"] == 3
         np.testing.assert_array_equal(runtime.session(path).run(None, dict(data[0]))[0], plain[0])
+
+
+def test_coarse_and_fine_run_in_one_pass(tmp_path: Path) -> None:
+    text = """
+    m (float[N, 8, 12, 12] x) => (float[N, 8, 12, 12] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+        r = Relu (a)
+        y = Conv <pads = [1, 1, 1, 1]> (r, w1, b0)
+    }"""
+    wide = random((8, 8, 3, 3), 2, 0.05)
+    wide[:, :, 1, 1] += 2 * np.eye(8, dtype=np.float32)
+    model = model_from_text(text, {"w0": wide, "w1": wide[::-1].copy(), "b0": random((8,), 3)})
+    data = feeds(32, 8, 12, 12)
+    recipe = Recipe(target="native", weights=Weights(split="center"))
+    result = quantize(model, data, recipe)
+    operators = [node.op_type for node in result.delivery.model.graph]
+    assert operators.count("NhwcQLinearConvWithCenter") == 2
+    assert not {"Conv", "Add"} & set(operators)
+    path = tmp_path / "q.onnx"
+    result.save(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    (plain,) = open_session(path).run(None, dict(data[0]))
+    standard = quantize(model, data, Recipe(target="cpu-x86", weights=recipe.weights)).session()
+    np.testing.assert_array_equal(plain, standard.run(None, dict(data[0]))[0])
+    if LIBRARY is not None:
+        (once,) = runtime.session(path).run(None, dict(data[0]))
+        (real,) = open_session(ir.to_proto(model).SerializeToString()).run(None, dict(data[0]))
+        assert np.square(once - real).sum() < np.square(plain - real).sum()
 
 
 def test_the_session_says_what_it_chose(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 // Quantized convolutions that onnxruntime runs slower than it could, or cannot express: channels last.
 //
-// y[n, oy, ox, m] = clamp(round((bias[m] + sum over taps, channels of its group of x * w[m] * 2^shift
-//                                + sum over channels of x at the centre * center[m]) * multiplier[m]) + y_zero)
+// y[n, oy, ox, m] = clamp(round((bias[m] + sum over taps, channels of its group of x * w[m]) * multiplier[m]
+//                               + (center_bias[m] + sum over channels of x at the centre * center[m])
+//                                 * center_multiplier[m]) + y_zero)
 //
-// The second sum is there for weights of more than 8 bits at the centre of their kernel. Layouts: x [batch, height,
-// width, channels] bytes; y [batch, out_height, out_width, features] bytes. Sums are int32; that they fit is checked by
-// the operator.
+// The second product is there for weights in two parts, fine everywhere and coarse at the centre of their kernel.
+// Layouts: x [batch, height, width, channels] bytes; y [batch, out_height, out_width, features] bytes. Sums are int32:
+// 255 * 128 * taps * channels per group must stay below 2^31, which the operator checks.
 #pragma once
 
 #include <cstdint>
@@ -32,20 +33,21 @@ struct ConvShape {
 struct GroupedConv {
   ConvShape shape;
   std::vector<int8_t> weight;     // [features, channels_per_group, kernel_height, kernel_width]
-  std::vector<int8_t> center;     // [features, channels_per_group], or empty
-  int shift;                      // of the first sum
-  std::vector<int32_t> bias;      // [features], the input's zero point taken out: bias - x_zero * sum of all weights
+  std::vector<int32_t> bias;      // [features], the input's zero point taken out: bias - x_zero * sum(w)
   std::vector<float> multiplier;  // [features], x_scale * w_scale / y_scale
+  std::vector<int8_t> center;     // [features, channels_per_group], or empty, as is what belongs to it
+  std::vector<int32_t> center_bias;
+  std::vector<float> center_multiplier;
   uint8_t x_zero;
   int32_t y_zero;
   // Packed for the kernel that runs it: [ceil(features / 16)] strips of 16, or channels that go round.
   std::vector<uint32_t> packed, packed_center;
-  std::vector<float> packed_multiplier;
-  std::vector<int32_t> packed_bias;
-
-  // What stands for 0 when a unit wants its bytes signed: codes less 128.
-  int32_t weight_sum(int64_t m) const;
+  std::vector<float> packed_multiplier, packed_center_multiplier;
+  std::vector<int32_t> packed_bias, packed_center_bias;
 };
+
+// Sum of the weights of feature m.
+int64_t weight_sum(const std::vector<int8_t>& weight, int64_t features, int64_t m);
 
 // Computes output rows [begin, end) of batch * out_height. `scratch` keeps its capacity between calls.
 using GroupedConvKernel = void (*)(const GroupedConv& layer, const ConvShape& shape, const uint8_t* x, uint8_t* y,

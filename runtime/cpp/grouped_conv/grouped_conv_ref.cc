@@ -28,8 +28,12 @@ void grouped_conv_ref(const GroupedConv& layer, const ConvShape& shape, const ui
             }
           }
         }
-        const uint32_t total = static_cast<uint32_t>(layer.bias[m]) + (sum << layer.shift) + center;
-        const float scaled = static_cast<float>(static_cast<int32_t>(total)) * layer.multiplier[m];
+        float scaled =
+            static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(layer.bias[m]) + sum)) * layer.multiplier[m];
+        if (!layer.center.empty()) {
+          const int32_t coarse = static_cast<int32_t>(static_cast<uint32_t>(layer.center_bias[m]) + center);
+          scaled = scaled + static_cast<float>(coarse) * layer.center_multiplier[m];
+        }
         const float low = static_cast<float>(-layer.y_zero), high = static_cast<float>(255 - layer.y_zero);
         const float rounded = std::nearbyintf(scaled < low ? low : scaled > high ? high : scaled);
         y[(row * shape.out_width + ox) * shape.features + m] =

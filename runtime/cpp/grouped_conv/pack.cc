@@ -80,11 +80,9 @@ bool is_narrow(const ConvShape& s, int64_t lanes) {
 
 }  // namespace
 
-int32_t GroupedConv::weight_sum(int64_t m) const {
-  const int64_t size = shape.channels_per_group() * shape.taps(), wide = shape.channels_per_group();
-  int64_t sum = std::accumulate(weight.begin() + m * size, weight.begin() + (m + 1) * size, int64_t{0}) << shift;
-  if (!center.empty()) sum = std::accumulate(center.begin() + m * wide, center.begin() + (m + 1) * wide, sum);
-  return static_cast<int32_t>(sum);
+int64_t weight_sum(const std::vector<int8_t>& weight, int64_t features, int64_t m) {
+  const int64_t size = static_cast<int64_t>(weight.size()) / features;
+  return std::accumulate(weight.begin() + m * size, weight.begin() + (m + 1) * size, int64_t{0});
 }
 
 ConvKind conv_kind(const GroupedConv& layer, int64_t lanes) {
@@ -104,19 +102,28 @@ void pack_conv(GroupedConv& layer, ConvKind kind, bool signed_bytes) {
   const bool round_trip = kind == ConvKind::kDepthwise;
   const int64_t padded = (s.features + kConvStrip - 1) / kConvStrip * kConvStrip;
   const int64_t width = round_trip ? s.channels + kRoundTrip : padded;
-  layer.packed_bias.assign(width, 0);
-  layer.packed_multiplier.assign(width, 0.0f);
-  for (int64_t i = 0; i < width; ++i) {
-    const int64_t m = round_trip ? i % s.channels : i;
-    if (m >= s.features) continue;
-    const uint32_t offset = signed_bytes ? 128u * static_cast<uint32_t>(layer.weight_sum(m)) : 0u;
-    layer.packed_bias[i] = static_cast<int32_t>(static_cast<uint32_t>(layer.bias[m]) + offset);
-    layer.packed_multiplier[i] = layer.multiplier[m];
-  }
+  const auto lay_out = [&](const std::vector<int8_t>& weight, const std::vector<int32_t>& bias,
+                           const std::vector<float>& multiplier, std::vector<int32_t>& to_bias,
+                           std::vector<float>& to_multiplier) {
+    to_bias.assign(width, 0);
+    to_multiplier.assign(width, 0.0f);
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t m = round_trip ? i % s.channels : i;
+      if (m >= s.features) continue;
+      // A unit that wants its bytes signed sees codes less 128.
+      const int64_t offset = signed_bytes ? 128 * weight_sum(weight, s.features, m) : 0;
+      to_bias[i] = static_cast<int32_t>(static_cast<uint32_t>(bias[m]) + static_cast<uint32_t>(offset));
+      to_multiplier[i] = multiplier[m];
+    }
+  };
+  lay_out(layer.weight, layer.bias, layer.multiplier, layer.packed_bias, layer.packed_multiplier);
   if (kind == ConvKind::kDepthwise) return pack_depthwise(layer);
   if (kind == ConvKind::kImage) return pack_image(layer);
   layer.packed = by_channel(s, layer.weight, s.taps());
-  if (!layer.center.empty()) layer.packed_center = by_channel(s, layer.center, 1);
+  if (layer.center.empty()) return;
+  layer.packed_center = by_channel(s, layer.center, 1);
+  lay_out(layer.center, layer.center_bias, layer.center_multiplier, layer.packed_center_bias,
+          layer.packed_center_multiplier);
 }
 
 }  // namespace ptq

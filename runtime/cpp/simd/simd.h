@@ -40,3 +40,6 @@
 
 // Before loops over the accumulators of a tile: unrolled late, they would live in memory.
 #define PTQ_UNROLL _Pragma("GCC unroll 8")
+
+// For what holds a tile's accumulators: called, it would pass them through memory.
+#define PTQ_INLINE __attribute__((always_inline)) inline
