@@ -144,15 +144,24 @@ struct MatMulNBitsKernel {
     bool even = true;
     for (size_t i = 0; i < count; ++i) even = even && values[i] == static_cast<int>(i) - static_cast<int>(count / 2);
     if (even) return;
-    if (weight_.bits == 8) {  // looked up once, here
-      const int64_t total = weight_.strips() * weight_.groups() * kStrip * 4;
-      looked_up_.resize(total);
-      for (int64_t i = 0; i < total; ++i) looked_up_[i] = static_cast<uint8_t>(values[weight_.codes[i]] + 128);
-      weight_.codes = looked_up_.data();
-      return;
-    }
-    for (size_t i = 0; i < 16; ++i) table_[i] = static_cast<uint8_t>(values[i % count] + 128);
+    if (weight_.bits != 4) return look_up(values);
+    for (size_t i = 0; i < count; ++i) table_[i] = static_cast<uint8_t>(values[i] + 128);
     has_table_ = true;
+  }
+
+  // Tables of other words than 4 bits have no kernel: their weights become 8 bits, here, once.
+  void look_up(const std::vector<int8_t>& values) {
+    NBitsWeight wide = weight_;
+    wide.bits = 8;
+    looked_up_.assign(wide.strips() * wide.groups() * kStrip * 4, 128);
+    for (int64_t n = 0; n < weight_.features; ++n) {
+      for (int64_t k = 0; k < weight_.inputs; ++k) {
+        const int64_t at = ((n / kStrip * wide.groups() + k / 4) * kStrip + n % kStrip) * 4 + k % 4;
+        looked_up_[at] = static_cast<uint8_t>(values[code_at(weight_, n, k)] + 128);
+      }
+    }
+    weight_.bits = 8;
+    weight_.codes = looked_up_.data();
   }
 
   void read_bias(const NodeReader& read) {

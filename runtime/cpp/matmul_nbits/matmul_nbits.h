@@ -26,7 +26,7 @@ struct NBitsWeight {
   const float* scale;
   const int32_t* column;      // added to the sums: [strips * 16], or null
   const float* bias;          // [strips * 16], or null
-  const uint8_t* table;       // 128 + value of each code: [16], or null
+  const uint8_t* table;       // 128 + value of each code: [16], or null; for 4 bits only
   float low, high;            // ends of the clip
 
   int64_t per_group() const { return 32 / bits; }
