@@ -64,7 +64,11 @@ struct Avx2 {
     const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(picked), _mm256_extracti128_si256(picked, 1));
     _mm_storel_epi64(static_cast<__m128i*>(to), both);
   }
-  static Ints shift_left(Ints a, int bits) { return _mm256_slli_epi32(a, bits); }
+  static void store_part(void* to, Ints a, int64_t count) {  // of the first `count` lanes
+    uint8_t all[kLanes];
+    store_bytes(all, a);
+    std::memcpy(to, all, count);
+  }
   // Four vectors plus `zero` -> bytes in order, saturated.
   static void pack_bytes(const Ints (&a)[4], int32_t zero, uint8_t* to) {
     const Ints offset = _mm256_set1_epi16(static_cast<int16_t>(zero));  // packs work within 128 bits

@@ -43,7 +43,9 @@ struct Avx512Vnni {
   static void store_bytes(void* to, Ints a) {  // the low byte of each lane
     _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a));
   }
-  static Ints shift_left(Ints a, int bits) { return _mm512_slli_epi32(a, bits); }
+  static void store_part(void* to, Ints a, int64_t count) {  // of the first `count` lanes
+    _mm_mask_storeu_epi8(to, static_cast<__mmask16>((1u << count) - 1u), _mm512_cvtepi32_epi8(a));
+  }
   // Four vectors plus `zero` -> bytes in order, saturated.
   static void pack_bytes(const Ints (&a)[4], int32_t zero, uint8_t* to) {
     const Ints offset = _mm512_set1_epi16(static_cast<int16_t>(zero));  // packs work within 128 bits

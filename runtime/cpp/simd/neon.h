@@ -51,7 +51,11 @@ struct Neon {
     const uint8x8_t picked = vqtbl1_u8(vreinterpretq_u8_s32(a), index);
     std::memcpy(to, &picked, 4);
   }
-  static Ints shift_left(Ints a, int bits) { return vshlq_s32(a, vdupq_n_s32(bits)); }
+  static void store_part(void* to, Ints a, int64_t count) {  // of the first `count` lanes
+    uint8_t all[kLanes];
+    store_bytes(all, a);
+    std::memcpy(to, all, count);
+  }
   // Four vectors plus `zero` -> bytes in order, saturated.
   static void pack_bytes(const Ints (&a)[4], int32_t zero, uint8_t* to) {
     const int16x8_t offset = vdupq_n_s16(static_cast<int16_t>(zero));
