@@ -91,6 +91,11 @@ PER_BLOCK = """
 
 TO_FLOAT = """
     product = MatMul (real, weight)
+    y = Sum (product, bias)
+"""
+
+TO_CLIPPED = """
+    product = MatMul (real, weight)
     sum = Sum (product, bias)
     low = Constant <value_float: float = @min> ()
     high = Constant <value_float: float = @max> ()
@@ -117,36 +122,44 @@ READ_FLOATS = "    real = Identity (x)\n"
 BYTES = "x, x_scale, x_zero, w, w_scale, table, bias"
 
 PRODUCTS = {
-    "DynamicMatMulNBits": ("N, K, bits, block_size, min, max", "x, w, w_scale, table, bias", READ_FLOATS, TO_FLOAT),
-    "QLinearMatMulNBitsToFloat": ("N, K, bits, block_size, min, max", BYTES, READ_BYTES, TO_FLOAT),
-    "QLinearMatMulNBits": ("N, K, bits, block_size", f"{BYTES}, y_scale, y_zero", READ_BYTES, TO_BYTES),
+    "DynamicMatMulNBits": ("x, w, w_scale, table, bias", READ_FLOATS, TO_FLOAT),
+    "QLinearMatMulNBitsToFloat": (BYTES, READ_BYTES, TO_FLOAT),
+    "QLinearMatMulNBits": (f"{BYTES}, y_scale, y_zero", READ_BYTES, TO_BYTES),
 }
 
 NATIVE_OPERATORS = frozenset({CONV, CENTER, *PRODUCTS})
 """Everything that the operator library has kernels for."""
 
 
-def body(op_type: str, opset: int, *, blocks: bool = False) -> ir.Function:
+def overload(*, blocks: bool = False, clipped: bool = False) -> str:
+    """The name of a form of a product's function: nodes have to carry it."""
+    return "_".join(name for name, wanted in (("blocks", blocks), ("clipped", clipped)) if wanted)
+
+
+def body(op_type: str, opset: int, *, blocks: bool = False, clipped: bool = False) -> ir.Function:
     """The function of an operator.
 
     Args:
         op_type: Its name.
         opset: Version of the standard operators.
-        blocks: For products, whether several inputs of one feature have scales of their own; that is the function's
-            overload `blocks`.
+        blocks: For products, whether several inputs of one feature have scales of their own.
+        clipped: For products that give floats, whether they have ends.
 
     Returns:
         A function to be put into a model.
     """
     if op_type in PRODUCTS:
-        attributes, inputs, read, end = PRODUCTS[op_type]
+        inputs, read, end = PRODUCTS[op_type]
         if blocks and read == READ_BYTES:
             read = READ_BYTES_APART
+        if clipped:
+            end = TO_CLIPPED
+        attributes = "N, K, bits, block_size" + (", min, max" if clipped else "")
         shape = "    first_shape = Constant <value_ints = [1]> ()\n"
         steps = shape + DECODED + (PER_BLOCK if blocks else PER_FEATURE) + read + end
         text = f"{op_type} <{attributes}> ({inputs}) => (y)\n{{\n{steps}}}"
     else:
         text = CENTER_BODY if op_type == CENTER else CONV_BODY
     proto = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{text}')
-    proto.overload = "blocks" if blocks else ""
+    proto.overload = overload(blocks=blocks, clipped=clipped)
     return ir.serde.deserialize_function(proto)

@@ -13,15 +13,13 @@ from ptq.core.encoding import AffineEncoding, WeightEncoding
 from ptq.passes._graph import add_initializer
 from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
-from ptq.passes.native_bodies import DOMAIN
+from ptq.passes.native_bodies import DOMAIN, overload
 
 STRIP, LANE = 16, 4
 """Features side by side, and inputs in a dword of bytes; runtime/cpp/matmul_nbits/matmul_nbits.h draws the layout."""
 
 WORDS = (2, 4, 8)
 """Word lengths with kernels."""
-
-SMALLEST = np.finfo(np.float32).min
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: 
     return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
 
 
-def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None) -> str | None:
+def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None) -> ir.Node | None:
     """Write a MatMul or Gemm between Q/DQ pairs, with its bias and what follows, as one operator.
 
     Before: y = [Q](Sum(MatMul(DQ(x), DQ(w)), bias)), or Gemm
@@ -76,7 +74,7 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
         encoding: Its weight.
 
     Returns:
-        The operator's name, or None where it stays as it is.
+        The operator, or None where the product stays as it is.
     """
     source = decoder(node.inputs[0])
     if encoding is None or source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
@@ -102,9 +100,9 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
         op_type, grid, last = "QLinearMatMulNBits", list(end.inputs[1:3]), end
     else:
         op_type, grid = "QLinearMatMulNBitsToFloat", []
-        attributes |= {"min": float(SMALLEST), "max": -float(SMALLEST)}
         last = _absorb_relu(last, attributes)
-    made = ir.node(op_type, [*source.inputs[:3], *values, *grid], attributes, domain=DOMAIN, name="")
+    form = overload(clipped="min" in attributes)
+    made = ir.node(op_type, [*source.inputs[:3], *values, *grid], attributes, domain=DOMAIN, name="", overload=form)
     old, new = last.outputs[0], made.outputs[0]
     graph.insert_after(last, made)
     new.shape, new.type = old.shape, old.type
@@ -112,7 +110,7 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
     kept, old.name = old.name, None
     new.name = kept
     remove_between(graph, node, last)
-    return op_type
+    return made
 
 
 def _word(encoding: WeightEncoding) -> int:
@@ -148,7 +146,7 @@ def _absorb_relu(last: ir.Node, attributes: dict[str, Any]) -> ir.Node:
     reader = only_reader(last)
     if reader is None or reader.op_type != "Relu" or reader.domain:
         return last
-    attributes["min"] = 0.0
+    attributes |= {"min": 0.0, "max": float(np.finfo(np.float32).max)}
     return reader
 
 

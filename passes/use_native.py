@@ -14,6 +14,9 @@ from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_product
 
+OVERLOADS_IR = 10
+"""Version of the file format that knows several functions of one name."""
+
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -39,20 +42,23 @@ class UseNative(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
-        used = set[str]()
+        opset, functions = model.opset_imports[""], list[ir.Function]()
         for node in [node for node in model.graph if not node.domain]:
             if node.op_type == "Conv" and has_native_kernel(node) and _rewrite_conv(model.graph, node):
-                used.add(CONV)
+                functions.append(body(CONV, opset))
             elif node.op_type == "Add" and _rewrite_sum(model.graph, node):
-                used.add(CENTER)
+                functions.append(body(CENTER, opset))
             elif node.op_type in ("MatMul", "Gemm"):
-                used |= {rewrite_product(model.graph, node, self.plan.weights.get(name_of(node))) or ""}
-        for op_type in sorted(used - {""}):
-            function = body(op_type, model.opset_imports[""])
-            model.functions[function.identifier()] = function
+                made = rewrite_product(model.graph, node, self.plan.weights.get(name_of(node)))
+                if made is not None:
+                    functions.append(body(made.op_type, opset, clipped="min" in made.attributes))
+        for function in functions:
+            model.functions.setdefault(function.identifier(), function)
             model.opset_imports[DOMAIN] = VERSION
+            if function.overload:
+                model.ir_version = max(model.ir_version, OVERLOADS_IR)
         common.RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(used))
+        return ir.passes.PassResult(model, bool(functions))
 
 
 @dataclass(frozen=True)

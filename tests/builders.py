@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes.native_bodies import CENTER, CONV, body
+from ptq.passes.native_bodies import CENTER, CONV, body, overload
 from ptq.passes.native_products import pack_weight
 
 Arrays = dict[str, NDArray[Any]]
@@ -166,7 +166,8 @@ def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArra
         arrays |= {"y_scale": np.float32(0.05), "y_zero": np.uint8(rng.integers(256))}
     arrays |= changes.pop("arrays", {})
     attributes: dict[str, Any] = {"N": features, "K": inputs, "bits": bits, "block_size": layer["block_size"]}
-    if op_type != "QLinearMatMulNBits":
+    clipped = op_type != "QLinearMatMulNBits" and layer["clip"] is not None
+    if clipped:
         attributes |= dict(zip(("min", "max"), layer["clip"], strict=True))
     constants = [ir.Value(name=k, const_value=ir.tensor(np.asarray(v), name=k)) for k, v in arrays.items()]
     kind = ir.DataType.FLOAT if floats else ir.DataType.UINT8
@@ -174,13 +175,13 @@ def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArra
     made = [
         ir.AttrFloat32(k, v) if isinstance(v, float) else ir.AttrInt64(k, v) for k, v in (attributes | changes).items()
     ]
-    overload = "blocks" if blocks > 1 else ""
-    node = ir.Node("ai.ptq", op_type, [x, *constants], made, overload=overload, name="product7")
+    form = overload(blocks=blocks > 1, clipped=clipped)
+    node = ir.Node("ai.ptq", op_type, [x, *constants], made, overload=form, name="product7")
     y, opset = node.outputs[0], 21 if blocks > 1 else 17
     y.name, y.shape = "y", ir.Shape([None] * len(layer["rows"]) + [features])
     y.type = ir.TensorType(ir.DataType.UINT8 if op_type == "QLinearMatMulNBits" else ir.DataType.FLOAT)
     graph = ir.Graph([x], [y], nodes=[node], initializers=constants, opset_imports={"": opset, "ai.ptq": 1})
-    model = ir.Model(graph, ir_version=10, functions=[body(op_type, opset, blocks=blocks > 1)])
+    model = ir.Model(graph, ir_version=10, functions=[body(op_type, opset, blocks=blocks > 1, clipped=clipped)])
     shape = (*layer["rows"], inputs)
     given = random(shape, layer["seed"] + 1, 1.0) if floats else rng.integers(0, 256, shape).astype(np.uint8)
     real = given.astype(np.float64) if floats else 0.02 * (given.astype(np.float64) - 77)

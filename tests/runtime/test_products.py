@@ -32,7 +32,7 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
         "bits": draw(st.sampled_from([2, 4, 8])),
         "block_size": draw(st.sampled_from([0, 16, 32, 64, 128])),
         "table": draw(st.booleans()),
-        "clip": (low, draw(st.sampled_from([1.0, 3.0e38]))),
+        "clip": draw(st.sampled_from([None, (low, draw(st.sampled_from([1.0, 3.0e38])))])),
         "rows": draw(shape),
         "seed": draw(st.integers(0, 1 << 30)),
     }
@@ -65,7 +65,7 @@ def test_kernels_keep_to_the_body(layer: dict[str, Any]) -> None:
         codes = np.clip(np.rint(exact / 0.05) + float(parts["y_zero"]), 0, 255)
         assert np.abs(found - codes).max(initial=0) <= 1
     else:
-        error = np.abs(found - np.clip(exact, *layer["clip"]))
+        error = np.abs(found - np.clip(exact, *(layer["clip"] or (-np.inf, np.inf))))
         assert (error <= rounding(layer, parts) + 1e-5 * (1 + np.abs(exact))).all()
     if layer["block_size"] in (0, layer["K"]) or layer["K"] % 16 == 0:  # what onnxruntime's own kernels take
         body = open_session(data).run(None, {"x": x})[0].astype(np.float64)
@@ -198,3 +198,23 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) ->
     if LIBRARY is not None:
         assert result.report.proof.kernels.integer["QLinearMatMulNBits"] == 2
         np.testing.assert_allclose(kernel_of(path.read_bytes(), data[0]["x"]), plain, atol=steps)
+
+
+def test_a_relu_at_the_end_becomes_the_lower_end(tmp_path: Any) -> None:
+    text = """
+    m (float[N, 40] x) => (float[N, 24] y) {
+        a = MatMul (x, w0)
+        b = Add (a, b0)
+        y = Relu (b)
+    }"""
+    model = model_from_text(text, {"w0": random((40, 24), 1), "b0": random((24,), 2)})
+    result = quantize(model, feeds(32, 40), Recipe(target="native"))
+    (node,) = [node for node in result.delivery.model.graph if node.domain == "ai.ptq"]
+    assert (node.op_type, node.overload) == ("QLinearMatMulNBitsToFloat", "clipped")
+    result.save(tmp_path / "q.onnx")
+    onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
+    x = feeds(1, 40)[0]["x"]
+    (plain,) = open_session(tmp_path / "q.onnx").run(None, {"x": x})
+    assert plain.min() == 0.0
+    if LIBRARY is not None:
+        np.testing.assert_allclose(kernel_of((tmp_path / "q.onnx").read_bytes(), x), plain, rtol=1e-5, atol=1e-5)
