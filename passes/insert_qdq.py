@@ -27,6 +27,7 @@ from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.pieces import cut
 from ptq.passes.placement import Placement
+from ptq.passes.tables import Table
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
@@ -111,6 +112,9 @@ def lower_layers(
     lowering = _Lowering(model.graph, plan, placement, compact)
     lowering.activations()
     layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
+    for table in placement.tables:
+        if table.name in plan.tables:
+            lowering.table(table)
     lowering.unpack()
     lowering.avoid_float_fusion()
     lowering.keep_float()
@@ -164,6 +168,29 @@ class _Lowering:
             None if bias is None else _name_at(_decoder_of(bias), 1) or None,
             layer.layout,
         )
+
+    def table(self, table: Table) -> None:
+        """Pick rows of codes and their scales instead of floats.
+
+        Before: y = Gather(table, i)
+        After:  y = Mul(Cast(Gather(codes, i)), Gather(scales, i))
+        """
+        encoding, name = self.plan.tables[table.name], table.name
+        codes = self._stored(f"{name}_quantized", encoding.codes, encoding.params.spec.num_bits)
+        scale = self._initializer(f"{name}_scale", encoding.params.scale.reshape(-1, 1))
+        for reader in table.readers:
+            node = self.values[reader].producer()
+            assert node is not None  # a reader is named after its output
+            index, shape = node.inputs[1], node.outputs[0].shape
+            rows = self._node("Gather", [codes, index], f"{reader}_codes", ir.DataType.INT8, shape)
+            wide = self._node("Cast", [rows], f"{reader}_wide", ir.DataType.FLOAT, shape, {"to": 1})
+            steps = self._node("Gather", [scale, index], f"{reader}_scale", ir.DataType.FLOAT, None)
+            product = self._node("Mul", [wide, steps], f"{reader}_row", ir.DataType.FLOAT, shape)
+            made = [value.producer() for value in (rows, wide, steps, product)]
+            self.graph.insert_before(node, [each for each in made if each is not None])
+            _take_over(node.outputs[0], product)
+            self.values[reader] = product
+            self.graph.remove(node, safe=True)
 
     def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):
@@ -414,7 +441,7 @@ class _Lowering:
     def _node(
         self,
         op_type: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         name: str,
         dtype: ir.DataType | None,
         shape: ir.Shape | None,

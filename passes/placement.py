@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float32, name_of
+from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
 
 RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
@@ -35,6 +36,7 @@ class Placement:
         produced: Values whose producer writes codes, so that every reader has to go through them.
         left_float: Node name -> why it stays float, for Conv, Gemm, MatMul and Concat.
         right_operands: Groups that are only the right side of a product of two activations: kernels want them signed.
+        tables: Embedding tables.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -44,6 +46,7 @@ class Placement:
     produced: frozenset[str]
     left_float: Mapping[str, str]
     right_operands: frozenset[int]
+    tables: tuple[Table, ...] = ()
 
 
 def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: bool = False) -> Placement:
@@ -96,7 +99,8 @@ def place_weights(model: ir.Model, left_out: Selector = lambda _node: None) -> P
             layers.append(layer)
     if not layers:
         raise UnsupportedModelError(_nothing(left_float))
-    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset())
+    tables = find_tables(model, left_out)
+    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables)
 
 
 def _nothing(left_float: Mapping[str, str]) -> str:
@@ -176,6 +180,7 @@ class _Planner:
             frozenset(self.produced),
             dict(self.left_float),
             self._right_operands(nodes, groups),
+            find_tables(model, self.left_out),
         )
 
     def _right_operands(self, nodes: list[ir.Node], groups: Mapping[str, list[str]]) -> frozenset[int]:

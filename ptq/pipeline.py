@@ -176,6 +176,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=notes
         + divided
+        + _table_note(plan)
         + _native_note(delivery.model)
         + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
@@ -240,6 +241,13 @@ def peak_rss_mb() -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _table_note(plan: QuantPlan) -> tuple[str, ...]:
+    return tuple(
+        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
+        for name, rows in plan.tables.items()
+    )
 
 
 def _native_note(lowered: ir.Model) -> tuple[str, ...]:

@@ -16,12 +16,14 @@ from ptq.calibration.influence import LayerErrors
 from ptq.calibration.sequential import Feed, Samples, SequentialWalk
 from ptq.core.affine import QuantParams
 from ptq.core.damping import LayerMoments
-from ptq.core.encoding import SumEncoding
+from ptq.core.encoding import AffineEncoding, SumEncoding
 from ptq.core.plan import QuantPlan
 from ptq.core.points import Points
-from ptq.core.problem import Needs
+from ptq.core.problem import LayerProblem, Needs
+from ptq.core.spec import PerAxis
 from ptq.layerwise import NO_ERROR_DB, Grids, Settings, choose_grids, decibels
 from ptq.linear import InputMeans, LinearArrays, Seen, Solved, solve_layer
+from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
 from ptq.passes.infer_shapes import output_sizes
 from ptq.passes.placement import Placement
@@ -32,6 +34,10 @@ from ptq.weights import Rtn
 WIDE = 1024
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
 
+
+BYTE = 8
+MORE_BITS = 2
+"""What the words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
 
 WORTH_DB = 3.0
 """What a split has to gain at the layer's output to be made without being asked for."""
@@ -113,25 +119,43 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     grids = choose_grids(problem.placement, problem.statistics.histograms, settings)
     layers = problem.placement.layers
     jobs = {layer.name: _Job(LinearArrays.of(problem.model, layer), layer, settings, grids) for layer in layers}
+    tables = {table.name: _rows(problem.model, table.name, settings) for table in problem.placement.tables}
     if settings.extra_macs > 0:
         demands: dict[str, Demand] = {}
-        _solve(problem, grids, jobs, demands)
+        _solve(problem, tables, grids, jobs, demands)
         rows = allocate(demands, settings.extra_macs)
         jobs = {name: replace(job, rows=rows.get(name)) for name, job in jobs.items()}
-    solved = _solve(problem, grids, jobs)
+    solved = _solve(problem, tables, grids, jobs)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
-    return _plan(grids, solved), tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
+    return replace(_plan(grids, solved), tables=tables), tuple(
+        job.row(solved[name], sizes[name]) for name, job in jobs.items()
+    )
+
+
+def _rows(model: ir.Model, name: str, settings: Settings) -> AffineEncoding:
+    """Rows of an embedding table, one scale each. They are read one at a time: long words cost bytes and no time."""
+    bits = min(settings.weights.spec.num_bits + MORE_BITS, BYTE)
+    spec = replace(settings.weights.spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0))
+    method = Rtn("mse" if bits < BYTE else "absmax")
+    encoding = method.quantize(LayerProblem(name, initializer_of(model, name), spec))
+    if not isinstance(encoding, AffineEncoding):
+        raise TypeError(f"table {name!r} came back as {type(encoding).__name__}")
+    return encoding
 
 
 def _solve(
-    problem: Problem, grids: Grids, jobs: Mapping[str, _Job], demands: dict[str, Demand] | None = None
+    problem: Problem,
+    tables: Mapping[str, AffineEncoding],
+    grids: Grids,
+    jobs: Mapping[str, _Job],
+    demands: dict[str, Demand] | None = None,
 ) -> dict[str, Solved]:
     """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
     solved = {name: job.start(problem.statistics) for name, job in jobs.items()}
     walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
     if not walked:
         return solved
-    start, survey = _plan(grids, solved), demands is not None
+    start, survey = replace(_plan(grids, solved), tables=tables), demands is not None
     walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
     for layer, seen in walk.layers():
         job = jobs[layer.name]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import WeightEncoding
+from ptq.core.encoding import AffineEncoding, WeightEncoding
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class QuantPlan:
         activations: Value name -> grid. Values that share data without arithmetic share the grid.
         weights: Layer name -> weight.
         biases: Layer name -> bias.
+        tables: Embedding table -> its rows, one scale each.
     """
 
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, WeightEncoding]
     biases: Mapping[str, BiasEncoding | FloatBias]
+    tables: Mapping[str, AffineEncoding] = field(default_factory=dict)

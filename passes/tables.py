@@ -1,0 +1,56 @@
+"""Embedding tables: what they are, and how they are written on codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ptq.passes._linear import constant, is_float32, name_of
+
+SMALLEST = 4096
+"""Numbers in a table that are worth two more operators."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers that Gather nodes pick.
+
+    Attributes:
+        name: The initializer, shape [rows, columns].
+        readers: Names of the Gather nodes.
+    """
+
+    name: str
+    readers: tuple[str, ...]
+
+
+def find_tables(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
+    """Constant float tables of two axes that nothing but Gather along the first one reads.
+
+    Args:
+        model: Prepared float model.
+        left_out: The user's exclusions.
+
+    Returns:
+        The tables, in dataflow order.
+    """
+    found: dict[str, Table] = {}
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
+        if value is None or str(value.name) in found or not is_float32(value) or constant(value) is None:
+            continue
+        readers = [use.node for use in value.uses()]
+        shape = value.shape
+        if shape is None or len(shape) != 2 or constant(value).size < SMALLEST:  # type: ignore[union-attr]
+            continue
+        if all(_picks_rows(reader, value) and not left_out(reader) for reader in readers):
+            found[str(value.name)] = Table(str(value.name), tuple(name_of(reader) for reader in readers))
+    return tuple(found.values())
+
+
+def _picks_rows(node: ir.Node, table: ir.Value) -> bool:
+    index = node.inputs[1] if node.op_type == "Gather" and not node.domain else None
+    is_table = node.inputs[0] is table and index is not table
+    return index is not None and is_table and constant(index) is None and node.attributes.get_int("axis", 0) == 0
