@@ -20,7 +20,7 @@ from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
-from ptq.core.spec import PerTensor
+from ptq.core.spec import PerBlock, PerTensor
 from ptq.passes._graph import add_initializer
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.normalise import INT4_OPSET
@@ -88,7 +88,7 @@ class LoweredLayer:
     def rewrite(self, graph: ir.Graph, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
         """Replace the numbers of the layer; shapes and types stay."""
         _overwrite(graph, self.codes, self.layout.to_tensor(encoding.codes))
-        _overwrite(graph, self.scale, encoding.params.scale)
+        _overwrite(graph, self.scale, _scale_tensor(encoding, self.layout))
         if self.bias is not None and bias is not None:
             _overwrite(graph, self.bias, bias.values if isinstance(bias, FloatBias) else bias.codes)
         if self.bias_scale is not None and isinstance(bias, BiasEncoding):
@@ -253,7 +253,9 @@ class _Lowering:
 
     def _is_integer_product(self, value: ir.Value | None) -> bool:
         producer = None if value is None else value.producer()
-        return producer is not None and producer.op_type == "MatMul" and producer in self.integer
+        if producer is None or producer.op_type != "MatMul":
+            return False
+        return producer in self.integer or _decoder_of(producer.inputs[1]) is not None
 
     def _insert_pair(self, value: ir.Value, params: QuantParams) -> None:
         name = str(value.name)
@@ -330,6 +332,9 @@ class _Lowering:
         axis = layer.layout.out_axis
         key = (layer.weight, codes.tobytes() + encoding.params.scale.tobytes())
         if key not in self.decoded:  # a weight that several layers share stays shared
+            if isinstance(encoding.params.spec.granularity, PerBlock):
+                self.decoded[key] = self._in_blocks(layer, encoding, encoding.params.spec.granularity.block_size)
+                return self.decoded[key]
             per_tensor = isinstance(encoding.params.spec.granularity, PerTensor)
             # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
             zero = encoding.params.zero_point if layer.op_type == "Gemm" else None
@@ -343,6 +348,24 @@ class _Lowering:
                 scale = encoding.params.scale if per_tensor else encoding.params.scale.reshape(shape)
                 self.decoded[key] = self._multiplied(layer.weight, stored, scale)
         return self.decoded[key]
+
+    def _in_blocks(self, layer: LinearLayer, encoding: WeightEncoding, size: int) -> ir.Value:
+        """Codes with scales per block of inputs, which onnxruntime makes its MatMulNBits.
+
+        Codes of 4 bits stay as they are: that kernel reads them so.
+        """
+        codes, bits = layer.layout.to_tensor(encoding.codes), encoding.params.spec.num_bits
+        name = f"{layer.weight}_quantized"
+        short = self.compact and bits == INT4_BITS
+        stored = self._initializer(name, codes.astype(ml_dtypes.int4)) if short else self._stored(name, codes, bits)
+        scale = self._initializer(f"{layer.weight}_scale", _scale_tensor(encoding, layer.layout))
+        attributes = {"axis": 1 - layer.layout.out_axis, "block_size": size}
+        shape = ir.Shape(codes.shape)
+        back = self._node(
+            "DequantizeLinear", [stored, scale], f"{layer.weight}_dq", ir.DataType.FLOAT, shape, attributes
+        )
+        self._compute_first(back)
+        return back
 
     def _multiplied(self, name: str, codes: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
         """Constant codes times scales.
@@ -481,6 +504,12 @@ def _root(value: ir.Value | None) -> str:
     while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
         value = node.inputs[0]
     return "" if value is None else str(value.name)
+
+
+def _scale_tensor(encoding: WeightEncoding, layout: WeightLayout) -> NDArray[np.float32]:
+    """Scales as the graph stores them: those of blocks lie along the weight's axes."""
+    scale = encoding.params.scale
+    return scale if scale.ndim < 2 or layout.out_axis == 0 else np.ascontiguousarray(scale.T)
 
 
 def _name_at(node: ir.Node | None, index: int) -> str:

@@ -77,13 +77,15 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
         The operator, or None where the product stays as it is.
     """
     source = decoder(node.inputs[0])
-    if encoding is None or source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
+    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in WORDS:
+        return None  # other words would lie in the file as wider ones, and gain nothing
+    if source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
         return None
     found = _bias(node, encoding.codes.shape[0])
     if found is None:
         return None
     bias, last = found
-    num_bits, (features, inputs) = _word(encoding), encoding.codes.shape
+    num_bits, (features, inputs) = encoding.params.spec.num_bits, encoding.codes.shape
     scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (features, 1))
     weight = pack_weight(encoding.codes.astype(np.int8), scale, num_bits)
     name = name_of(node)
@@ -111,14 +113,6 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
     new.name = kept
     remove_between(graph, node, last)
     return made
-
-
-def _word(encoding: WeightEncoding) -> int:
-    """The shortest word with kernels that holds a weight's codes."""
-    bits = encoding.params.spec.num_bits
-    if not isinstance(encoding, AffineEncoding):
-        bits = int(encoding.points.word_lengths(bits).max())
-    return next(word for word in WORDS if word >= bits)
 
 
 def _bias(node: ir.Node, features: int) -> tuple[NDArray[np.float32], ir.Node] | None:

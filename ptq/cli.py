@@ -123,7 +123,11 @@ SHARED_OPTIONS = options(
 @click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto).")
 @click.option("--weights", help="Weight method, see `ptq methods` (default rtn).")
 @click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8).")
-@click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]), help="Which weights share a scale.")
+@click.option(
+    "--granularity",
+    type=click.Choice(["per-channel", "per-tensor", *(f"block-{size}" for size in (16, 32, 64, 128, 256))]),
+    help="Which weights share a scale; blocks with --weight-only.",
+)
 @click.option(
     "--split",
     type=click.Choice(["auto", "never", "center", "whole"]),

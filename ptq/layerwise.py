@@ -13,7 +13,7 @@ from ptq.calibration.observers import Observer
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
 from ptq.core.problem import Needs
-from ptq.core.spec import PerTensor, QuantSpec
+from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
@@ -62,6 +62,10 @@ class Settings:
     def choice(self, layer: LinearLayer) -> LayerChoice:
         """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
         chosen = self.overrides.get(layer.name, self.weights)
+        if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
+            product = layer.op_type == "MatMul" and layer.weight_index == 1
+            spec = chosen.spec if product else replace(chosen.spec, granularity=PerAxis(0))
+            chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
         too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 

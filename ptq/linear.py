@@ -203,7 +203,8 @@ def _at_output(
 
 def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
     """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
-    steps = np.broadcast_to(np.square(scale, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
+    widest = scale.max(1) if scale.ndim == 2 else scale
+    steps = np.broadcast_to(np.square(widest, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
     inputs = np.einsum("gii->g", seen.gram)[:, None]
     return float((steps / 4 * inputs).sum())
 

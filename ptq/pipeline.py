@@ -144,7 +144,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     progress("prepare")
     model = load_model(job.source)
     split = split_samples(job.data, hold_out=job.evaluation is None)
-    steps = PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
+    steps = PREPARE_SMALL if job.recipe.has_small_weights or job.recipe.has_blocks else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
     prepared, settings, divided = split_branches(prepared, settings_of(job.recipe, target, prepared))
     with ArrayStore(MEMORY) as store:

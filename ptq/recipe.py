@@ -15,12 +15,12 @@ from cattrs.v import format_exception
 from ptq.calibration.observers import Auto, Observer
 from ptq.core.errors import PtqError, RecipeError
 from ptq.core.problem import Needs
-from ptq.core.spec import Granularity, PerAxis, PerTensor
+from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
 from ptq.splitting import Split
 from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
 
-GranularityName = Literal["per-tensor", "per-channel"]
+GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Weights:
     Attributes:
         method: The weight method.
         bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
-        granularity: Which weights share a scale. (Blocks are for weight-only layers: with quantized activations no
-            runtime has an integer kernel for them.)
+        granularity: Which weights share a scale: a tensor, an output feature, or a block of 16 to 256 of its inputs.
+            (Blocks are for products of weight-only models: with static activations no runtime has a kernel for them;
+            other layers of such models share them per channel.)
         bias_correction: Shift biases by the mean error that the integers cause.
         split: Coarse & fine splitting: weights below 8 bits that become sums of two points. `auto` tries it where the
             centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
@@ -52,6 +53,8 @@ class Weights:
     @property
     def layout(self) -> Granularity:
         """The granularity as a type, on the matrix [out, in]."""
+        if self.granularity.startswith("block-"):
+            return PerBlock(1, int(self.granularity.removeprefix("block-")))
         return PerTensor() if self.granularity == "per-tensor" else PerAxis(0)
 
 
@@ -147,8 +150,21 @@ class Recipe:
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         self._check_extra_macs()
+        self._check_blocks()
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any weight has scales per block of inputs."""
+        own = [self.weights.granularity, *(rule.granularity for rule in self.layers)]
+        return any(name is not None and name.startswith("block-") for name in own)
+
+    def _check_blocks(self) -> None:
+        if self.has_blocks and not self.weight_only:
+            raise RecipeError("scales per block are for weight-only models; add --weight-only, or take per-channel")
+        if self.has_blocks and self.weights.extra_macs:
+            raise RecipeError("extra_macs and scales per block do not go together; leave one of them")
 
     def _check_extra_macs(self) -> None:
         share, method = self.weights.extra_macs, self.weights.method

@@ -4,7 +4,8 @@ With H the second moment of the quantized network's input and G its cross moment
 J(Q) = tr(Q H Q^T) - 2 tr(Q P^T) + energy, where P = W G^T is what the output asks of each weight; if both networks
 agree this is tr((Q - W) H (Q - W)^T).
 
-Arrays are batched over convolution groups: weight [groups, out, in], gram [groups, in, in], scale [groups, out].
+Arrays are batched over convolution groups: weight [groups, out, in], gram [groups, in, in], scale [groups, out]; or,
+where blocks of inputs have scales of their own, one for every column: [groups, out, in].
 Weights are symmetric, so a code is a level and a level times the scale is the weight.
 """
 
@@ -66,13 +67,13 @@ class GroupedProblem:
 
         Raises:
             CalibrationError: The layer has no statistics; names it.
-            ValueError: Scales are shared by blocks; these solvers share them by row or tensor.
+            ValueError: Scales are shared by blocks of something else than the inputs of ungrouped layers.
         """
-        if isinstance(problem.spec.granularity, PerBlock):
-            raise ValueError(f"layer {problem.name!r}: scales per block; expected per row or tensor")  # noqa: TRY004
         statistics = problem.statistics
         if statistics is None:
             raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
+        if isinstance(problem.spec.granularity, PerBlock) and (len(statistics.gram) > 1 or problem.points is not None):
+            raise ValueError(f"layer {problem.name!r}: scales per block; expected one group and one point per weight")
         weight = problem.weight.astype(np.float64).reshape(len(statistics.gram), -1, statistics.gram.shape[-1])
         gram, dead = _revive(statistics.gram)
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
@@ -90,13 +91,30 @@ class GroupedProblem:
         single = scale.reshape(-1).astype(np.float32)
         if isinstance(self.spec.granularity, PerTensor):
             single = single[0]
+        if isinstance(self.spec.granularity, PerBlock):
+            single = single.reshape(codes.shape)[:, :: self.spec.granularity.block_size]
         params = QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec)
         return AffineEncoding(codes, params) if self.points is None else SumEncoding(codes, params, self.points)
 
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""
-        values = levels * scale[..., None]
+        values = levels * along(scale)
         return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values))
+
+
+def along(scale: Float) -> Float:
+    """Scales for whole rows of levels: [groups, out, 1 or in]."""
+    return scale[..., None] if scale.ndim == 2 else scale
+
+
+def at(scale: Float, column: int) -> Float:
+    """Scales of one column. Shape [groups, out]."""
+    return scale if scale.ndim == 2 else scale[..., column]
+
+
+def rows_where(chosen: NDArray[np.bool_], scale: Float, other: Float) -> Float:
+    """Scales of the chosen rows, and the other ones."""
+    return np.where(chosen if scale.ndim == 2 else chosen[..., None], scale, other)
 
 
 Start = Callable[[GroupedProblem, Float], Float]
@@ -146,7 +164,7 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
         scale = refit(grouped, levels, scale)
         levels = polish(grouped, levels, scale, num_sweeps)
         worse = grouped.error(rounded, first) < grouped.error(levels, scale)  # greed can lose; rounding then stays
-        levels, scale = np.where(worse[..., None], rounded, levels), np.where(worse, first, scale)
+        levels, scale = np.where(worse[..., None], rounded, levels), rows_where(worse, first, scale)
     return grouped.encode(levels, scale)
 
 
@@ -177,9 +195,12 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
         lowest=np.take_along_axis(problem.lowest, wide, 2),
         highest=np.take_along_axis(problem.highest, wide, 2),
     )
-    levels = start(turned, scale)
+    steps = scale if scale.ndim == 2 else np.take_along_axis(scale, wide, 2)
+    levels = start(turned, steps)
     natural = np.empty_like(levels)
     np.put_along_axis(natural, np.broadcast_to(wide, levels.shape), levels, 2)
+    if steps is not scale:  # a method may choose other scales
+        np.put_along_axis(scale, np.broadcast_to(wide, scale.shape), steps, 2)
     return natural
 
 
@@ -187,11 +208,30 @@ def refit(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
     """The scale of least J for given levels, where it is positive and better. Shape [groups, out]."""
     if isinstance(problem.spec.granularity, PerTensor):
         return scale
+    if isinstance(problem.spec.granularity, PerBlock):
+        return _refit_blocks(problem, levels, scale, problem.spec.granularity.block_size)
     energy = np.einsum("goi,goi->go", levels, np.matmul(levels, problem.gram))
     asked = np.einsum("goi,goi->go", levels, problem.pull)
     best = np.where((energy > 0) & (asked > 0), asked / np.where(energy > 0, energy, 1.0), scale)
     best = best.astype(np.float32).astype(np.float64)
     return np.where((best > 0) & (problem.error(levels, best) < problem.error(levels, scale)), best, scale)
+
+
+def _refit_blocks(problem: GroupedProblem, levels: Float, scale: Float, size: int) -> Float:
+    """Block after block, given all others: J is a parabola in each scale."""
+    scale = scale.copy()
+    residual = np.matmul(levels * scale, problem.gram) - problem.pull
+    for start in range(0, levels.shape[-1], size):
+        part = slice(start, start + size)
+        own, old = levels[..., part], scale[..., start]
+        moved = np.matmul(own, problem.gram[:, part])
+        energy = np.einsum("goi,goi->go", moved[..., part], own)
+        slope = np.einsum("goi,goi->go", residual[..., part], own)
+        best = (old - slope / np.where(energy > 0, energy, 1.0)).astype(np.float32).astype(np.float64)
+        best = np.where((energy > 0) & (best > 0), best, old)
+        scale[..., part] = best[..., None]
+        residual += (best - old)[..., None] * moved
+    return scale
 
 
 def best_scale(problem: GroupedProblem) -> Float:
@@ -201,8 +241,12 @@ def best_scale(problem: GroupedProblem) -> Float:
         problem: The layer.
 
     Returns:
-        Scale, exact in float32. Shape [groups, out].
+        Scale, exact in float32. Shape [groups, out], or [groups, out, in] for blocks, each chosen by itself.
     """
+    if isinstance(problem.spec.granularity, PerBlock):
+        size, count = problem.spec.granularity.block_size, problem.weight.shape[-1]
+        parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        return np.concatenate([np.repeat(along(best_scale(_block(problem, p))), p.stop - p.start, 2) for p in parts], 2)
     reach = (np.abs(problem.target) / problem.highest).max(-1) * problem.spec.qmax
     if isinstance(problem.spec.granularity, PerTensor):
         reach = np.full(reach.shape, reach.max())
@@ -218,9 +262,25 @@ def best_scale(problem: GroupedProblem) -> Float:
     return best
 
 
+def _block(problem: GroupedProblem, part: slice) -> GroupedProblem:
+    """Some columns as a problem of their own: come near the best weights, as seen through their own inputs."""
+    gram, target = problem.gram[:, part, part], problem.target[..., part]
+    return replace(
+        problem,
+        weight=problem.weight[..., part],
+        gram=gram,
+        cross=gram,
+        spec=replace(problem.spec, granularity=PerAxis(0)),
+        target=target,
+        pull=np.matmul(target, gram),
+        lowest=problem.lowest[..., part],
+        highest=problem.highest[..., part],
+    )
+
+
 def round_to_nearest(problem: GroupedProblem, weight: Float, scale: Float) -> Float:
     """Levels of the nearest codes. Shape of `weight`."""
-    return nearest_level(weight / scale[..., None], problem.lowest, problem.highest)
+    return nearest_level(weight / along(scale), problem.lowest, problem.highest)
 
 
 def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> Float:
@@ -243,17 +303,18 @@ def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
     """
     gram = problem.gram
     levels = levels.copy()
-    residual = np.matmul(levels * scale[..., None], gram) - problem.pull
+    residual = np.matmul(levels * along(scale), gram) - problem.pull
     for _ in range(num_sweeps):
         moved = False
         for t in range(levels.shape[-1]):
-            step = residual[..., t] / gram[:, None, t, t] / scale
+            steps = at(scale, t)
+            step = residual[..., t] / gram[:, None, t, t] / steps
             best = nearest_level(levels[..., t] - step, problem.lowest[..., t], problem.highest[..., t])
             change = best - levels[..., t]
             groups, rows = np.nonzero(change)
             if len(rows):
                 levels[groups, rows, t] = best[groups, rows]
-                residual[groups, rows] += (change * scale)[groups, rows, None] * gram[groups, t]
+                residual[groups, rows] += (change * steps)[groups, rows, None] * gram[groups, t]
                 moved = True
         if not moved:
             break

@@ -11,7 +11,7 @@ from ptq.core.affine import nearest_level
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, Order, in_order, solve
+from ptq.weights._output_error import Float, GroupedProblem, Order, at, in_order, rows_where, solve
 
 PAPER_RADIUS = 1.16
 """The authors' factor on the mean of the rows' largest weights."""
@@ -84,7 +84,7 @@ class Gpfq:
             found = self._follow(problem, tried)
             error = problem.error(found, tried)
             better = error < least
-            levels, chosen = np.where(better[..., None], found, levels), np.where(better, tried, chosen)
+            levels, chosen = np.where(better[..., None], found, levels), rows_where(better, tried, chosen)
             least = np.minimum(error, least)
         scale[...] = chosen  # the frame goes on with the scales that belong to the levels
         return levels
@@ -119,10 +119,11 @@ class Gpfq:
             rest[..., start:stop] -= np.matmul(values[..., :start], gram[:, start:stop, :start].transpose(0, 2, 1))
             for t in range(start, stop):
                 done = np.einsum("gob,gb->go", values[..., start:t], gram[:, t, start:t])
-                target = (rest[..., t] - done) / gram[:, None, t, t] / scale
+                steps = at(scale, t)
+                target = (rest[..., t] - done) / gram[:, None, t, t] / steps
                 adjusted = self._adjust(target, random)
                 levels[..., t] = nearest_level(adjusted, problem.lowest[..., t], problem.highest[..., t])
-                values[..., t] = levels[..., t] * scale
+                values[..., t] = levels[..., t] * steps
         return levels
 
     def _adjust(self, target: Float, random: np.random.Generator) -> Float:

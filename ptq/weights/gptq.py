@@ -10,7 +10,7 @@ from ptq.core.affine import nearest_level
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, Order, solve
+from ptq.weights._output_error import Float, GroupedProblem, Order, at, solve
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
     Args:
         weight: Where to start from. Shape [groups, out, in]. Not modified.
         problem: Second moment and grid.
-        scale: Shape [groups, out].
+        scale: Shape [groups, out], or per column [groups, out, in].
         damping: Share of the mean diagonal that is added to it.
         block: Columns between two matrix products.
 
@@ -75,8 +75,9 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
     for start in range(0, weight.shape[-1], block):
         stop = min(start + block, weight.shape[-1])
         for t in range(start, stop):
-            levels[..., t] = nearest_level(weight[..., t] / scale, problem.lowest[..., t], problem.highest[..., t])
-            errors[..., t] = (weight[..., t] - levels[..., t] * scale) / upper[:, None, t, t]
+            steps = at(scale, t)
+            levels[..., t] = nearest_level(weight[..., t] / steps, problem.lowest[..., t], problem.highest[..., t])
+            errors[..., t] = (weight[..., t] - levels[..., t] * steps) / upper[:, None, t, t]
             weight[..., t + 1 : stop] -= errors[..., t, None] * upper[:, None, t, t + 1 : stop]
         weight[..., stop:] -= np.matmul(errors[..., start:stop], upper[:, start:stop, stop:])
     return levels

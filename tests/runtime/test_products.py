@@ -178,7 +178,14 @@ def perceptron() -> ir.Model:
     return model_from_text(text, {**weights, "w2": random((33, 7), 5)})
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
+def test_words_without_a_kernel_stay_as_short_as_they_are() -> None:
+    weights = Weights(method=Gptq(), bits=3)
+    result = quantize(perceptron(), feeds(48, 40), Recipe(target="native", weights=weights))
+    assert not [node for node in result.delivery.model.graph if node.domain]
+    assert result.report.proof.kernels.num_linear == 3
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
 def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) -> None:
     data = feeds(48, 40)
     weights = Weights(bits=bits) if bits == 8 else Weights(method=Gptq(), bits=bits)
