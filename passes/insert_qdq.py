@@ -23,6 +23,7 @@ from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerBlock, PerTensor
 from ptq.passes._graph import add_initializer
 from ptq.passes._linear import LinearLayer, bias_add, name_of
+from ptq.passes.lowered_layer import LoweredLayer, along_blocks
 from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.pieces import cut
@@ -63,36 +64,6 @@ class InsertQdq(ir.passes.InPlacePass):
         """Insert the pairs, swap the weights, drop what is dead."""
         lower_layers(model, self.plan, self.placement)
         return ir.passes.PassResult(model, True)
-
-
-@dataclass(frozen=True)
-class LoweredLayer:
-    """Where a layer is found in the lowered graph.
-
-    Attributes:
-        source: Value that it reads: codes if its input has a grid, else the float input.
-        codes: Initializer of its weight codes.
-        scale: Initializer of its weight scales.
-        bias: Initializer of its bias, codes or float, or None.
-        bias_scale: Initializer of the scales of an integer bias, or None.
-        layout: How the weight is stored.
-    """
-
-    source: str
-    codes: str
-    scale: str
-    bias: str | None
-    bias_scale: str | None
-    layout: WeightLayout
-
-    def rewrite(self, graph: ir.Graph, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
-        """Replace the numbers of the layer; shapes and types stay."""
-        _overwrite(graph, self.codes, self.layout.to_tensor(encoding.codes))
-        _overwrite(graph, self.scale, _scale_tensor(encoding, self.layout))
-        if self.bias is not None and bias is not None:
-            _overwrite(graph, self.bias, bias.values if isinstance(bias, FloatBias) else bias.codes)
-        if self.bias_scale is not None and isinstance(bias, BiasEncoding):
-            _overwrite(graph, self.bias_scale, bias.scale)
 
 
 def lower_layers(
@@ -164,6 +135,7 @@ class _Lowering:
             _name_at(_decoder_of(node.inputs[1 - layer.weight_index]), 0) or layer.source,
             codes,
             scale,
+            _name_at(decoded.producer(), 2) or None,
             None if bias is None else _name_at(_decoder_of(bias), 0) or str(bias.name),
             None if bias is None else _name_at(_decoder_of(bias), 1) or None,
             layer.layout,
@@ -358,12 +330,14 @@ class _Lowering:
         name = f"{layer.weight}_quantized"
         short = self.compact and bits == INT4_BITS
         stored = self._initializer(name, codes.astype(ml_dtypes.int4)) if short else self._stored(name, codes, bits)
-        scale = self._initializer(f"{layer.weight}_scale", _scale_tensor(encoding, layer.layout))
+        scale = self._initializer(f"{layer.weight}_scale", along_blocks(encoding.params.scale, layer.layout))
+        inputs = [stored, scale]
+        if not encoding.params.spec.symmetric:
+            zero = along_blocks(encoding.params.zero_point, layer.layout)
+            inputs.append(self._initializer(f"{layer.weight}_zero", zero.astype(ml_dtypes.int4) if short else zero))
         attributes = {"axis": 1 - layer.layout.out_axis, "block_size": size}
         shape = ir.Shape(codes.shape)
-        back = self._node(
-            "DequantizeLinear", [stored, scale], f"{layer.weight}_dq", ir.DataType.FLOAT, shape, attributes
-        )
+        back = self._node("DequantizeLinear", inputs, f"{layer.weight}_dq", ir.DataType.FLOAT, shape, attributes)
         self._compute_first(back)
         return back
 
@@ -506,21 +480,9 @@ def _root(value: ir.Value | None) -> str:
     return "" if value is None else str(value.name)
 
 
-def _scale_tensor(encoding: WeightEncoding, layout: WeightLayout) -> NDArray[np.float32]:
-    """Scales as the graph stores them: those of blocks lie along the weight's axes."""
-    scale = encoding.params.scale
-    return scale if scale.ndim < 2 or layout.out_axis == 0 else np.ascontiguousarray(scale.T)
-
-
 def _name_at(node: ir.Node | None, index: int) -> str:
-    value = None if node is None else node.inputs[index]
+    value = None if node is None or index >= len(node.inputs) else node.inputs[index]
     return "" if value is None else str(value.name)
-
-
-def _overwrite(graph: ir.Graph, name: str, array: NDArray[Any]) -> None:
-    value = graph.initializers[name]
-    shape = value.const_value.shape.numpy() if value.const_value is not None else array.shape
-    value.const_value = ir.tensor(np.ascontiguousarray(array).reshape(shape), name=name)
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:

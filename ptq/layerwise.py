@@ -27,6 +27,9 @@ from ptq.weights import Rtn
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
 
+BLOCK_ZERO_BITS = 4
+"""Longest words whose blocks have zero points: few weights are seldom centred, and few codes feel it."""
+
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
 
@@ -64,7 +67,8 @@ class Settings:
         chosen = self.overrides.get(layer.name, self.weights)
         if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
             product = layer.op_type == "MatMul" and layer.weight_index == 1
-            spec = chosen.spec if product else replace(chosen.spec, granularity=PerAxis(0))
+            spec = replace(chosen.spec, symmetric=chosen.spec.num_bits > BLOCK_ZERO_BITS)
+            spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
         too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen

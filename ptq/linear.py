@@ -170,7 +170,7 @@ def solve_layer(
     seen = held = None
     if moments is not None:
         moments = moments.centred(weight) if corrects else moments
-        seen, held = moments.whole, _damped(moments, arrays)
+        seen, held = moments.whole, _damped(moments, arrays, grid)
     encoding: WeightEncoding = choice.method.quantize(
         LayerProblem(arrays.layer.name, weight, choice.spec, held, points)
     )
@@ -209,13 +209,14 @@ def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
     return float((steps / 4 * inputs).sum())
 
 
-def _damped(moments: LayerMoments, arrays: LinearArrays) -> LayerStatistics:
+def _damped(moments: LayerMoments, arrays: LinearArrays, grid: QuantParams | None) -> LayerStatistics:
     """What the method is given.
 
-    Products are not asked to undo earlier errors: to do so they shrink, and behind them come a softmax, which turns
-    scale into temperature, and normalisations.
+    Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
+    softmax, which turns scale into temperature, and normalisations.
     """
-    return damped(moments.whole, np.inf) if arrays.layer.op_type == "MatMul" else moments.damped(arrays.weight)
+    keeps = arrays.layer.op_type == "MatMul" and grid is not None
+    return damped(moments.whole, np.inf) if keeps else moments.damped(arrays.weight)
 
 
 def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:

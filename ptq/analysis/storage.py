@@ -42,15 +42,10 @@ def _kind(value: ir.Value) -> Kind:
         return "biases" if rank == 1 and value.dtype in (ir.DataType.FLOAT, ir.DataType.INT32) else "scales"
     if any(use.node.op_type in GRIDS and use.idx > 0 for use in uses) or any(_scales_codes(use.node) for use in uses):
         return "scales"
-    if (
-        rank == 2
-        and value.shape is not None
-        and value.shape[1] == 1
-        and any(use.node.op_type == "Gather" for use in uses)
-    ):
-        return "scales"
+    if rank == 2 and any(use.node.op_type == "Gather" for use in uses):  # an embedding table
+        return "codes" if value.dtype in CODES else "scales" if value.shape[1] == 1 else "float"  # type: ignore[index]
     if value.dtype in CODES and any(
-        use.node.op_type in {"DequantizeLinear", "Cast", "Slice", "Concat", "Gather"} for use in uses
+        use.node.op_type in {"DequantizeLinear", "Cast", "Slice", "Concat"} for use in uses
     ):
         return "codes"
     if value.dtype == ir.DataType.INT32 and any(use.node.op_type == "DequantizeLinear" for use in uses):

@@ -93,7 +93,12 @@ class GroupedProblem:
             single = single[0]
         if isinstance(self.spec.granularity, PerBlock):
             single = single.reshape(codes.shape)[:, :: self.spec.granularity.block_size]
-        params = QuantParams(single, np.zeros(single.shape, self.spec.storage_dtype), self.spec)
+        zero = np.zeros(single.shape, self.spec.storage_dtype)
+        if isinstance(self.spec.granularity, PerBlock):  # levels reach from qmin - zero to qmax - zero
+            ends = self.lowest.reshape(codes.shape)
+            codes = codes + (self.spec.qmin - ends).astype(codes.dtype)
+            zero = (self.spec.qmin - ends[:, :: self.spec.granularity.block_size]).astype(codes.dtype)
+        params = QuantParams(single, zero, self.spec)
         return AffineEncoding(codes, params) if self.points is None else SumEncoding(codes, params, self.points)
 
     def error(self, levels: Float, scale: Float) -> Float:
@@ -155,8 +160,7 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     Raises:
         CalibrationError: The layer has no statistics.
     """
-    grouped = GroupedProblem.of(problem)
-    scale = best_scale(grouped)
+    grouped, scale = best_grid(GroupedProblem.of(problem))
     levels = in_order(grouped, scale, start, order)
     if num_sweeps:
         rounded, first = round_to_nearest(grouped, grouped.weight, scale), scale
@@ -215,6 +219,35 @@ def refit(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
     best = np.where((energy > 0) & (asked > 0), asked / np.where(energy > 0, energy, 1.0), scale)
     best = best.astype(np.float32).astype(np.float64)
     return np.where((best > 0) & (problem.error(levels, best) < problem.error(levels, scale)), best, scale)
+
+
+def best_grid(problem: GroupedProblem) -> tuple[GroupedProblem, Float]:
+    """Scales as `best_scale` finds them; for blocks that may have a zero point, the better of both.
+
+    Returns:
+        The problem with the limits that belong to the zero points, and scales.
+    """
+    spec, scale = problem.spec, best_scale(problem)
+    if spec.symmetric or not isinstance(spec.granularity, PerBlock):
+        return problem, scale
+    lowest, highest, size = problem.lowest.copy(), problem.highest.copy(), spec.granularity.block_size
+    for start in range(0, scale.shape[-1], size):
+        part = slice(start, start + size)
+        own, even = _block(problem, part), scale[..., start]
+        best = own.error(round_to_nearest(own, own.target, even), even)
+        low, high = np.minimum(own.target.min(-1), 0.0), np.maximum(own.target.max(-1), 0.0)
+        for ratio in RATIOS:
+            grid = choose_qparams(Range.of(low * ratio, high * ratio), replace(spec, granularity=PerAxis(0)))
+            steps = grid.scale.astype(np.float64)
+            ends = [np.repeat((end - grid.zero_point)[..., None], own.weight.shape[-1], -1) for end in spec.limits]
+            tried = replace(own, lowest=ends[0].astype(np.float64), highest=ends[1].astype(np.float64))
+            error = own.error(round_to_nearest(tried, own.target, steps), steps)
+            better = error < best
+            best = np.where(better, error, best)
+            scale[..., part] = np.where(better[..., None], steps[..., None], scale[..., part])
+            lowest[..., part] = np.where(better[..., None], tried.lowest, lowest[..., part])
+            highest[..., part] = np.where(better[..., None], tried.highest, highest[..., part])
+    return replace(problem, lowest=lowest, highest=highest), scale
 
 
 def _refit_blocks(problem: GroupedProblem, levels: Float, scale: Float, size: int) -> Float:

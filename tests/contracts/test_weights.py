@@ -52,23 +52,12 @@ def heavy(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_t(3, (12, 40)).astype(np.float32)
 
 
-def blocks_unsupported(method: WeightMethod, granularity: Granularity) -> bool:
-    """Whether a method shares scales by row only; then it says so."""
-    if method.needs is Needs.WEIGHT or not isinstance(granularity, PerBlock):
-        return False
-    with pytest.raises(ValueError, match="block"):
-        method.quantize(problem(heavy(), granularity))
-    return True
-
-
 @each_method
 @each_granularity
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_codes_stay_in_range_and_decode_to_the_weight(
     method: WeightMethod, granularity: Granularity, bits: int
 ) -> None:
-    if blocks_unsupported(method, granularity):
-        return
     weight = heavy()
     kept = weight.copy()
     encoding = method.quantize(problem(weight, granularity, bits))
@@ -87,8 +76,6 @@ def test_codes_stay_in_range_and_decode_to_the_weight(
 @each_granularity
 @pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-40])
 def test_constant_weights_survive(method: WeightMethod, granularity: Granularity, value: float) -> None:
-    if blocks_unsupported(method, granularity):
-        return
     weight = np.full((4, 32), value, np.float32)
     decoded = method.quantize(problem(weight, granularity)).decode()
     np.testing.assert_allclose(decoded, weight, rtol=1e-5, atol=1e-37)
