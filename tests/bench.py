@@ -1,5 +1,7 @@
 """Figures of the README: ours against onnxruntime's quantizer, in one run. `make bench`; needs the shared models.
 
+python -m tests.bench [MODEL ...]
+
 Latency is processor time of one thread, both files and the float model in turns, medians; the last column is ours over
 onnxruntime's. Calibration cost is processor seconds and the process's peak memory, one fresh process per row.
 """
@@ -37,10 +39,11 @@ def main() -> None:
         "model", "by", "SQNR dB", "agreement", "bytes", "CPU s", "peak MB", f"x float, batch {BATCH}", "x ORT"
     )
     with tempfile.TemporaryDirectory() as folder:
-        files = {(by, name): Path(folder) / f"{name}.{by}.onnx" for name in SAMPLES for by in ROWS}
+        names = [name for name in SAMPLES if name in sys.argv[1:]] or list(SAMPLES)
+        files = {(by, name): Path(folder) / f"{name}.{by}.onnx" for name in names for by in ROWS}
         # All children first: a child's peak memory may start with what this process holds.
         costs = {(by, name): child(by, name, path) for (by, name), path in files.items()}
-        for name in SAMPLES:
+        for name in names:
             for row in compare(name, files, costs):
                 table.add_row(*row)
     Console(width=170).print(table)
@@ -115,7 +118,7 @@ def latencies(workloads: Any, name: str, paths: list[Path]) -> list[float]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
+    if sys.argv[1:] and sys.argv[1] in ROWS:
         print(json.dumps(quantize(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))  # noqa: T201 - to the parent
     else:
         main()
