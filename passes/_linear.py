@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ptq.core.matrix import WeightLayout
 from ptq.core.unfold import AutoPad, Unfold
 
-LANES = 16  # output features that one vector of a native kernel holds
-WINDOW = 64  # channels that they may read
+LANES = (4, 8, 16)
+"""Output features that a vector of the native kernels holds, on ARM, with AVX2, with AVX512."""
+WIDEST_IMAGE_KERNEL, MOST_TAPS = 16, 64
 NARROW_GROUP = 16
 """Channels per group below which onnxruntime's integer convolution takes up to four times as long as the float one."""
 
@@ -159,7 +160,7 @@ def _added_constant(product: ir.Node) -> ir.Value | None:
 
 
 def has_native_kernel(node: ir.Node) -> bool:
-    """Whether domain ai.ptq has a kernel for a convolution: in 2 axes, of images, depthwise, in groups of 4, 8 ..."""
+    """Whether domain ai.ptq has a kernel for a convolution, whatever the processor: of images, depthwise, narrow."""
     weight = node.inputs[1]
     group = node.attributes.get_int("group", 1)
     shape = [] if weight is None or weight.shape is None else [n for n in weight.shape if isinstance(n, int)]
@@ -168,13 +169,17 @@ def has_native_kernel(node: ir.Node) -> bool:
     features, channels, height, width = shape
     if group == 1:
         neighbours = node.attributes.get_ints("dilations", (1, 1))[-1] == 1
-        return channels <= 4 and height * width > 1 and width <= LANES and neighbours
+        return channels <= 4 and height * width > 1 and width <= WIDEST_IMAGE_KERNEL and neighbours
     if channels == 1 and features == group:
-        return (height + 3) // 4 * width <= WINDOW
+        return (height + 3) // 4 * width <= MOST_TAPS
     per_group = features // group
-    lasts = [min(first + LANES, features) - 1 for first in range(0, features, LANES)]
-    seen = [last // per_group - last // LANES * LANES // per_group + 1 for last in lasts]
-    return channels % 4 == 0 and max(seen) * channels <= WINDOW
+    return channels % 4 == 0 and all(_most_groups(features, per_group, n) * channels <= 4 * n for n in LANES)
+
+
+def _most_groups(features: int, per_group: int, lanes: int) -> int:
+    """Groups that one vector of features belongs to, at most; it reads one vector of their channels, four per lane."""
+    starts = range(0, features, lanes)
+    return max((min(first + lanes, features) - 1) // per_group - first // per_group + 1 for first in starts)
 
 
 def _is_narrow_group(node: ir.Node, weight: NDArray[Any]) -> bool:

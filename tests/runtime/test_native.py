@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq import Recipe, quantize, runtime
+from ptq.passes._linear import has_native_kernel
 from ptq.recipe import Weights
 from ptq.runtime import native_path, native_status, open_session
 from tests.builders import feeds, model_from_text, native_conv, random
@@ -211,6 +212,19 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Path) -
     if LIBRARY is not None:
         assert result.report.proof.kernels.integer["NhwcQLinearConv"] == 3
         np.testing.assert_array_equal(runtime.session(path).run(None, dict(data[0]))[0], plain[0])
+
+
+@pytest.mark.parametrize(
+    ("channels", "per_group", "fits"), [(4, 4, True), (8, 8, True), (16, 16, True), (32, 8, False), (64, 16, False)]
+)
+def test_groups_are_taken_where_every_vector_unit_has_a_kernel(channels: int, per_group: int, fits: bool) -> None:
+    """Four lanes hold sixteen channels: wider groups would run the specification there."""
+    text = f"""
+    m (float[N, {4 * channels}, 8, 8] x) => (float[N, {4 * per_group}, 6, 6] y) {{
+        y = Conv <group = 4> (x, w)
+    }}"""
+    model = model_from_text(text, {"w": random((4 * per_group, channels, 3, 3))})
+    assert has_native_kernel(model.graph[0]) is fits
 
 
 def test_coarse_and_fine_run_in_one_pass(tmp_path: Path) -> None:
