@@ -6,9 +6,6 @@ import onnx
 import onnx_ir as ir
 
 DOMAIN, VERSION = "ai.ptq", 1
-BLOCKS_OPSET = 21
-"""DequantizeLinear with blocks."""
-
 CONV, CENTER = "NhwcQLinearConv", "NhwcQLinearConvWithCenter"
 
 CONV_BODY = """

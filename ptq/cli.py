@@ -264,7 +264,12 @@ def bench(models: tuple[Path, ...], **given: Any) -> None:
 @click.option("--target", required=True, help="ort-mobile, web, arm64, or native (a C program here).")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to be written.")
 @click.option("--data", help="Samples that go along to check the other machine with; default: random numbers.")
-@click.option("--float", "float_model", type=click.Path(path_type=Path), help="The float model, to be shown beside it.")
+@click.option(
+    "--float",
+    "float_model",
+    type=click.Path(path_type=Path),
+    help="For a page: the float model, to be shown beside it.",
+)
 @options(IMAGE_OPTIONS)
 @guarded
 def export(model: Path, output: Path, **given: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +56,23 @@ class Bundle:
         """Copy the model, and what it keeps beside it."""
         shutil.copyfile(self.model, folder / "model.onnx")
         for name in external_files(self.model):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.model.parent / name, folder / name)
 
     def put_check(self, folder: Path) -> None:
         """Inputs, expected outputs, and the script that compares."""
         first = self.examples[0]
         for name, arrays in (("inputs.npz", first.inputs), ("expected.npz", first.outputs)):
-            np.savez(folder / name, allow_pickle=False, **arrays)
+            _write_npz(folder / name, arrays)
         put_files(folder, "run.py")
+
+
+def _write_npz(path: Path, arrays: Arrays) -> None:
+    """As numpy.savez does; that takes names as keywords, and models may call an input `file`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 def put_files(folder: Path, *names: str) -> None:
@@ -98,15 +108,24 @@ def deliver(made: Path, folder: Path, model: Path, target: str) -> tuple[Path, .
     (made / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     made.chmod(0o755)
     try:
-        if folder.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as old:
-                folder.rename(Path(old) / "old")
-                made.rename(folder)
-        else:
-            made.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", suffix=".tmp", dir=folder.parent) as name:
+            _swap(made, folder, Path(name) / "old")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from error
     return tuple(folder / name for name in names)
+
+
+def _swap(made: Path, folder: Path, old: Path) -> None:
+    """Put `made` where `folder` is, or leave that as it was."""
+    if not folder.exists():
+        made.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        made.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
 
 
 def require_free(folder: Path) -> None:
@@ -119,5 +138,21 @@ def require_free(folder: Path) -> None:
         raise InputError(f"cannot write {folder}: it is a file or a link; give a folder")
     if not folder.parent.is_dir():
         raise InputError(f"cannot write {folder}: no such folder {folder.parent}; create it first")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise InputError(f"cannot write {folder}: it holds other files; give a new or empty folder")
+    others = sorted(_strangers(folder)) if folder.is_dir() else []
+    if others:
+        raise InputError(
+            f"cannot write {folder}: it holds other files ({others[0]}); remove them, or give a new or empty folder"
+        )
+
+
+def _strangers(folder: Path) -> set[str]:
+    """What is in a folder that no export of ours put there: it would be lost."""
+    manifest = folder / MANIFEST
+    names = {path.name for path in folder.iterdir()}
+    if not manifest.is_file():
+        return names
+    try:
+        ours = set(json.loads(manifest.read_text())["files"])
+    except (ValueError, KeyError, TypeError):
+        return names
+    return names - ours - {MANIFEST}

@@ -68,6 +68,11 @@ def test_what_stands_in_the_way_stays(model: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=word):
             ptq.export(model, tmp_path / name, target="web")
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    ptq.export(model, tmp_path / "again", target="native")
+    (tmp_path / "again" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"mine\.txt"):
+        ptq.export(model, tmp_path / "again", target="native")
+    assert (tmp_path / "again" / "mine.txt").read_text() == "mine"
     with pytest.raises(RecipeError, match="expected one of"):
         ptq.export(model, tmp_path / "new", target="toaster")
     assert not (tmp_path / "new").exists()
@@ -86,6 +91,30 @@ def test_what_a_target_cannot_take_is_said(tmp_path: Path) -> None:
     ptq.export(tmp_path / "beside.onnx", tmp_path / "out", target="native")
     assert (tmp_path / "out" / "beside.onnx.data").stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.onnx", "beside.onnx.data", "double.onnx", "out"]
+
+
+def test_a_folder_that_cannot_be_swapped_stays(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ptq.export(model, tmp_path / "out", target="native")
+    before = (tmp_path / "out" / "model.h").stat().st_mtime_ns
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "made":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(InputError, match="No space left"):
+        ptq.export(model, tmp_path / "out", target="native")
+    assert (tmp_path / "out" / "model.h").stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_inputs_may_have_any_name(tmp_path: Path) -> None:
+    text = "m (float[2] file) => (float[2] allow_pickle) { allow_pickle = Neg (file) }"
+    ir.save(model_from_text(text, {}), tmp_path / "m.onnx")
+    ptq.export(tmp_path / "m.onnx", tmp_path / "out", target="native")
+    subprocess.run([sys.executable, tmp_path / "out" / "run.py"], check=True, capture_output=True)
 
 
 def test_the_command_line(model: Path, tmp_path: Path) -> None:
