@@ -35,10 +35,14 @@ PREPARE: tuple[PrepareStep, ...] = (
 PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
 """For weights of less than eight bits; last, because the converter does better on a plain graph."""
 
+PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
+"""For scales per block, which older opsets cannot say."""
+
 Feed = Mapping[str, NDArray[Any]]
 
 __all__ = [
     "PREPARE",
+    "PREPARE_BLOCKS",
     "PREPARE_SMALL",
     "InsertQdq",
     "Placement",
@@ -94,7 +98,7 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     notes = []
     before, after = model.opset_imports.get("", 0), prepared.opset_imports.get("", 0)
     if before != after:
-        why = "weights of less than 8 bits need 21" if after == INT4_OPSET else "per-channel scales need 13"
+        why = "4-bit weights and scales per block need 21" if after == INT4_OPSET else "per-channel scales need 13"
         notes.append(f"opset raised from {before} to {after}: {why}")
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
     if folded > 0:

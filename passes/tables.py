@@ -1,4 +1,4 @@
-"""Embedding tables: what they are, and how they are written on codes."""
+"""Embedding tables: which constants are."""
 
 from __future__ import annotations
 

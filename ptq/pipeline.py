@@ -40,7 +40,17 @@ from ptq.layerwise import (
     uneven_concats,
 )
 from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
-from ptq.passes import PREPARE, PREPARE_SMALL, InsertQdq, Placement, UseNative, place, place_weights, prepare
+from ptq.passes import (
+    PREPARE,
+    PREPARE_BLOCKS,
+    PREPARE_SMALL,
+    InsertQdq,
+    Placement,
+    UseNative,
+    place,
+    place_weights,
+    prepare,
+)
 from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
@@ -144,7 +154,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     progress("prepare")
     model = load_model(job.source)
     split = split_samples(job.data, hold_out=job.evaluation is None)
-    steps = PREPARE_SMALL if job.recipe.has_small_weights or job.recipe.has_blocks else PREPARE
+    steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
     prepared, settings, divided = split_branches(prepared, settings_of(job.recipe, target, prepared))
     with ArrayStore(MEMORY) as store:

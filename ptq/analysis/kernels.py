@@ -66,7 +66,7 @@ def _read(model: ir.Model) -> Kernels:
     for node in model.graph:
         if node.op_type in CONVERSIONS:
             conversions += 1
-        elif node.op_type in LINEAR_KERNELS or "QLinear" in node.op_type:
+        elif node.op_type in LINEAR_KERNELS or node.op_type.startswith("QLinear"):
             integer[node.op_type] += 1
         elif _decodes_weight(node):
             fallbacks[node.op_type] += 1

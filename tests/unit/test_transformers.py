@@ -19,7 +19,7 @@ from ptq.weights import Gpfq, Gptq, Qronos, Rtn
 from tests.builders import model_from_text, random
 
 
-def language_model(inputs: int = 40) -> ir.Model:
+def language_model(inputs: int = 40, opset: int = 17) -> ir.Model:
     """Tokens and their places, a product with bias, one without."""
     text = """
     m (int64[N, S] ids) => (float[N, S, 7] y) {
@@ -35,7 +35,7 @@ def language_model(inputs: int = 40) -> ir.Model:
         "table": random((300, inputs), 1), "places": random((200, inputs), 2), "one": np.int64([[3]]),
         "w0": random((inputs, 48), 3), "b0": random((48,), 4), "w1": random((48, 7), 5),
     }  # fmt: skip
-    return model_from_text(text, weights, opset=21)
+    return model_from_text(text, weights, opset)
 
 
 def tokens(count: int = 48) -> list[dict[str, Any]]:
@@ -104,7 +104,13 @@ def test_onnxruntime_runs_blocks_as_its_own_product(bits: int, inputs: int, tmp_
     assert sqnr_db(found, real) > {8: 30, 4: 15, 3: 8}[bits]
 
 
-def test_blocks_where_nothing_takes_them_are_refused() -> None:
+def test_blocks_where_nothing_takes_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
+    with pytest.raises(PtqError, match="needs 21"):  # what older opsets cannot say is not written
+        quantize(language_model(), tokens(), Recipe(weight_only=True, weights=Weights(granularity="block-16")))
     with pytest.raises(PtqError, match="weight-only"):
         Recipe(weights=Weights(granularity="block-32"))
     with pytest.raises(PtqError, match="extra_macs"):
