@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,17 @@ class StatisticsCollector:
     Args:
         histograms: Values whose distribution is wanted.
         means: Values whose channel means are wanted -> their channel axis.
+        without: Values -> channels (last axis) that their distribution leaves out.
     """
 
-    def __init__(self, histograms: Sequence[str], means: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        histograms: Sequence[str],
+        means: Mapping[str, int],
+        without: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> None:
         self._accumulators = {name: HistogramAccumulator() for name in histograms}
-        self._axes = dict(means)
+        self._axes, self._without = dict(means), dict(without)
         self._means: dict[str, ChannelMean] = {}
         self._pending: dict[str, list[NDArray[np.float32]]] = {name: [] for name in histograms}
         self._num_samples = 0
@@ -80,7 +87,8 @@ class StatisticsCollector:
                 mean = ChannelMean.of(values, self._axes[name])
                 self._means[name] = self._means[name].merge(mean) if name in self._means else mean
             if name in self._pending:
-                self._pending[name].append(values.reshape(-1))
+                inner = np.delete(values, self._without[name], -1) if name in self._without else values
+                self._pending[name].append(inner.reshape(-1))
                 if sum(len(part) for part in self._pending[name]) >= FLUSH:
                     self._flush(name)
         self._num_samples += 1

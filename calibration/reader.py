@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.images import ImageOptions, image_folder
 from ptq.calibration.npz import ArrayFile, open_npy, open_npz
-from ptq.calibration.sample import Row, Sample, check_feed, sample_of_rows, split_batch
+from ptq.calibration.sample import Row, Sample, check_feed, sample_of_rows, split_batch, without_padding
 from ptq.calibration.tokens import token_rows
 from ptq.core.errors import InputError
 from ptq.modelfile import InputSpec
@@ -97,7 +97,7 @@ def open_data(
         count = 0
         for sample in itertools.islice(start(), max(limit, 0)):  # a sample beyond the limit is not even read
             check_feed(sample.feed, specs, count, description)
-            yield sample
+            yield replace(sample, feed=without_padding(sample.feed, specs))
             count += 1
         if not count:
             raise InputError(f"{description}: no sample in it; expected at least one")

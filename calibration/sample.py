@@ -137,3 +137,35 @@ def _label(label: Any, index: int) -> int | None:
         return None
     values = np.asarray(label).reshape(-1)
     return int(values[index]) if index < len(values) else None
+
+
+def without_padding(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec]) -> Mapping[str, NDArray[Any]]:
+    """Cut the padding behind a sentence off, where the model says by a mask what it is.
+
+    Padding positions hold values that no result depends on; they would widen ranges and water down every statistic.
+
+    Args:
+        feed: One sample.
+        specs: The model's inputs; those cut have a free second axis.
+
+    Returns:
+        The feed, its inputs of [batch, length] shorter; the feed itself where no input is a mask of 0 and 1 of their
+        length that ends in zeros.
+
+    Example:
+        >>> spec = [InputSpec(name, np.dtype("int64"), (None, None)) for name in ("ids", "attention_mask")]
+        >>> feed = {"ids": np.array([[5, 6, 0]]), "attention_mask": np.array([[1, 1, 0]])}
+        >>> without_padding(feed, spec)["ids"]
+        array([[5, 6]])
+    """
+    flat = [spec for spec in specs if spec.shape is not None and len(spec.shape) == 2]
+    masks = [feed[spec.name] for spec in flat if "mask" in spec.name.lower()]
+    lengths = {feed[spec.name].shape[1] for spec in flat}
+    free = all(spec.shape is not None and not isinstance(spec.shape[1], int) for spec in flat)
+    if len(masks) != 1 or len(lengths) != 1 or not free or len(flat) != len(specs):
+        return feed
+    columns = np.flatnonzero(np.max(masks[0], axis=0, initial=0))
+    ends = int(columns[-1]) + 1 if len(columns) else 0
+    if not ends or ends == masks[0].shape[1] or not np.isin(masks[0], (0, 1)).all():
+        return feed
+    return {name: array[:, :ends] for name, array in feed.items()}

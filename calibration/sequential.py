@@ -203,17 +203,19 @@ class _Moments:
 
 
 def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | Path]) -> Iterator[Chunk]:
-    """Neighbouring samples of equal shapes, stacked."""
-    waiting: list[Feed] = []
+    """Samples of equal shapes, stacked."""
+    waiting: dict[tuple[tuple[str, Any], ...], list[Feed]] = {}
     size = 0
     for feed in feeds:
         size = size or _chunk_size(model, feed, custom_ops)
-        if waiting and (len(waiting) == size or _shapes(feed) != _shapes(waiting[0])):
-            yield _stack(waiting)
-            waiting = []
-        waiting.append(feed)
-    if waiting:
-        yield _stack(waiting)
+        alike = waiting.setdefault(tuple(_shapes(feed).items()), [])
+        alike.append(feed)
+        if len(alike) == size:
+            yield _stack(alike)
+            alike.clear()
+    for alike in waiting.values():
+        if alike:
+            yield _stack(alike)
 
 
 def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) -> int:

@@ -37,6 +37,7 @@ class Placement:
         left_float: Node name -> why it stays float, for Conv, Gemm, MatMul and Concat.
         right_operands: Groups that are only the right side of a product of two activations: kernels want them signed.
         tables: Embedding tables.
+        only_products: Groups whose values no integer node but products reads.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -47,6 +48,7 @@ class Placement:
     left_float: Mapping[str, str]
     right_operands: frozenset[int]
     tables: tuple[Table, ...] = ()
+    only_products: frozenset[int] = frozenset()
 
 
 def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: bool = False) -> Placement:
@@ -179,20 +181,22 @@ class _Planner:
             sources,
             frozenset(self.produced),
             dict(self.left_float),
-            self._right_operands(nodes, groups),
+            self._read_as(nodes, groups, lambda node, position: node.op_type == "MatMul" and position == 1),
             find_tables(model, self.left_out),
+            self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
         )
 
-    def _right_operands(self, nodes: list[ir.Node], groups: Mapping[str, list[str]]) -> frozenset[int]:
-        right, other = set[str](), set[str]()
+    def _read_as(
+        self, nodes: list[ir.Node], groups: Mapping[str, list[str]], fits: Callable[[ir.Node, int], bool]
+    ) -> frozenset[int]:
+        """Groups whose every reader among the integer nodes, by node and position, fits; moving nodes do not count."""
+        fitting, other = set[str](), set[str]()
         for node in nodes:
             if name_of(node) in self.integer and node.op_type not in MOVING:
                 for position, value in enumerate(node.inputs):
                     if value is not None and str(value.name) in self.needed:
-                        (right if node.op_type == "MatMul" and position == 1 else other).add(
-                            self._root(str(value.name))
-                        )
-        return frozenset(i for i, root in enumerate(groups) if root in right - other)
+                        (fitting if fits(node, position) else other).add(self._root(str(value.name)))
+        return frozenset(i for i, root in enumerate(groups) if root in fitting - other)
 
     def _visit_arithmetic(self, node: ir.Node) -> None:
         name = name_of(node)

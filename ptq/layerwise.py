@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq.calibration.collect import CalibrationStatistics
-from ptq.calibration.observers import Observer
+from ptq.calibration.observers import Auto, MinMax, Observer
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
 from ptq.core.problem import Needs
@@ -73,6 +73,14 @@ class Settings:
         too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 
+    def observer_of(self, only_products: bool) -> Observer:
+        """The observer for a value; `auto` covers all of one that only products read.
+
+        What is rare there is not noise: a few tokens with huge values steer the attention of all others, and what a
+        calibration set shows once, other data shows more often.
+        """
+        return MinMax() if only_products and isinstance(self.observer, Auto) else self.observer
+
     @property
     def walks(self) -> bool:
         """Whether any layer may need more than its weight."""
@@ -102,7 +110,8 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     """
     groups = _merge_groups(placement, histograms)
     specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
-    grids = [choose_qparams(settings.observer.choose_range(h, s), s) for h, s in zip(groups, specs, strict=True)]
+    observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
+    grids = [choose_qparams(o.choose_range(h, s), s) for o, h, s in zip(observers, groups, specs, strict=True)]
     noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
     index = {name: i for i, members in enumerate(placement.groups) for name in members}
     return Grids({name: grids[i] for name, i in index.items()}, {name: noise[i] for name, i in index.items()})
@@ -196,8 +205,9 @@ def fragile_layers(
             layer.op_type == "Conv"
         ):  # its output has to be codes for its neighbours; a float one costs more than it saves
             continue
-        histogram = groups[group_of[layer.source]]
-        grid = choose_qparams(settings.observer.choose_range(histogram, settings.activation), settings.activation)
+        index = group_of[layer.source]
+        histogram, observer = groups[index], settings.observer_of(index in placement.only_products)
+        grid = choose_qparams(observer.choose_range(histogram, settings.activation), settings.activation)
         kept = _activation_sqnr_db(histogram, grid)
         if kept < min_input_sqnr_db:
             bits = settings.activation.num_bits

@@ -40,11 +40,18 @@ class InputMeans:
     original: Float
 
     @staticmethod
-    def of_moments(moments: LayerMoments) -> InputMeans:
-        """The means behind a layer's moments."""
+    def of_moments(moments: LayerMoments, *, own: bool = False) -> InputMeans:
+        """The means behind a layer's moments.
+
+        Args:
+            moments: Of its input.
+            own: Leave to the bias what this layer's weights do, not what earlier layers did. Behind the products of a
+                transformer come residual sums and normalisations: the mean error of a few tokens with huge values
+                would shift all others.
+        """
         whole = moments.whole
-        count = max(whole.count, 1)
-        return InputMeans(whole.total / count, whole.float_total / count)
+        quantized = whole.total / max(whole.count, 1)
+        return InputMeans(quantized, quantized if own else whole.float_total / max(whole.count, 1))
 
     @staticmethod
     def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:

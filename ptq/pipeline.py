@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +22,10 @@ from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
+from ptq.balancing import Balanced, balance, products_by_input
 from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
 from ptq.calibration.reader import DataReader, Sample
-from ptq.calibration.sequential import Samples
+from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError
@@ -52,6 +53,7 @@ from ptq.passes import (
     prepare,
 )
 from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
+from ptq.passes.placement import Selector
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
@@ -160,7 +162,13 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     with ArrayStore(MEMORY) as store:
         samples = Samples(store, job.custom_ops)
         progress("calibrate")
-        placement, statistics = calibrate(prepared, split, job, settings, samples)
+        feeds = split.calibration_feeds()
+        feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
+        balanced = Balanced(prepared)
+        if balances(prepared, job):
+            balanced = balance(prepared, feeds, split.first.feed, left_out_by(prepared, job), custom_ops=job.custom_ops)
+            feeds, prepared = samples.take(keep=settings.walks), balanced.model
+        placement, statistics = calibrate(balanced, feeds, job, settings)
         progress("solve")
         plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
     progress("lower")
@@ -186,6 +194,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=notes
         + divided
+        + balanced.notes
         + _table_note(plan)
         + _native_note(delivery.model)
         + uneven_concats(prepared, placement, statistics.histograms),
@@ -197,17 +206,24 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     return Result(delivery, report, job.custom_ops)
 
 
+def left_out_by(model: ir.Model, job: Job) -> Selector:
+    """What the recipe leaves in float."""
+    return select_nodes(model, job.recipe.exclude + tuple(rule.match for rule in job.recipe.layers if rule.skip))
+
+
+def balances(model: ir.Model, job: Job) -> bool:
+    """Whether there are products whose activations become integers, and could be made easier for them."""
+    return not job.recipe.weight_only and bool(products_by_input(model, left_out_by(model, job)))
+
+
 def calibrate(
-    model: ir.Model, split: SampleSplit, job: Job, settings: Settings, samples: Samples
+    balanced: Balanced, feeds: Iterable[Feed], job: Job, settings: Settings
 ) -> tuple[Placement, CalibrationStatistics]:
     """Look at the data once, then leave out the layers that it shows to be fragile."""
-    native = target_named(job.recipe.target).native
-    skipped = tuple(rule.match for rule in job.recipe.layers if rule.skip)
-    left_out = select_nodes(model, job.recipe.exclude + skipped)
+    native, model = target_named(job.recipe.target).native, balanced.model
+    left_out = balanced.leaves_out(left_out_by(model, job))
     placement = place_weights(model, left_out) if job.recipe.weight_only else place(model, left_out, native=native)
-    collector = StatisticsCollector(list(placement.sources), channel_axes(placement))
-    feeds = split.calibration_feeds()
-    feeds = samples.keep(feeds) if settings.walks else feeds
+    collector = StatisticsCollector(list(placement.sources), channel_axes(placement), balanced.aside)
     seen = collect(model, feeds, collector, custom_ops=job.custom_ops)
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
     fragile = {}

@@ -192,7 +192,8 @@ class _Job:
 
     def solve(self, moments: LayerMoments) -> Solved:
         """Solve with the moments of the input."""
-        means = InputMeans.of_moments(moments) if self.settings.bias_correction else None
+        own = self.layer.op_type == "MatMul"
+        means = InputMeans.of_moments(moments, own=own) if self.settings.bias_correction else None
         return self._best(self.choice, Seen(moments, means))
 
     def _best(self, choice: LayerChoice, seen: Seen) -> Solved:

@@ -1,0 +1,102 @@
+"""Part of each channel's width moves from an activation into the weights that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import constant, name_of
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SmoothActivations(ir.passes.InPlacePass):
+    """Divide the channels of activations, multiply the weights of the products that read them.
+
+    Before: y = MatMul(x, W)
+    After:  y = MatMul(Mul(x, 1 / s), s W); where x comes out of a LayerNormalization that nothing else reads, its
+        scale and bias are divided instead
+    Requires: products with constant weights of two axes on the right.
+    Ensures: other readers of x see it unchanged.
+    Preserves float outputs: yes, within rounding.
+
+    Attributes:
+        scales: Value -> what each channel (last axis) is divided by.
+        layers: Value -> the products that read it, by name.
+    """
+
+    scales: Mapping[str, Float]
+    layers: Mapping[str, tuple[str, ...]]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Smooth every value that is named."""
+        nodes = {name_of(node): node for node in model.graph}
+        for value, scale in self.scales.items():
+            readers = [nodes[name] for name in self.layers[value]]
+            source = readers[0].inputs[0]
+            if source is None:
+                raise RuntimeError(f"{name_of(readers[0])} has no input")
+            if normalisation_for(source, readers) is None:
+                divided = _divided(model.graph, source, scale)
+                for node in readers:
+                    node.replace_input_with(0, divided)
+            else:
+                _divide_normalisation(model.graph, source, scale)
+            for node in readers:
+                multiply_weight(model.graph, node, scale[:, None])
+        return ir.passes.PassResult(model, bool(self.scales))
+
+
+def normalisation_for(source: ir.Value, readers: list[ir.Node]) -> ir.Node | None:
+    """The LayerNormalization that a scale can be folded into, because only these nodes read it."""
+    node = source.producer()
+    if node is None or node.op_type != "LayerNormalization" or node.domain or source.is_graph_output():
+        return None
+    parts = [value for value in node.inputs[1:] if value is not None]
+    if {use.node for use in source.uses()} - set(readers) or any(constant(part) is None for part in parts):
+        return None
+    return node if node.attributes.get_int("axis", -1) == -1 else None
+
+
+def multiply_weight(graph: ir.Graph, node: ir.Node, factor: Float) -> None:
+    """Give a product a weight of its own, multiplied; `factor` broadcasts over [in, out]."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        raise RuntimeError(f"{name_of(node)} has no constant weight")
+    scaled = (weight.astype(np.float64) * factor).astype(np.float32)
+    node.replace_input_with(1, add_initializer(graph, fresh(graph, f"{name_of(node)}_smooth_weight"), scaled))
+
+
+def fresh(graph: ir.Graph, name: str) -> str:
+    """A name for an initializer that is not taken."""
+    while name in graph.initializers:
+        name += "_"
+    return name
+
+
+def _divided(graph: ir.Graph, source: ir.Value, scale: Float) -> ir.Value:
+    inverse = add_initializer(graph, fresh(graph, f"{source.name}_smoothing"), (1 / scale).astype(np.float32))
+    node = ir.node("Mul", [source, inverse])
+    result = node.outputs[0]
+    result.name, result.type, result.shape = f"{source.name}_smooth", source.type, source.shape
+    producer = source.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return result
+
+
+def _divide_normalisation(graph: ir.Graph, source: ir.Value, scale: Float) -> None:
+    node = source.producer()
+    for index in (1, 2):
+        values = constant(node.inputs[index]) if node is not None and len(node.inputs) > index else None
+        if node is not None and values is not None:
+            name = fresh(graph, f"{source.name}_smooth_{'scale' if index == 1 else 'bias'}")
+            node.replace_input_with(index, add_initializer(graph, name, (values / scale).astype(np.float32)))

@@ -1,0 +1,101 @@
+"""Attention averages its values over positions, channel by channel: a scale passes through it unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import bias_add, constant, name_of
+from ptq.passes.smooth_activations import fresh, multiply_weight
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SmoothValues(ir.passes.InPlacePass):
+    """Move scales from the product that makes the values of an attention into the one behind the attention.
+
+    Before: MatMul(A MatMul(x, V), O)
+    After:  MatMul(A MatMul(x, V / s), s O)
+    Requires: pairs from `value_projections`.
+    Preserves float outputs: yes, within rounding, if heads are put together in the order in which they were taken
+        apart; the graph does not say so in one place, so run it and compare.
+
+    Attributes:
+        scales: Product behind the attention -> what each channel of its values is divided by.
+    """
+
+    scales: Mapping[str, Float]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move every scale that is named."""
+        pairs = value_projections(model)
+        nodes = {name_of(node): node for node in model.graph}
+        for name, scale in self.scales.items():
+            values = nodes[pairs[name]]
+            multiply_weight(model.graph, values, 1 / scale)
+            _multiply_bias(model.graph, values, 1 / scale)
+            multiply_weight(model.graph, nodes[name], scale[:, None])
+        return ir.passes.PassResult(model, bool(self.scales))
+
+
+def value_projections(model: ir.Model) -> dict[str, str]:
+    """Products with constant weights behind an attention -> the one that makes its values, where nothing else reads.
+
+    Between the two stand a product of two activations and nodes that only move data.
+    """
+    found = {}
+    for node in model.graph:
+        if not _is_weighted(node):
+            continue
+        mixed = _behind_moves(node.inputs[0])
+        if mixed is None or not _is_mixing(mixed):
+            continue
+        values = _behind_moves(mixed.inputs[1])
+        if values is not None and values.op_type in ("Add", "Sum"):
+            values = next((each for each in map(_producer, values.inputs) if each and bias_add(each) is values), None)
+        if values is not None and _is_weighted(values) and _width(values, 1) == _width(node, 0):
+            found[name_of(node)] = name_of(values)
+    return found
+
+
+def _behind_moves(value: ir.Value | None) -> ir.Node | None:
+    """The node that a value comes from, through nodes that only move its data and have no other reader."""
+    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+        node = value.producer()
+        if node is None or node.domain or node.op_type not in ("Reshape", "Transpose"):
+            return node
+        value = node.inputs[0]
+    return None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _is_weighted(node: ir.Node) -> bool:
+    weight = constant(node.inputs[1]) if node.op_type == "MatMul" and not node.domain else None
+    return weight is not None and weight.ndim == 2 and weight.dtype == np.float32
+
+
+def _is_mixing(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and not node.domain and all(constant(value) is None for value in node.inputs)
+
+
+def _width(node: ir.Node, axis: int) -> int:
+    weight = constant(node.inputs[1])
+    return 0 if weight is None else int(weight.shape[axis])
+
+
+def _multiply_bias(graph: ir.Graph, node: ir.Node, factor: Float) -> None:
+    add = bias_add(node)
+    for index, value in enumerate(add.inputs if add is not None else ()):
+        bias = constant(value)
+        if add is not None and bias is not None:
+            name = fresh(graph, f"{name_of(node)}_smooth_bias")
+            add.replace_input_with(index, add_initializer(graph, name, (bias * factor).astype(np.float32)))

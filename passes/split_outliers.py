@@ -1,0 +1,71 @@
+"""The widest channels of an activation leave an integer product and are computed in float beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import bias_add, constant, name_of
+
+SUFFIX = "_outliers"
+"""What a product in float beside another is called after it."""
+
+
+@dataclass(frozen=True)
+class SplitOutliers(ir.passes.InPlacePass):
+    """Split products by channels of their input.
+
+    Before: y = MatMul(x, W)
+    After:  y = Sum(MatMul(x, W with the rows c zero), MatMul(Gather(x, c), W_c)); a bias stays with the first product
+    Requires: products with constant weights of two axes on the right, no graph outputs.
+    Ensures: the first product keeps its name and does not depend on channels c, so that its grid may clip them.
+    Preserves float outputs: yes, within rounding.
+
+    Attributes:
+        channels: Product -> channels that leave it, ascending.
+    """
+
+    channels: Mapping[str, NDArray[np.int64]]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Split every product that is named."""
+        nodes = {name_of(node): node for node in model.graph}
+        for name, channels in self.channels.items():
+            _split(model.graph, nodes[name], channels)
+        return ir.passes.PassResult(model, bool(self.channels))
+
+
+def can_split(node: ir.Node) -> bool:
+    """Whether the result of a product, its bias included, is read inside the graph alone."""
+    last = bias_add(node) or node
+    return not node.outputs[0].is_graph_output() and not last.outputs[0].is_graph_output()
+
+
+def _split(graph: ir.Graph, node: ir.Node, channels: NDArray[np.int64]) -> None:
+    weight, source, name = constant(node.inputs[1]), node.inputs[0], name_of(node)
+    if weight is None or source is None:
+        raise RuntimeError(f"{name} has no constant weight")
+    rest = weight.copy()
+    rest[channels] = 0
+    node.replace_input_with(1, add_initializer(graph, f"{name}_inlier_weight", rest))
+    index = add_initializer(graph, f"{name}_outlier_channels", channels)
+    picked = ir.node("Gather", [source, index], {"axis": -1})
+    own = add_initializer(graph, f"{name}_outlier_weight", weight[channels])
+    product = ir.node("MatMul", [picked.outputs[0], own])
+    last = bias_add(node) or node
+    out = last.outputs[0]
+    # Sum, not Add: onnxruntime makes a float Gemm of Add behind a product before it looks for integers.
+    both = ir.node("Sum", [out, product.outputs[0]])
+    names = {picked: f"{name}_outlier_values", product: f"{name}{SUFFIX}", both: f"{name}_whole"}
+    for made, called in names.items():
+        value = made.outputs[0]
+        value.name, value.type = called, out.type
+        value.shape = None if made is picked else out.shape
+    ir.convenience.replace_all_uses_with(out, both.outputs[0])
+    both.replace_input_with(0, out)
+    graph.insert_after(last, [picked, product, both])

@@ -1,0 +1,170 @@
+"""Transformers before calibration: widths of activation channels evened out, the widest ones taken out of products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.calibration.extremes import collect_extremes
+from ptq.core.errors import EquivalenceError
+from ptq.core.smoothing import Halves, Smoothing, best_smoothing
+from ptq.passes._linear import bias_add, constant, name_of
+from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.placement import Selector
+from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
+from ptq.passes.smooth_values import SmoothValues, value_projections
+from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
+
+Feed = Mapping[str, NDArray[Any]]
+
+WORTH_DB = 4.0
+"""What another pass over a tensor has to gain at a layer's output."""
+
+FREE_DB = 1.0
+"""What a change of weights alone has to gain."""
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A model whose activations are easier to quantize.
+
+    Attributes:
+        model: Computes the same.
+        aside: Value -> channels that no integer product reads any more: its grid need not reach them.
+        notes: What was done, for the report.
+    """
+
+    model: ir.Model
+    aside: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def leaves_out(self, left_out: Selector) -> Selector:
+        """Exclusions with the products in float beside others added."""
+        beside = {name_of(node) for node in self.model.graph if name_of(node).endswith(SUFFIX)} if self.aside else set()
+        return lambda node: left_out(node) or ("carries outlier channels" if name_of(node) in beside else None)
+
+
+def products_by_input(model: ir.Model, left_out: Selector) -> dict[str, list[ir.Node]]:
+    """Products with constant weights on the right, by the value they read."""
+    found: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        weight = constant(node.inputs[1]) if node.op_type == "MatMul" and not node.domain else None
+        if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or not weight.size or left_out(node):
+            continue
+        found.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    return found
+
+
+def balance(
+    model: ir.Model,
+    feeds: Iterable[Feed],
+    first: Feed,
+    left_out: Selector,
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    may_stand_aside: bool = True,
+) -> Balanced:
+    """Rewrite the products of a model so that 8 bits for their inputs cost less, without changing what it computes.
+
+    Args:
+        model: Prepared float model. Not modified.
+        feeds: Calibration samples; consumed once.
+        first: One of them, to check on.
+        left_out: The user's exclusions.
+        custom_ops: Libraries the model needs.
+        may_stand_aside: Whether channels may leave products, as they may where ranges are fixed beforehand.
+
+    Returns:
+        The rewritten model; the model itself where nothing is worth it.
+    """
+    products = products_by_input(model, left_out)
+    values = _value_outputs(model, products)
+    halves = collect_extremes(model, [*products, *values.values()], feeds, custom_ops=custom_ops)
+    before = float_outputs(model, first, custom_ops)
+    changed, scales = _smooth_values(model, products, {name: halves[value] for name, value in values.items()})
+    try:
+        require_same("SmoothValues", before, float_outputs(changed, first, custom_ops))
+    except EquivalenceError:  # heads in another order than they look
+        changed, scales = model.clone(), {}
+    for source, scale in scales.items():
+        halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
+    found = _choose(changed, products_by_input(changed, left_out), halves, may_stand_aside=may_stand_aside)
+    smooth = {value: each for value, each in found.items() if not len(each.aside)}
+    apart = {value: each.aside for value, each in found.items() if len(each.aside)}
+    names = {value: tuple(name_of(node) for node in products[value]) for value in found}
+    SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
+    SplitOutliers({names[value][0]: aside for value, aside in apart.items()})(changed)
+    require_same("balance", before, float_outputs(changed, first, custom_ops))
+    return Balanced(changed, apart, _notes(scales, smooth, apart))
+
+
+def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:
+    """Products behind an attention -> the value whose channels reach it, its bias included."""
+    nodes = {name_of(node): node for node in model.graph}
+    known = {name_of(node) for nodes in products.values() for node in nodes}
+    pairs = {last: made for last, made in value_projections(model).items() if {last, made} <= known}
+    return {last: name_of(bias_add(nodes[made]) or nodes[made]) for last, made in pairs.items()}
+
+
+def _smooth_values(
+    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves]
+) -> tuple[ir.Model, dict[str, NDArray[np.float64]]]:
+    """The model with scales moved through attention, and by what the inputs of the products behind it shrank."""
+    changed = model.clone()
+    scales, sources = {}, {}
+    for source, nodes in products.items():
+        name = name_of(nodes[0])
+        if len(nodes) > 1 or name not in halves:
+            continue
+        found = best_smoothing(_side_by_side(nodes), halves[name], worth_db=FREE_DB, may_stand_aside=False)
+        if found.gain_db > 0:
+            scales[name], sources[source] = found.scale, found.scale
+    SmoothValues(scales)(changed)
+    return changed, sources
+
+
+def _choose(
+    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], *, may_stand_aside: bool
+) -> dict[str, Smoothing]:
+    found = {}
+    for source, nodes in products.items():
+        value, weight = nodes[0].inputs[0], _side_by_side(nodes)
+        free = value is not None and normalisation_for(value, nodes) is not None
+        # In float beside a narrow product they cost less than dividing its wide input would.
+        cheap = len(nodes) == 1 and weight.shape[1] <= weight.shape[0] and can_split(nodes[0])
+        alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+        aside = may_stand_aside and cheap and alone
+        chosen = best_smoothing(weight, halves[source], worth_db=FREE_DB if free else WORTH_DB, may_stand_aside=aside)
+        if chosen.gain_db > 0:
+            found[source] = chosen
+    return found
+
+
+def _side_by_side(nodes: list[ir.Node]) -> NDArray[np.float32]:
+    """Weights of products that read the same value. Shape [in, out]."""
+    weights = [constant(node.inputs[1]) for node in nodes]
+    return np.concatenate([weight for weight in weights if weight is not None], axis=1)
+
+
+def _notes(
+    scales: Mapping[str, Any], smooth: Mapping[str, Smoothing], apart: Mapping[str, NDArray[np.int64]]
+) -> tuple[str, ...]:
+    notes = []
+    if scales:
+        notes.append(f"channels of {len(scales)} attention values evened out within the weights around them")
+    if smooth:
+        gains = sorted(each.gain_db for each in smooth.values())
+        notes.append(
+            f"{len(smooth)} activations smoothed: expected error of the layers behind {gains[0]:.1f} to "
+            f"{gains[-1]:.1f} dB lower"
+        )
+    if apart:
+        listed = ", ".join(f"{value} {list(map(int, channels))}" for value, channels in apart.items())
+        notes.append(f"outlier channels computed in float beside integer products: {listed}")
+    return tuple(notes)

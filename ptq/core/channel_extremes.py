@@ -1,0 +1,66 @@
+"""How far each channel of a tensor reaches over a data set, and how much energy it carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChannelExtremes:
+    """Extremes and energy of the last axis of a tensor.
+
+    Attributes:
+        low: Smallest value, at most 0. Shape [channels].
+        high: Largest value, at least 0. Shape [channels].
+        square: Sum of squares. Shape [channels].
+        count: Number of positions.
+    """
+
+    low: Float
+    high: Float
+    square: Float
+    count: int
+
+    @staticmethod
+    def of(values: NDArray[Any]) -> ChannelExtremes:
+        """Extremes of one sample.
+
+        Args:
+            values: Shape [..., channels].
+
+        Example:
+            >>> ChannelExtremes.of(np.array([[1.0, -2.0], [3.0, -1.0]])).reach
+            array([3., 2.])
+        """
+        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        return ChannelExtremes(
+            rows.min(0, initial=0.0), rows.max(0, initial=0.0), np.square(rows).sum(0), rows.shape[0]
+        )
+
+    def merge(self, other: ChannelExtremes) -> ChannelExtremes:
+        """Extremes of both sets; the sums are float additions, so a fixed order gives fixed bits."""
+        return ChannelExtremes(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.square + other.square,
+            self.count + other.count,
+        )
+
+    def over(self, scale: Float) -> ChannelExtremes:
+        """Extremes of the tensor divided by a positive scale per channel."""
+        return ChannelExtremes(self.low / scale, self.high / scale, self.square / np.square(scale), self.count)
+
+    def at(self, channels: NDArray[np.int64]) -> ChannelExtremes:
+        """Extremes of some channels."""
+        return ChannelExtremes(self.low[channels], self.high[channels], self.square[channels], self.count)
+
+    @property
+    def reach(self) -> Float:
+        """Largest magnitude. Shape [channels]."""
+        return np.maximum(-self.low, self.high)

@@ -1,0 +1,127 @@
+"""Activations with a few channels that dwarf the rest: what a grid for all of them costs, and what helps.
+
+A product x W on one 8-bit grid for all of x gives every channel the step of the widest one. Two exact rewritings
+narrow it: x W = (x / s) (s W) moves part of a channel's width into the weight, and x W = x' W + x_c W_c takes the
+widest channels c out of the product and computes them in float beside it. Which to take is decided by the error to be
+expected at the output:
+
+    step(x / s)^2 / 12 sum_c s_c^2 |W_c|^2  +  sum_o step(s W)_o^2 / 12 sum_c E[x_c^2] / s_c^2  +  clipping,
+
+the last with ranges from one half of the samples and extremes from the other: narrow channels that share their range
+with wide ones have room for what was not seen yet, channels that all fill the range have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.channel_extremes import ChannelExtremes
+
+Float = NDArray[np.float64]
+Halves = tuple[ChannelExtremes, ChannelExtremes]
+
+STRENGTHS = tuple(np.linspace(0.05, 1.0, 20))
+"""Shares of a channel's width that move into the weight."""
+
+MOST_ASIDE = 8
+"""Channels computed in float beside a product, at most; and one in 64."""
+
+ASIDE_DB = 0.5
+"""What each of them has to gain."""
+
+LEVELS, CODES = 127, 255
+"""Codes of a weight on either side of 0, and steps of an activation's grid."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What is done about the channels of one product's input.
+
+    Attributes:
+        scale: What each channel is divided by, and its weights multiplied. Shape [channels].
+        aside: Channels that are computed in float beside the product, ascending.
+        gain_db: How much less error is to be expected at the output.
+    """
+
+    scale: Float
+    aside: NDArray[np.int64]
+    gain_db: float
+
+
+def best_smoothing(weight: NDArray[np.float32], halves: Halves, *, worth_db: float, may_stand_aside: bool) -> Smoothing:
+    """The rewriting of least expected error at a product's output.
+
+    Args:
+        weight: Of all products that read the tensor, side by side. Shape [channels, out].
+        halves: Extremes of the tensor over two halves of a calibration set.
+        worth_db: What dividing has to gain, as it is one more pass over the tensor.
+        may_stand_aside: Whether channels may leave the product.
+
+    Returns:
+        The best one; scales of 1 and no channel aside if nothing is worth it.
+
+    Source:
+        SmoothQuant, arXiv 2211.10438, equation 4: scale = max |x|^a / max |W|^(1 - a). Differs: also with max |x|^a
+        alone, and a searched per tensor by expected output error.
+    """
+    size = np.abs(weight).astype(np.float64)
+    both = halves[0].merge(halves[1])
+    ones, nothing = np.ones(len(both.reach)), np.zeros(0, np.int64)
+    plain = _expected_error(size, halves, np.ones_like, nothing)
+    best = Smoothing(ones, nothing, 0.0)
+    for scale_of in _scales(size):
+        gain = _gain_db(plain, _expected_error(size, halves, scale_of, nothing))
+        if gain > max(best.gain_db, worth_db):
+            best = Smoothing(scale_of(both.reach), nothing, gain)
+    if not may_stand_aside:
+        return best
+    widest = np.argsort(-both.reach, kind="stable")
+    net = best.gain_db
+    for count in range(1, min(MOST_ASIDE, len(widest) // 64) + 1):
+        aside = np.sort(widest[:count]).astype(np.int64)
+        gain = _gain_db(plain, _expected_error(size, halves, np.ones_like, aside))
+        if gain - ASIDE_DB * count > net and gain > worth_db:
+            best, net = Smoothing(ones, aside, gain), gain - ASIDE_DB * count
+    return best
+
+
+def _scales(size: Float) -> Iterator[Callable[[Float], Float]]:
+    """Candidates: from the reach of each channel to what it is divided by; of geometric mean 1."""
+    widest = np.maximum(size.max(1), 1e-9)
+    for strength in STRENGTHS:
+        for taken in (1 - strength, 0.0):
+
+            def scale_of(reach: Float, strength: float = strength, taken: float = taken) -> Float:
+                scale = np.maximum(reach, 1e-9) ** strength / widest**taken
+                return np.asarray(scale / np.exp(np.log(scale).mean()))
+
+            yield scale_of
+
+
+def _expected_error(size: Float, halves: Halves, scale_of: Callable[[Float], Float], aside: NDArray[np.int64]) -> float:
+    """Energy per position at the output, ranges from one half and clipping from the other, both ways added."""
+    inside = np.setdiff1d(np.arange(len(size)), aside)
+    return sum(
+        _error(size[inside], seen.at(inside), other.at(inside), scale_of(seen.reach)[inside])
+        for seen, other in (halves, halves[::-1])
+    )
+
+
+def _error(size: Float, seen: ChannelExtremes, other: ChannelExtremes, scale: Float) -> float:
+    energy = np.square(scale) * np.square(size).sum(1)  # of a channel's weights
+    within, beyond = seen.over(scale), other.over(scale)
+    low, high = within.low.min(), within.high.max()
+    step = (high - low) / CODES
+    weight_step = (size * scale[:, None]).max(0, initial=0.0) / LEVELS
+    rounding = step**2 / 12 * energy.sum()
+    weights = np.square(weight_step).sum() / 12 * within.square.sum() / max(within.count, 1)
+    missed = np.square(np.maximum(beyond.high - high, 0)) + np.square(np.maximum(low - beyond.low, 0))
+    return float(rounding + weights + (missed * energy).sum() / max(other.count, 1))
+
+
+def _gain_db(before: float, after: float) -> float:
+    return float(10 * np.log10(max(before, 1e-300) / max(after, 1e-300)))
