@@ -13,6 +13,7 @@ from ptq.core.errors import EquivalenceError
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
+from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
@@ -44,6 +45,7 @@ __all__ = [
     "PREPARE",
     "PREPARE_BLOCKS",
     "PREPARE_SMALL",
+    "InsertDynamic",
     "InsertQdq",
     "Placement",
     "PrepareStep",

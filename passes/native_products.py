@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.spec import PerBlock
 from ptq.passes._graph import add_initializer
 from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
@@ -62,6 +63,72 @@ def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: 
     return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
 
 
+def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding) -> ir.Node | None:
+    """Write a MatMul or Gemm of a float input as one operator that quantizes each row of it by its own range.
+
+    Before: y = Add(MatMul(x, decoded w), bias), or Gemm
+    After:  y = DynamicMatMulNBits(x, packed w, scales, table, bias)
+
+    Args:
+        graph: Lowered; changed in place.
+        node: The product.
+        encoding: Its weight.
+
+    Returns:
+        The operator, or None where the product stays as it is.
+    """
+    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in WORDS:
+        return None
+    granularity, found = encoding.params.spec.granularity, _bias(node, encoding.codes.shape[0])
+    block = granularity.block_size if isinstance(granularity, PerBlock) else 0
+    if found is None or (block and not encoding.params.spec.symmetric):
+        return None
+    bias, last = found
+    scale = (
+        encoding.params.scale
+        if block
+        else np.broadcast_to(encoding.params.scale.reshape(-1, 1), (len(encoding.codes), 1))
+    )
+    attributes = _attributes(encoding, block)
+    last = _absorb_relu(last, attributes)
+    values = _constants(graph, node, encoding, scale, bias)
+    form = overload(blocks=block > 0, clipped="min" in attributes)
+    made = ir.node("DynamicMatMulNBits", [node.inputs[0], *values], attributes, domain=DOMAIN, name="", overload=form)
+    _take_place(graph, node, last, made)
+    return made
+
+
+def _attributes(encoding: AffineEncoding, block: int) -> dict[str, Any]:
+    features, inputs = encoding.codes.shape
+    return {"N": features, "K": inputs, "bits": encoding.params.spec.num_bits, "block_size": block}
+
+
+def _constants(
+    graph: ir.Graph, node: ir.Node, encoding: AffineEncoding, scale: NDArray[np.float32], bias: NDArray[np.float32]
+) -> list[ir.Value]:
+    """Packed weight, scales, table and bias of an operator."""
+    weight = pack_weight(encoding.codes.astype(np.int8), scale, encoding.params.spec.num_bits)
+    arrays: dict[str, NDArray[Any]] = {
+        "weight": weight.codes,
+        "weight_scale": weight.scale,
+        "weight_table": weight.table,
+        "bias": bias,
+    }
+    name = name_of(node)
+    return [add_initializer(graph, _fresh(graph, f"{name}_{key}"), array) for key, array in arrays.items()]
+
+
+def _take_place(graph: ir.Graph, node: ir.Node, last: ir.Node, made: ir.Node) -> None:
+    """Put an operator in the place of a product and what follows it, up to `last`."""
+    old, new = last.outputs[0], made.outputs[0]
+    graph.insert_after(last, made)
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    kept, old.name = old.name, None
+    new.name = kept
+    remove_between(graph, node, last)
+
+
 def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None) -> ir.Node | None:
     """Write a MatMul or Gemm between Q/DQ pairs, with its bias and what follows, as one operator.
 
@@ -85,18 +152,9 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
     if found is None:
         return None
     bias, last = found
-    num_bits, (features, inputs) = encoding.params.spec.num_bits, encoding.codes.shape
-    scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (features, 1))
-    weight = pack_weight(encoding.codes.astype(np.int8), scale, num_bits)
-    name = name_of(node)
-    constants: dict[str, NDArray[Any]] = {
-        "weight": weight.codes,
-        "weight_scale": weight.scale,
-        "weight_table": weight.table,
-        "bias": bias,
-    }
-    values = [add_initializer(graph, _fresh(graph, f"{name}_{key}"), array) for key, array in constants.items()]
-    attributes: dict[str, Any] = {"N": features, "K": inputs, "bits": num_bits, "block_size": 0}
+    scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (len(encoding.codes), 1))
+    values = _constants(graph, node, encoding, scale, bias)
+    attributes = _attributes(encoding, 0)
     end = quantizer(last)
     if end is not None and is_unsigned(end):
         op_type, grid, last = "QLinearMatMulNBits", list(end.inputs[1:3]), end
@@ -105,13 +163,7 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
         last = _absorb_relu(last, attributes)
     form = overload(clipped="min" in attributes)
     made = ir.node(op_type, [*source.inputs[:3], *values, *grid], attributes, domain=DOMAIN, name="", overload=form)
-    old, new = last.outputs[0], made.outputs[0]
-    graph.insert_after(last, made)
-    new.shape, new.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    kept, old.name = old.name, None
-    new.name = kept
-    remove_between(graph, node, last)
+    _take_place(graph, node, last, made)
     return made
 
 

@@ -76,12 +76,18 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: b
     return planner.finish(nodes, model)
 
 
-def place_weights(model: ir.Model, left_out: Selector = lambda _node: None) -> Placement:
-    """The same when only weights become integers: every linear layer, and no grids.
+NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
+
+
+def place_weights(
+    model: ir.Model, left_out: Selector = lambda _node: None, *, only_products: bool = False
+) -> Placement:
+    """The same when only weights have their integers fixed: every linear layer, and no grids.
 
     Args:
         model: Prepared float model with known element types.
         left_out: The user's exclusions.
+        only_products: Layers that take their ranges at run time: products with the weight on the right.
 
     Returns:
         The placement.
@@ -93,8 +99,9 @@ def place_weights(model: ir.Model, left_out: Selector = lambda _node: None) -> P
     for node in model.graph:
         if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
             continue
-        layer = describe_linear(node, integer=False)
-        reason = left_out(node) or (layer if isinstance(layer, str) else None)
+        layer = describe_linear(node, integer=only_products)
+        unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
+        reason = left_out(node) or (layer if isinstance(layer, str) else unfit)
         if reason:
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):

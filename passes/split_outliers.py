@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -21,22 +21,28 @@ class SplitOutliers(ir.passes.InPlacePass):
     """Split products by channels of their input.
 
     Before: y = MatMul(x, W)
-    After:  y = Sum(MatMul(x, W with the rows c zero), MatMul(Gather(x, c), W_c)); a bias stays with the first product
+    After:  y = Sum(MatMul(x, W with the rows c zero), MatMul(Gather(x, c), W_c)); a bias stays with the first product.
+        With limits, the first product reads Clip(x)
     Requires: products with constant weights of two axes on the right, no graph outputs.
     Ensures: the first product keeps its name and does not depend on channels c, so that its grid may clip them.
-    Preserves float outputs: yes, within rounding.
+    Preserves float outputs: yes, within rounding, where the other channels stay within the limits.
 
     Attributes:
         channels: Product -> channels that leave it, ascending.
+        limits: Product -> smallest and largest value of the other channels.
     """
 
     channels: Mapping[str, NDArray[np.int64]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Split every product that is named."""
         nodes = {name_of(node): node for node in model.graph}
         for name, channels in self.channels.items():
+            source = nodes[name].inputs[0]
             _split(model.graph, nodes[name], channels)
+            if source is not None and name in self.limits:
+                _clip(model.graph, nodes[name], source, self.limits[name])
         return ir.passes.PassResult(model, bool(self.channels))
 
 
@@ -69,3 +75,19 @@ def _split(graph: ir.Graph, node: ir.Node, channels: NDArray[np.int64]) -> None:
     ir.convenience.replace_all_uses_with(out, both.outputs[0])
     both.replace_input_with(0, out)
     graph.insert_after(last, [picked, product, both])
+
+
+def _clip(graph: ir.Graph, node: ir.Node, source: ir.Value, limits: tuple[float, float]) -> None:
+    """A range that is taken at run time would reach the channels that left."""
+    ends = [
+        add_initializer(graph, f"{name_of(node)}_{key}", np.array(end, np.float32))
+        for key, end in zip(("lowest", "highest"), limits, strict=True)
+    ]
+    clip = ir.node("Clip", [source, *ends])
+    clip.outputs[0].name, clip.outputs[0].type, clip.outputs[0].shape = (
+        f"{name_of(node)}_inliers",
+        source.type,
+        source.shape,
+    )
+    graph.insert_before(node, clip)
+    node.replace_input_with(0, clip.outputs[0])

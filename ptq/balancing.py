@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,10 @@ from ptq.passes.smooth_values import SmoothValues, value_projections
 from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
 
 Feed = Mapping[str, NDArray[Any]]
+
+Outliers = Literal["inside", "beside", "clipped"]
+"""Where the widest channels are computed: within the integer product, in float beside it, or beside it and what they
+leave behind is clipped, as ranges that are taken at run time ask for."""
 
 WORTH_DB = 4.0
 """What another pass over a tensor has to gain at a layer's output."""
@@ -68,7 +72,7 @@ def balance(
     left_out: Selector,
     *,
     custom_ops: Sequence[str | Path] = (),
-    may_stand_aside: bool = True,
+    outliers: Outliers = "beside",
 ) -> Balanced:
     """Rewrite the products of a model so that 8 bits for their inputs cost less, without changing what it computes.
 
@@ -78,7 +82,7 @@ def balance(
         first: One of them, to check on.
         left_out: The user's exclusions.
         custom_ops: Libraries the model needs.
-        may_stand_aside: Whether channels may leave products, as they may where ranges are fixed beforehand.
+        outliers: Whether channels may leave products.
 
     Returns:
         The rewritten model; the model itself where nothing is worth it.
@@ -94,12 +98,16 @@ def balance(
         changed, scales = model.clone(), {}
     for source, scale in scales.items():
         halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
-    found = _choose(changed, products_by_input(changed, left_out), halves, may_stand_aside=may_stand_aside)
+    found = _choose(changed, products_by_input(changed, left_out), halves, may_stand_aside=outliers != "inside")
     smooth = {value: each for value, each in found.items() if not len(each.aside)}
     apart = {value: each.aside for value, each in found.items() if len(each.aside)}
     names = {value: tuple(name_of(node) for node in products[value]) for value in found}
     SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
-    SplitOutliers({names[value][0]: aside for value, aside in apart.items()})(changed)
+    inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
+    limits = {names[value][0]: (float(rest.low.min()), float(rest.high.max())) for value, rest in inner.items()}
+    SplitOutliers({names[value][0]: each for value, each in apart.items()}, limits if outliers == "clipped" else {})(
+        changed
+    )
     require_same("balance", before, float_outputs(changed, first, custom_ops))
     return Balanced(changed, apart, _notes(scales, smooth, apart))
 

@@ -52,6 +52,7 @@ class Settings:
         extra_macs: Budget of extra points in output features, as a share of all products.
         overrides: Layer name -> choice.
         coarse: Layers that are the coarse part of another.
+        centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
     """
 
     observer: Observer
@@ -61,13 +62,15 @@ class Settings:
     extra_macs: float = 0.0
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
     coarse: frozenset[str] = frozenset()
+    centred_blocks: bool = False
 
     def choice(self, layer: LinearLayer) -> LayerChoice:
         """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
         chosen = self.overrides.get(layer.name, self.weights)
         if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
             product = layer.op_type == "MatMul" and layer.weight_index == 1
-            spec = replace(chosen.spec, symmetric=chosen.spec.num_bits > BLOCK_ZERO_BITS)
+            centred = self.centred_blocks or chosen.spec.num_bits > BLOCK_ZERO_BITS
+            spec = replace(chosen.spec, symmetric=centred)
             spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
         too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
@@ -145,7 +148,15 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
         overrides |= dict.fromkeys(() if rule.skip else layers_matching(model, rule.match), chosen)
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
-    return Settings(recipe.activations, activation, base, weights.bias_correction, weights.extra_macs, overrides)
+    return Settings(
+        recipe.activations,
+        activation,
+        base,
+        weights.bias_correction,
+        weights.extra_macs,
+        overrides,
+        centred_blocks=recipe.is_dynamic and target.native,
+    )
 
 
 def split_branches(model: ir.Model, settings: Settings) -> tuple[ir.Model, Settings, tuple[str, ...]]:

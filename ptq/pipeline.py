@@ -22,7 +22,7 @@ from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
-from ptq.balancing import Balanced, balance, products_by_input
+from ptq.balancing import Balanced, Outliers, balance, products_by_input
 from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sequential import Feed, Samples
@@ -45,6 +45,7 @@ from ptq.passes import (
     PREPARE,
     PREPARE_BLOCKS,
     PREPARE_SMALL,
+    InsertDynamic,
     InsertQdq,
     Placement,
     UseNative,
@@ -166,14 +167,22 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
         balanced = Balanced(prepared)
         if balances(prepared, job):
-            balanced = balance(prepared, feeds, split.first.feed, left_out_by(prepared, job), custom_ops=job.custom_ops)
+            balanced = balance(
+                prepared,
+                feeds,
+                split.first.feed,
+                left_out_by(prepared, job),
+                custom_ops=job.custom_ops,
+                outliers=outliers_of(job.recipe, target),
+            )
             feeds, prepared = samples.take(keep=settings.walks), balanced.model
         placement, statistics = calibrate(balanced, feeds, job, settings)
         progress("solve")
         plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
     progress("lower")
     delivery = pack(
-        lower(prepared, placement, plan, target), {"ptq.float_sha256": source_fingerprint(job.source, model)}
+        lower(prepared, placement, plan, target, dynamic=job.recipe.is_dynamic),
+        {"ptq.float_sha256": source_fingerprint(job.source, model)},
     )
     progress("verify")
     proof = check(job, model, delivery, split)
@@ -216,29 +225,39 @@ def balances(model: ir.Model, job: Job) -> bool:
     return not job.recipe.weight_only and bool(products_by_input(model, left_out_by(model, job)))
 
 
+def outliers_of(recipe: Recipe, target: Target) -> Outliers:
+    """Where outlier channels are computed; our own dynamic products have a range for every row."""
+    return "beside" if not recipe.is_dynamic else "inside" if target.native else "clipped"
+
+
 def calibrate(
     balanced: Balanced, feeds: Iterable[Feed], job: Job, settings: Settings
 ) -> tuple[Placement, CalibrationStatistics]:
     """Look at the data once, then leave out the layers that it shows to be fragile."""
     native, model = target_named(job.recipe.target).native, balanced.model
     left_out = balanced.leaves_out(left_out_by(model, job))
-    placement = place_weights(model, left_out) if job.recipe.weight_only else place(model, left_out, native=native)
+    if job.recipe.has_grids:
+        placement = place(model, left_out, native=native)
+    else:
+        placement = place_weights(model, left_out, only_products=job.recipe.is_dynamic)
     collector = StatisticsCollector(list(placement.sources), channel_axes(placement), balanced.aside)
     seen = collect(model, feeds, collector, custom_ops=job.custom_ops)
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
     fragile = {}
-    if not job.recipe.weight_only:
+    if job.recipe.has_grids:
         fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)), native=native)
     return placement, statistics
 
 
-def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target) -> ir.Model:
+def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target, *, dynamic: bool = False) -> ir.Model:
     """The one step from float to integers, on a copy."""
     lowered = model.clone()
     InsertQdq(plan, placement)(lowered)
-    if target.native:
+    if dynamic:
+        InsertDynamic(plan, placement, target.native)(lowered)
+    elif target.native:
         UseNative(plan)(lowered)
     return lowered
 

@@ -12,7 +12,7 @@ import cattrs
 from cattrs.errors import ClassValidationError
 from cattrs.v import format_exception
 
-from ptq.calibration.observers import Auto, Observer
+from ptq.calibration.observers import Auto, Dynamic, Observer
 from ptq.core.errors import PtqError, RecipeError
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
@@ -31,8 +31,8 @@ class Weights:
         method: The weight method.
         bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
         granularity: Which weights share a scale: a tensor, an output feature, or a block of 16 to 256 of its inputs.
-            (Blocks are for products of weight-only models: with static activations no runtime has a kernel for them;
-            other layers of such models share them per channel.)
+            (Blocks are for products of weight-only and dynamic models: with static activations no runtime has a kernel
+            for them; other layers of such models share them per channel.)
         bias_correction: Shift biases by the mean error that the integers cause.
         split: Coarse & fine splitting: weights below 8 bits that become sums of two points. `auto` tries it where the
             centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
@@ -134,6 +134,16 @@ class Recipe:
     seed: int = 0
 
     @property
+    def is_dynamic(self) -> bool:
+        """Whether ranges of activations are taken while the model runs."""
+        return isinstance(self.activations, Dynamic) and not self.weight_only
+
+    @property
+    def has_grids(self) -> bool:
+        """Whether activations have ranges that are chosen beforehand."""
+        return not self.weight_only and not self.is_dynamic
+
+    @property
     def has_small_weights(self) -> bool:
         """Whether any weight is shorter than a byte."""
         own = [self.weights.bits, self.weights.first_last_bits, *(rule.bits for rule in self.layers)]
@@ -151,6 +161,7 @@ class Recipe:
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         self._check_extra_macs()
         self._check_blocks()
+        self._check_dynamic()
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
 
@@ -161,10 +172,17 @@ class Recipe:
         return any(name is not None and name.startswith("block-") for name in own)
 
     def _check_blocks(self) -> None:
-        if self.has_blocks and not self.weight_only:
-            raise RecipeError("scales per block are for weight-only models; add --weight-only, or take per-channel")
+        if self.has_blocks and self.has_grids:
+            raise RecipeError(
+                "scales per block are for weight-only and dynamic models; add --weight-only or --activations dynamic, "
+                "or take per-channel"
+            )
         if self.has_blocks and self.weights.extra_macs:
             raise RecipeError("extra_macs and scales per block do not go together; leave one of them")
+
+    def _check_dynamic(self) -> None:
+        if self.is_dynamic and self.activation_bits != 8:
+            raise RecipeError(f"activation_bits is {self.activation_bits}; dynamic activations have 8")
 
     def _check_extra_macs(self) -> None:
         share, method = self.weights.extra_macs, self.weights.method

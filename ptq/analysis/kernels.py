@@ -19,6 +19,8 @@ LINEAR_KERNELS = NATIVE_OPERATORS | {
     "QGemm",
     "MatMulIntegerToFloat",
     "MatMulNBits",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
     "ConvInteger",
 }
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})

@@ -64,3 +64,7 @@ class ChannelExtremes:
     def reach(self) -> Float:
         """Largest magnitude. Shape [channels]."""
         return np.maximum(-self.low, self.high)
+
+    def without(self, channels: NDArray[np.int64]) -> ChannelExtremes:
+        """Extremes of all channels but some."""
+        return self.at(np.setdiff1d(np.arange(len(self.low)), channels))

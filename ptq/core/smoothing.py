@@ -106,7 +106,7 @@ def _expected_error(size: Float, halves: Halves, scale_of: Callable[[Float], Flo
     """Energy per position at the output, ranges from one half and clipping from the other, both ways added."""
     inside = np.setdiff1d(np.arange(len(size)), aside)
     return sum(
-        _error(size[inside], seen.at(inside), other.at(inside), scale_of(seen.reach)[inside])
+        _error(size[inside], seen.without(aside), other.without(aside), scale_of(seen.reach)[inside])
         for seen, other in (halves, halves[::-1])
     )
 

@@ -1,0 +1,126 @@
+"""Products whose inputs become integers while the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ptq.core.plan import QuantPlan
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import LinearLayer, name_of
+from ptq.passes.native_bodies import DOMAIN, VERSION, body
+from ptq.passes.native_products import rewrite_dynamic
+from ptq.passes.placement import Placement
+from ptq.passes.use_native import OVERLOADS_IR
+
+
+@dataclass(frozen=True)
+class InsertDynamic(ir.passes.InPlacePass):
+    """Quantize the inputs of products by their own range.
+
+    Before: y = MatMul(x, Mul(Cast(w_codes), w_scale)), as `InsertQdq` leaves a layer whose input has no grid
+    After:  q, s, z = DynamicQuantizeLinear(x);  y = Mul(Cast(MatMulInteger(q, w_codes, z)), Mul(s, w_scale)); a Gemm
+            likewise, with Add for its bias. onnxruntime makes it MatMulIntegerToFloat. Or y = DynamicMatMulNBits(x, w)
+    Requires: a graph lowered with `plan` and `placement`, whose activations have no grids.
+    Ensures: products that read the same value share what its range costs.
+
+    Attributes:
+        plan: What the graph was lowered with.
+        placement: Its layers.
+        native: Whether operators of our own may run them: one range per row of the input instead of one for all.
+    """
+
+    plan: QuantPlan
+    placement: Placement
+    native: bool = False
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every layer."""
+        writer = _Writer(model.graph)
+        nodes = {name_of(node): node for node in model.graph}
+        for layer in self.placement.layers:
+            node = nodes[layer.name]
+            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name]) if self.native else None
+            if made is None:
+                writer.rewrite(node, layer)
+                continue
+            blocks = made.attributes.get_int("block_size") > 0
+            function = body(made.op_type, model.opset_imports[""], blocks=blocks, clipped="min" in made.attributes)
+            model.functions.setdefault(function.identifier(), function)
+            model.opset_imports[DOMAIN] = VERSION
+            model.ir_version = max(model.ir_version, OVERLOADS_IR)
+        common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, bool(self.placement.layers))
+
+
+@dataclass
+class _Writer:
+    graph: ir.Graph
+    quantized: dict[ir.Value, ir.Node] = field(default_factory=dict)
+
+    def rewrite(self, node: ir.Node, layer: LinearLayer) -> None:
+        """One product on stock operators; nothing where its weight is not codes times scales."""
+        found = _codes_and_scale(node)
+        source = node.inputs[0]
+        if found is None or source is None:
+            return
+        codes, scale = found
+        made: list[ir.Node] = []
+        quantize = self._quantize(source)
+        turned = layer.layout.out_axis == 0
+        if turned:
+            codes = _add(made, "Transpose", [codes], f"{layer.name}_turned", {"perm": [1, 0]})
+        scale = add_initializer(self.graph, f"{layer.name}_steps", scale.numpy().reshape(-1))
+        total = _add(made, "MatMulInteger", [quantize.outputs[0], codes, quantize.outputs[2]], f"{layer.name}_int32")
+        wide = _add(made, "Cast", [total], f"{layer.name}_wide", {"to": int(ir.DataType.FLOAT)})
+        steps = _add(made, "Mul", [quantize.outputs[1], scale], f"{layer.name}_step")
+        result = _add(made, "Mul", [wide, steps], f"{layer.name}_product")
+        bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+        if bias is not None:
+            result = _add(made, "Add", [result, bias], f"{layer.name}_biased")
+        out = node.outputs[0]
+        self.graph.insert_before(node, made)
+        ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
+        name, out.name = out.name, None
+        result.name, result.shape, result.type = name, out.shape, out.type
+        self.graph.remove(node, safe=True)
+
+    def _quantize(self, source: ir.Value) -> ir.Node:
+        if source not in self.quantized:
+            node = ir.node("DynamicQuantizeLinear", [source], num_outputs=3)
+            for value, part in zip(node.outputs, ("codes", "step", "zero"), strict=True):
+                value.name = f"{source.name}_{part}"
+            producer = source.producer()
+            if producer is None:
+                self.graph.insert_before(self.graph[0], node)
+            else:
+                self.graph.insert_after(producer, node)
+            self.quantized[source] = node
+        return self.quantized[source]
+
+
+def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None:
+    """What a weight is made of: int8 codes, and one scale per feature."""
+    product = node.inputs[1].producer() if node.inputs[1] is not None else None
+    wide = product.inputs[0].producer() if product is not None and product.inputs[0] is not None else None
+    if product is None or product.op_type != "Mul" or wide is None or wide.op_type != "Cast":
+        return None
+    codes, scale = wide.inputs[0], product.inputs[1]
+    if codes is None or scale is None or scale.const_value is None:
+        return None
+    return codes, scale.const_value
+
+
+def _add(
+    made: list[ir.Node],
+    op_type: str,
+    inputs: list[ir.Value],
+    name: str,
+    attributes: dict[str, int | list[int]] | None = None,
+) -> ir.Value:
+    node = ir.node(op_type, inputs, attributes or {}, name="")
+    node.outputs[0].name = name
+    made.append(node)
+    return node.outputs[0]
