@@ -72,10 +72,10 @@ class _Writer:
         turned = layer.layout.out_axis == 0
         if turned:
             codes = _add(made, "Transpose", [codes], f"{layer.name}_turned", {"perm": [1, 0]})
-        scale = add_initializer(self.graph, f"{layer.name}_steps", scale.numpy().reshape(-1))
+        weight_steps = add_initializer(self.graph, f"{layer.name}_steps", scale.numpy().reshape(-1))
         total = _add(made, "MatMulInteger", [quantize.outputs[0], codes, quantize.outputs[2]], f"{layer.name}_int32")
         wide = _add(made, "Cast", [total], f"{layer.name}_wide", {"to": int(ir.DataType.FLOAT)})
-        steps = _add(made, "Mul", [quantize.outputs[1], scale], f"{layer.name}_step")
+        steps = _add(made, "Mul", [quantize.outputs[1], weight_steps], f"{layer.name}_step")
         result = _add(made, "Mul", [wide, steps], f"{layer.name}_product")
         bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
         if bias is not None:

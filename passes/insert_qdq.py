@@ -22,6 +22,7 @@ from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerBlock, PerTensor
 from ptq.passes._graph import add_initializer
+from ptq.passes._guards import avoid_float_fusion, keep_float, take_over
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.lowered_layer import LoweredLayer, along_blocks
 from ptq.passes.normalise import INT4_OPSET
@@ -38,8 +39,6 @@ INT4_BITS = 4
 
 STREAM_LIMIT = 1 << 24
 """Codes that are unpacked at once when the session opens; measured, 150 MiB on the way at 3 bits, 230 MiB at 7."""
-
-INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def lower_layers(
         if table.name in plan.tables:
             lowering.table(table)
     lowering.unpack()
-    lowering.avoid_float_fusion()
-    lowering.keep_float()
+    avoid_float_fusion(model.graph, lowering.integer)
+    keep_float(model.graph, lowering.integer)
     common.RemoveUnusedNodesPass()(model)
     return layers
 
@@ -160,7 +159,7 @@ class _Lowering:
             product = self._node("Mul", [wide, steps], f"{reader}_row", ir.DataType.FLOAT, shape)
             made = [value.producer() for value in (rows, wide, steps, product)]
             self.graph.insert_before(node, [each for each in made if each is not None])
-            _take_over(node.outputs[0], product)
+            take_over(node.outputs[0], product)
             self.values[reader] = product
             self.graph.remove(node, safe=True)
 
@@ -188,46 +187,6 @@ class _Lowering:
                 return None
             case never:
                 assert_never(never)
-
-    def avoid_float_fusion(self) -> None:
-        """Write Add as Sum behind an integer product, and before a LayerNormalization.
-
-        onnxruntime fuses MatMul + Add into a float Gemm before it looks for integers, and then decodes the weight on
-        every run; Add + LayerNormalization it fuses into an operator that takes several times as long as the two. It
-        leaves Sum alone.
-        """
-        for node in list(self.graph):
-            if node.op_type == "Add" and not node.domain and (self._adds_product(node) or _is_normalised(node)):
-                total = ir.Node("", "Sum", node.inputs, name=node.name)
-                self.graph.insert_before(node, total)
-                _take_over(node.outputs[0], total.outputs[0])
-                self.graph.remove(node, safe=True)
-
-    def keep_float(self) -> None:
-        """Stand a one-input Sum (the identity, to every runtime) before layers that were left in float on purpose.
-
-        onnxruntime quantizes a float Conv, ConvTranspose or Gemm between DQ and Q by itself when the session opens: one
-        scale for the whole weight, and no word about it; and it takes its slow integer AveragePool there. It does so
-        only right behind a DequantizeLinear.
-        """
-        for node in list(self.graph):
-            if node.op_type not in INTEGER_AT_LOAD or node.domain or node in self.integer:
-                continue
-            source = node.inputs[0]
-            decoder = None if source is None else source.producer()
-            if decoder is not None and source is not None and decoder.op_type == "DequantizeLinear":
-                guard = self._node("Sum", [source], f"{name_of(node)}_input", source.dtype, source.shape)
-                self.graph.insert_before(node, [producer for producer in [guard.producer()] if producer is not None])
-                node.replace_input_with(0, guard)
-
-    def _adds_product(self, node: ir.Node) -> bool:
-        return any(self._is_integer_product(value) for value in node.inputs)
-
-    def _is_integer_product(self, value: ir.Value | None) -> bool:
-        producer = None if value is None else value.producer()
-        if producer is None or producer.op_type != "MatMul":
-            return False
-        return producer in self.integer or _decoder_of(producer.inputs[1]) is not None
 
     def _insert_pair(self, value: ir.Value, params: QuantParams) -> None:
         name = str(value.name)
@@ -286,7 +245,7 @@ class _Lowering:
         moved.outputs[0].type, moved.outputs[0].shape = zero.type, node.outputs[0].shape
         back = ir.Node("", "DequantizeLinear", [moved.outputs[0], scale, zero])
         self.graph.insert_before(node, [moved, back])
-        _take_over(node.outputs[0], back.outputs[0])
+        take_over(node.outputs[0], back.outputs[0])
         self.graph.remove(node, safe=True)
 
     def _grid(self, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
@@ -463,10 +422,6 @@ class _Lowering:
         return candidate
 
 
-def _is_normalised(node: ir.Node) -> bool:
-    return any(use.node.op_type == "LayerNormalization" for use in node.outputs[0].uses())
-
-
 def _decoder_of(value: ir.Value | None) -> ir.Node | None:
     """The DequantizeLinear behind a value."""
     node = None if value is None else value.producer()
@@ -483,11 +438,3 @@ def _root(value: ir.Value | None) -> str:
 def _name_at(node: ir.Node | None, index: int) -> str:
     value = None if node is None or index >= len(node.inputs) else node.inputs[index]
     return "" if value is None else str(value.name)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read wherever `old` was, under its name."""
-    name, shape, type_ = old.name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    old.name = None
-    new.name, new.shape, new.type = name, shape, type_

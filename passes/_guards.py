@@ -1,0 +1,82 @@
+"""What must not be written into a lowered graph, because onnxruntime would quietly make something slower of it."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+import onnx_ir as ir
+
+from ptq.passes._linear import name_of
+from ptq.passes._qdq import decoder
+
+INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
+
+
+def avoid_float_fusion(graph: ir.Graph, integer: AbstractSet[ir.Node]) -> None:
+    """Write Add as Sum behind an integer product, and before a LayerNormalization.
+
+    onnxruntime fuses MatMul + Add into a float Gemm before it looks for integers, and then decodes the weight on every
+    run; Add + LayerNormalization it fuses into an operator that takes several times as long as the two. It leaves Sum
+    alone.
+
+    Args:
+        graph: Lowered; changed in place.
+        integer: Nodes that run on integers.
+    """
+    for node in list(graph):
+        if node.op_type == "Add" and not node.domain and (_adds_product(node, integer) or _is_normalised(node)):
+            total = ir.Node("", "Sum", node.inputs, name=node.name)
+            graph.insert_before(node, total)
+            take_over(node.outputs[0], total.outputs[0])
+            graph.remove(node, safe=True)
+
+
+def keep_float(graph: ir.Graph, integer: AbstractSet[ir.Node]) -> None:
+    """Stand a one-input Sum (the identity, to every runtime) before layers that were left in float on purpose.
+
+    onnxruntime quantizes a float Conv, ConvTranspose or Gemm between DQ and Q by itself when the session opens: one
+    scale for the whole weight, and no word about it; and it takes its slow integer AveragePool there. It does so only
+    right behind a DequantizeLinear.
+
+    Args:
+        graph: Lowered; changed in place.
+        integer: Nodes that run on integers.
+    """
+    names = {str(value.name) for node in graph for value in node.outputs} | set(graph.initializers)
+    for node in list(graph):
+        if node.op_type not in INTEGER_AT_LOAD or node.domain or node in integer:
+            continue
+        source = node.inputs[0]
+        if source is not None and decoder(source) is not None:
+            guard = ir.node("Sum", [source], name="")
+            name = f"{name_of(node)}_input"
+            while name in names:
+                name += "_"
+            names.add(name)
+            guard.outputs[0].name, guard.outputs[0].shape = name, source.shape
+            guard.outputs[0].type = source.type
+            graph.insert_before(node, guard)
+            node.replace_input_with(0, guard.outputs[0])
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` was, under its name."""
+    name, shape, type_ = old.name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.shape, new.type = name, shape, type_
+
+
+def _adds_product(node: ir.Node, integer: AbstractSet[ir.Node]) -> bool:
+    return any(_is_integer_product(value, integer) for value in node.inputs)
+
+
+def _is_integer_product(value: ir.Value | None, integer: AbstractSet[ir.Node]) -> bool:
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "MatMul":
+        return False
+    return producer in integer or decoder(producer.inputs[1]) is not None
+
+
+def _is_normalised(node: ir.Node) -> bool:
+    return any(use.node.op_type == "LayerNormalization" for use in node.outputs[0].uses())
