@@ -136,6 +136,10 @@ def collect(
         CalibrationError: There was no sample, or a tensor is not finite.
     """
     names = collector.names
+    if not names:  # weights alone: the samples still count
+        for _ in feeds:
+            collector.update([])
+        return collector.value()
     with session_of(exposed(model, names), custom_ops=custom_ops) as session:
 
         def forward(feed: Feed) -> list[NDArray[Any]]:

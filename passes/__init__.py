@@ -108,7 +108,7 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     inner = sum(node.op_type in INTEGER_OPS for node in prepared.graph.all_nodes())
     inner -= sum(node.op_type in INTEGER_OPS for node in prepared.graph)
     if inner:
-        notes.append(f"{inner} layers inside If, Loop or Scan stay float")
+        notes.append(f"{inner} layers inside If, Loop or Scan keep float kernels")
     return tuple(notes)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ptq.core.plan import QuantPlan
 from ptq.passes._graph import add_initializer
+from ptq.passes._guards import take_over
 from ptq.passes._linear import LinearLayer, name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement
 from ptq.passes.use_native import OVERLOADS_IR
+
+ORT_DOMAIN, LSTM_INPUTS, BYTE = "com.microsoft", 8, 8
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class InsertDynamic(ir.passes.InPlacePass):
     After:  q, s, z = DynamicQuantizeLinear(x);  y = Mul(Cast(MatMulInteger(q, w_codes, z)), Mul(s, w_scale)); a Gemm
             likewise, with Add for its bias. onnxruntime makes it MatMulIntegerToFloat. Or y = DynamicMatMulNBits(x, w)
     Requires: a graph lowered with `plan` and `placement`, whose activations have no grids.
-    Ensures: products that read the same value share what its range costs.
+    Ensures: LSTM layers run on integers too; products that read the same value share what its range costs.
 
     Attributes:
         plan: What the graph was lowered with.
@@ -51,8 +55,43 @@ class InsertDynamic(ir.passes.InPlacePass):
             model.functions.setdefault(function.identifier(), function)
             model.opset_imports[DOMAIN] = VERSION
             model.ir_version = max(model.ir_version, OVERLOADS_IR)
+        for node in list(model.graph):
+            if node.op_type == "LSTM" and not node.domain:
+                self._quantize_lstm(model, node)
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.placement.layers))
+
+    def _quantize_lstm(self, model: ir.Model, node: ir.Node) -> None:
+        """Write an LSTM as onnxruntime's operator for one with integer weights, if both of them have 8 bits.
+
+        Before: LSTM(x, W, R, ...)
+        After:  DynamicQuantizeLSTM(x, W codes, R codes, ..., scales, zero points), codes as [directions, in, gates]
+        """
+        decoded = {f"{weight.name}_decoded": weight for weight in self.placement.stored}
+        names = [str(value.name) for value in node.inputs[1:3] if value is not None]
+        weights = [decoded[name] for name in names if name in decoded]
+        encodings = [self.plan.stored[weight.name] for weight in weights]
+        if len(weights) < 2 or any(encoding.params.spec.num_bits != BYTE for encoding in encodings):
+            return
+        if node.attributes.get_int("layout", 0):
+            return
+        parts: list[ir.Value] = []
+        for role, weight, encoding in zip("WR", weights, encodings, strict=True):
+            codes = np.swapaxes(weight.to_tensor(encoding.codes), 1, 2)
+            scale = encoding.params.scale.reshape(weight.shape[:2])
+            name = f"{name_of(node)}_{role}"
+            parts.append(add_initializer(model.graph, f"{name}_codes", codes.astype(np.int8)))
+            parts.append(add_initializer(model.graph, f"{name}_scale", scale))
+            parts.append(add_initializer(model.graph, f"{name}_zero", np.zeros(scale.shape, np.int8)))
+        own = [*node.inputs, *[None] * (LSTM_INPUTS - len(node.inputs))]
+        inputs = [own[0], parts[0], parts[3], *own[3:], parts[1], parts[2], parts[4], parts[5]]
+        attributes = [value for value in node.attributes.values() if value.name != "layout"]
+        made = ir.Node(ORT_DOMAIN, "DynamicQuantizeLSTM", inputs, attributes, num_outputs=len(node.outputs))
+        model.graph.insert_before(node, made)
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            take_over(old, new)
+        model.graph.remove(node, safe=True)
+        model.opset_imports[ORT_DOMAIN] = 1
 
 
 @dataclass

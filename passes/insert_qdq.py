@@ -29,6 +29,7 @@ from ptq.passes.normalise import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.pieces import cut
 from ptq.passes.placement import Placement
+from ptq.passes.stored import StoredWeight, value_in
 from ptq.passes.tables import Table
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
@@ -85,6 +86,9 @@ def lower_layers(
     for table in placement.tables:
         if table.name in plan.tables:
             lowering.table(table)
+    for weight in placement.stored:
+        if weight.name in plan.stored:
+            lowering.stored(model, weight)
     lowering.unpack()
     avoid_float_fusion(model.graph, lowering.integer)
     keep_float(model.graph, lowering.integer)
@@ -109,6 +113,8 @@ class _Lowering:
             str(v.name): v for n in nodes for v in n.outputs if v.name
         }
         self.names = set(self.values) | set(self.graph.initializers)
+        for node in self.graph.all_nodes():  # what bodies call their own must not be taken either
+            self.names |= {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
         # By identity: a graph output's producer is renamed on the way.
         self.integer = {node for node in nodes if name_of(node) in self.placement.integer_nodes}
 
@@ -162,6 +168,16 @@ class _Lowering:
             take_over(node.outputs[0], product)
             self.values[reader] = product
             self.graph.remove(node, safe=True)
+
+    def stored(self, model: ir.Model, weight: StoredWeight) -> None:
+        """Let float kernels, of bodies too, read codes times scales that are computed in front of everything."""
+        encoding, value = self.plan.stored[weight.name], value_in(model, weight.name)
+        codes = weight.to_tensor(encoding.codes)
+        stored = self._stored(f"{weight.name}_quantized", codes, encoding.params.spec.num_bits)
+        decoded = self._multiplied(weight.name, stored, weight.along(encoding.params.scale))
+        ir.convenience.replace_all_uses_with(value, decoded)
+        if value.is_initializer() and value.graph is not None:
+            del value.graph.initializers[weight.name]
 
     def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float32, name_of
+from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
 
@@ -38,6 +39,7 @@ class Placement:
         right_operands: Groups that are only the right side of a product of two activations: kernels want them signed.
         tables: Embedding tables.
         only_products: Groups whose values no integer node but products reads.
+        stored: Weights that float kernels read and that lie on codes nevertheless.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -49,6 +51,7 @@ class Placement:
     right_operands: frozenset[int]
     tables: tuple[Table, ...] = ()
     only_products: frozenset[int] = frozenset()
+    stored: tuple[StoredWeight, ...] = ()
 
 
 def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: bool = False) -> Placement:
@@ -69,7 +72,7 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: b
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
-    if not planner.integer:
+    if not planner.integer and not find_stored(model, left_out):
         raise UnsupportedModelError(_nothing(planner.left_float))
     for node in nodes:
         planner.visit_other(node)
@@ -106,10 +109,15 @@ def place_weights(
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):
             layers.append(layer)
-    if not layers:
+    tables, stored = find_tables(model, left_out), find_stored(model, left_out)
+    if not layers and not stored:
         raise UnsupportedModelError(_nothing(left_float))
-    tables = find_tables(model, left_out)
-    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables)
+    left_float |= _inside(model, left_out)
+    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
+
+
+def _inside(model: ir.Model, left_out: Selector) -> dict[str, str]:
+    return {name_of(node): left_out(node) or INSIDE for node in inner_layers(model)}
 
 
 def _nothing(left_float: Mapping[str, str]) -> str:
@@ -187,10 +195,11 @@ class _Planner:
             tuple(tuple(members) for members in groups.values()),
             sources,
             frozenset(self.produced),
-            dict(self.left_float),
+            self.left_float | _inside(model, self.left_out),
             self._read_as(nodes, groups, lambda node, position: node.op_type == "MatMul" and position == 1),
             find_tables(model, self.left_out),
             self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
+            find_stored(model, self.left_out),
         )
 
     def _read_as(

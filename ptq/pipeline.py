@@ -56,6 +56,7 @@ from ptq.passes import (
 from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.placement import Selector
 from ptq.passes.selection import select_nodes
+from ptq.passes.stored import describe
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
@@ -205,6 +206,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         + divided
         + balanced.notes
         + _table_note(plan)
+        + _stored_note(prepared, placement, plan)
         + _native_note(delivery.model)
         + uneven_concats(prepared, placement, statistics.histograms),
         proof=proof,
@@ -293,6 +295,11 @@ def _table_note(plan: QuantPlan) -> tuple[str, ...]:
         f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
         for name, rows in plan.tables.items()
     )
+
+
+def _stored_note(model: ir.Model, placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
+    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
+    return tuple(describe(model, placement.stored, bits) for bits in lengths)
 
 
 def _native_note(lowered: ir.Model) -> tuple[str, ...]:

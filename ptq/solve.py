@@ -27,6 +27,7 @@ from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
 from ptq.passes.infer_shapes import output_sizes
 from ptq.passes.placement import Placement
+from ptq.passes.stored import tensor_of, value_in
 from ptq.recipe import tag_of
 from ptq.splitting import LayerChoice, choose_split
 from ptq.weights import Rtn
@@ -119,7 +120,14 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     grids = choose_grids(problem.placement, problem.statistics.histograms, settings)
     layers = problem.placement.layers
     jobs = {layer.name: _Job(LinearArrays.of(problem.model, layer), layer, settings, grids) for layer in layers}
-    tables = {table.name: _rows(problem.model, table.name, settings) for table in problem.placement.tables}
+    tables = {
+        table.name: _rows(table.name, initializer_of(problem.model, table.name), settings)
+        for table in problem.placement.tables
+    }
+    stored = {
+        weight.name: _rows(weight.name, weight.to_matrix(_numbers(problem.model, weight.name)), settings)
+        for weight in problem.placement.stored
+    }
     if settings.extra_macs > 0:
         demands: dict[str, Demand] = {}
         _solve(problem, tables, grids, jobs, demands)
@@ -127,17 +135,27 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         jobs = {name: replace(job, rows=rows.get(name)) for name, job in jobs.items()}
     solved = _solve(problem, tables, grids, jobs)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
-    return replace(_plan(grids, solved), tables=tables), tuple(
+    return replace(_plan(grids, solved), tables=tables, stored=stored), tuple(
         job.row(solved[name], sizes[name]) for name, job in jobs.items()
     )
 
 
-def _rows(model: ir.Model, name: str, settings: Settings) -> AffineEncoding:
-    """Rows of an embedding table, one scale each. They are read one at a time: long words cost bytes and no time."""
+def _numbers(model: ir.Model, name: str) -> NDArray[np.float32]:
+    tensor = tensor_of(value_in(model, name))
+    if tensor is None:
+        raise RuntimeError(f"weight {name} lost its values")
+    return np.asarray(tensor.numpy(), np.float32)
+
+
+def _rows(name: str, rows: NDArray[np.float32], settings: Settings) -> AffineEncoding:
+    """Rows of a table or of a weight that only shrinks in the file, one scale each.
+
+    Long words cost bytes and no time there, and nothing corrects their errors.
+    """
     bits = min(settings.weights.spec.num_bits + MORE_BITS, BYTE)
     spec = replace(settings.weights.spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0))
     method = Rtn("mse" if bits < BYTE else "absmax")
-    encoding = method.quantize(LayerProblem(name, initializer_of(model, name), spec))
+    encoding = method.quantize(LayerProblem(name, rows, spec))
     if not isinstance(encoding, AffineEncoding):
         raise TypeError(f"table {name!r} came back as {type(encoding).__name__}")
     return encoding

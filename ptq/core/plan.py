@@ -45,9 +45,11 @@ class QuantPlan:
         weights: Layer name -> weight.
         biases: Layer name -> bias.
         tables: Embedding table -> its rows, one scale each.
+        stored: Weight that float kernels read -> its rows, one scale each.
     """
 
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, WeightEncoding]
     biases: Mapping[str, BiasEncoding | FloatBias]
     tables: Mapping[str, AffineEncoding] = field(default_factory=dict)
+    stored: Mapping[str, AffineEncoding] = field(default_factory=dict)

@@ -1,0 +1,126 @@
+"""Weights that shrink in the file and are decoded when the session opens: of recurrent layers, and inside bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.passes._linear import name_of
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+SMALLEST = 256
+"""Numbers in a weight that are worth two more operators."""
+
+INSIDE = "inside If, Loop or Scan: its weight is on codes, its kernel float"
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A constant that float kernels read.
+
+    Attributes:
+        name: Of the value.
+        shape: Its extents.
+        axes: Those along which every position has a scale of its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Shape [scales, weights under each]."""
+        return np.moveaxis(array, self.axes, range(len(self.axes))).reshape(self._rows, -1)
+
+    def to_tensor(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """The inverse."""
+        rest = [n for i, n in enumerate(self.shape) if i not in self.axes]
+        tensor = matrix.reshape([self.shape[i] for i in self.axes] + rest)
+        return np.ascontiguousarray(np.moveaxis(tensor, range(len(self.axes)), self.axes))
+
+    def along(self, scale: NDArray[Any]) -> NDArray[Any]:
+        """One scale per row as it broadcasts against the tensor."""
+        return scale.reshape([n if i in self.axes else 1 for i, n in enumerate(self.shape)])
+
+    @property
+    def _rows(self) -> int:
+        return int(np.prod([self.shape[i] for i in self.axes]))
+
+
+def find_stored(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
+    """Weights of recurrent layers anywhere, and of linear layers inside the bodies of If, Loop and Scan.
+
+    Args:
+        model: Prepared float model.
+        left_out: The user's exclusions.
+
+    Returns:
+        The weights, in the order in which they are read.
+    """
+    found: dict[str, StoredWeight] = {}
+    for node in model.graph.all_nodes():
+        for value, axes in _weights(node, inside=node.graph is not model.graph):
+            tensor = tensor_of(value)
+            if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST or left_out(node):
+                continue
+            weight = StoredWeight(str(value.name), tuple(tensor.shape.numpy()), axes)
+            if found.setdefault(weight.name, weight) != weight:
+                del found[weight.name]  # two layers that want scales along different axes
+    return tuple(found.values())
+
+
+def inner_layers(model: ir.Model) -> Iterator[ir.Node]:
+    """Linear layers with constant weights inside bodies."""
+    for node in model.graph.all_nodes():
+        if node.graph is not model.graph and node.op_type not in RECURRENT and any(_weights(node, inside=True)):
+            yield node
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
+    """What a value is, if it is a constant of any graph: an initializer, or made by a Constant node."""
+    return ir.convenience.get_const_tensor(value)
+
+
+def value_in(model: ir.Model, name: str) -> ir.Value:
+    """The value of a name that a weight was found under.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.name == name and tensor_of(value) is not None:
+                return value
+    raise KeyError(name)
+
+
+def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
+    """Inputs of a node that are weights, with the axes that have scales."""
+    if node.domain:
+        return
+    if node.op_type in RECURRENT:
+        for value in node.inputs[1:3]:
+            if value is not None:
+                yield value, (0, 1)
+    elif inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
+        value = node.inputs[1]
+        first = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+        tensor = None if value is None else tensor_of(value)
+        if value is not None and tensor is not None and (first or len(tensor.shape) == 2):
+            yield value, (0,) if first else (1,)
+
+
+def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int) -> str:
+    """One line for the report."""
+    names = {weight.name for weight in weights}
+    readers = [
+        f"{node.op_type} {name_of(node)}"
+        for node in model.graph.all_nodes()
+        if any(value is not None and value.name in names for value in node.inputs)
+    ]
+    return f"{len(weights)} weights on {num_bits} bits, decoded when the session opens: {', '.join(readers)}"
