@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.images import ImageOptions, image_folder
 from ptq.calibration.npz import ArrayFile, open_npy, open_npz
-from ptq.calibration.sample import Row, Sample, check_feed, sample_of_rows, split_batch, without_padding
+from ptq.calibration.sample import Row, Sample, check_feed, may_be_empty, sample_of_rows, split_batch, without_padding
 from ptq.calibration.tokens import token_rows
 from ptq.core.errors import InputError
 from ptq.modelfile import InputSpec
@@ -281,7 +281,9 @@ def _feeds(source: Iterable[Any], specs: list[InputSpec]) -> Iterator[Sample]:
 
 def _has_ranks(arrays: Mapping[str, NDArray[Any]], specs: list[InputSpec]) -> bool:
     return {spec.name for spec in specs} == set(arrays) and all(
-        arrays[spec.name].size and (spec.shape is None or arrays[spec.name].ndim == len(spec.shape)) for spec in specs
+        (arrays[spec.name].size or (len(specs) > 1 and may_be_empty(arrays[spec.name].shape, spec)))
+        and (spec.shape is None or arrays[spec.name].ndim == len(spec.shape))
+        for spec in specs
     )
 
 

@@ -53,7 +53,8 @@ class Row:
         fixed = () if wanted is None else wanted if self.adds_axis else wanted[1:]
         if any(isinstance(n, int) and n != m for n, m in zip(fixed, extents, strict=False)):
             raise InputError(f"{self.where}: each sample of {name} is {list(extents)}; the model wants {self.spec}")
-        if 0 in extents or not self.shape[0]:
+        shape = extents if self.adds_axis else self.shape
+        if 0 in self.shape and not (self.shape[0] and may_be_empty(shape, self.spec)):
             raise InputError(
                 f"{self.where}: {name} has shape {self.shape}, which is empty; expected at least one value"
             )
@@ -99,10 +100,23 @@ def check_feed(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], ind
         _require_dtype(spec, array.dtype, f"{where}: sample {index}")
         if spec.shape is not None and not _fits(array.shape, spec.shape):
             raise InputError(f"{where}: {spec.name} is {list(array.shape)} in sample {index}; the model wants {spec}")
-        if not array.size:
+        if not array.size and not (len(feed) > 1 and may_be_empty(array.shape, spec)):
             raise InputError(f"{where}: {spec.name} is empty in sample {index}; expected at least one value")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{where}: {spec.name} holds NaN or infinity in sample {index}; check its preprocessing")
+
+
+def may_be_empty(shape: tuple[int, ...], spec: InputSpec) -> bool:
+    """Whether an input holds nothing yet, like the cache of a language model before its first token.
+
+    Args:
+        shape: Of one feed; its first extent is the batch.
+        spec: The input, whose empty axes are free.
+    """
+    wanted = spec.shape
+    if wanted is None or len(wanted) < 3 or len(wanted) != len(shape) or not shape[0]:
+        return False
+    return all(extent or not isinstance(free, int) for extent, free in zip(shape, wanted, strict=True))
 
 
 def _require_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:

@@ -109,7 +109,8 @@ def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[i
                 yield value, (0, 1)
     elif inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
         value = node.inputs[1]
-        first = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+        turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        first = node.op_type == "Conv" or turned
         tensor = None if value is None else tensor_of(value)
         if value is not None and tensor is not None and (first or len(tensor.shape) == 2):
             yield value, (0,) if first else (1,)
