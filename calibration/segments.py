@@ -92,8 +92,10 @@ class SegmentedRun:
         self._done += 1
         self._live = (self._live | set(segment.writes)) - set(segment.frees)
         outputs = segment.outputs
-        part = self._cut(segment.nodes, segment.reads, outputs)
-        with session_of(part, custom_ops=self._custom_ops) if outputs else nullcontext() as session:
+        part, mapped = self._cut(segment.nodes, segment.reads, outputs), self._mapped(segment.nodes)
+        arrays = {name: tensor.numpy() for name, tensor in mapped.items()}
+        opened = session_of(part, custom_ops=self._custom_ops, weights=arrays) if outputs else nullcontext()
+        with opened as session:
 
             def forward(chunk: int) -> dict[str, NDArray[Any]]:
                 held = {name: self._store.get((self._label, chunk, name)) for name in segment.reads}
@@ -108,6 +110,15 @@ class SegmentedRun:
                 for name in segment.frees:
                     self._store.drop((self._label, chunk, name))
                 yield [values[name] for name in segment.stops]
+        arrays.clear()
+        for tensor in mapped.values():
+            tensor.release()
+
+    def _mapped(self, indices: Sequence[int]) -> dict[str, ir.ExternalTensor]:
+        """Weights of some nodes that stay in their file."""
+        read = {name for index in indices for name in _names_read(ir.to_proto(self._nodes[index]))}
+        found = {name: value.const_value for name, value in self._model.graph.initializers.items() if name in read}
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, ir.ExternalTensor)}
 
     def held(self, chunk: int) -> dict[str, NDArray[Any]]:
         """All values of a chunk that segments to come will read."""
@@ -146,8 +157,7 @@ class SegmentedRun:
         graph = onnx.GraphProto(name="segment", node=nodes)
         for name, value in self._model.graph.initializers.items():
             if name in read and value.const_value is not None:
-                tensor = ir.tensor(value.const_value.numpy(), name=name)  # external data becomes part of the model
-                graph.initializer.append(ir.to_proto(tensor))
+                graph.initializer.append(ir.to_proto(value.const_value))
         for name in reads:
             graph.input.append(self._input(name))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)

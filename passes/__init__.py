@@ -39,9 +39,19 @@ PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, requi
 PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
 """For scales per block, which older opsets cannot say."""
 
+HUGE_STEPS: tuple[PrepareStep, ...] = (
+    InlineFunctions(),
+    RaiseOpset(INT4_OPSET),
+    RemoveDropout(),
+    SumToAdd(),
+    FoldConstants(),
+)
+"""What can be done without reading weights."""
+
 Feed = Mapping[str, NDArray[Any]]
 
 __all__ = [
+    "HUGE_STEPS",
     "PREPARE",
     "PREPARE_BLOCKS",
     "PREPARE_SMALL",

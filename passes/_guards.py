@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
+import numpy as np
 import onnx_ir as ir
 
+from ptq.passes._graph import add_initializer
 from ptq.passes._linear import name_of
-from ptq.passes._qdq import decoder
+from ptq.passes._qdq import decoder, only_reader
 
 INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 
@@ -57,6 +59,36 @@ def keep_float(graph: ir.Graph, integer: AbstractSet[ir.Node]) -> None:
             guard.outputs[0].type = source.type
             graph.insert_before(node, guard)
             node.replace_input_with(0, guard.outputs[0])
+
+
+def keep_blocks(graph: ir.Graph) -> None:
+    """Write Relu as Max behind a product whose weight has scales per block, and stand a one-input Sum before a Clip.
+
+    onnxruntime does not make its MatMulNBits of a product that only a Relu or Clip reads, if another product follows:
+    it would decode the weight on every run.
+
+    Args:
+        graph: Lowered; changed in place.
+    """
+    for node in list(graph):
+        pair = decoder(node.inputs[1]) if node.op_type == "MatMul" and not node.domain else None
+        reader = only_reader(node)
+        if pair is None or "block_size" not in pair.attributes or reader is None or reader.domain:
+            continue
+        if reader.op_type == "Relu":
+            name = f"{name_of(node)}_least"
+            while name in graph.initializers:
+                name += "_"
+            least = ir.node("Max", [node.outputs[0], add_initializer(graph, name, np.array(0, np.float32))], name="")
+            graph.insert_before(reader, least)
+            take_over(reader.outputs[0], least.outputs[0])
+            graph.remove(reader, safe=True)
+        elif reader.op_type == "Clip":
+            same = ir.node("Sum", [node.outputs[0]], name="")
+            out, source = same.outputs[0], node.outputs[0]
+            out.name, out.type, out.shape = f"{source.name}_same", source.type, source.shape
+            graph.insert_after(node, same)
+            reader.replace_input_with(0, out)
 
 
 def take_over(old: ir.Value, new: ir.Value) -> None:

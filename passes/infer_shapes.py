@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from ptq.modelfile import INLINE_BYTES, run, session_of, weight_bytes
+from ptq.modelfile import INLINE_BYTES, run, session_of
 
 
 def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:
@@ -25,7 +25,7 @@ def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequ
         feed: One sample that the model runs on.
         custom_ops: Libraries the model needs.
     """
-    _infer_statically(model)
+    infer_statically(model)
     unknown = [
         value
         for node in model.graph
@@ -79,9 +79,10 @@ def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
-def _infer_statically(model: ir.Model) -> None:
-    """Merge what ONNX infers from the graph without its weights; silence is fine, the run comes after."""
-    if weight_bytes(model) > INLINE_BYTES:
+def infer_statically(model: ir.Model) -> None:
+    """Merge what ONNX infers from the graph without its weights; silence is fine where a run comes after."""
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    if sum(t.nbytes for t in constants if t is not None and not isinstance(t, ir.ExternalTensor)) > INLINE_BYTES:
         return
     try:
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))

@@ -6,7 +6,8 @@ kernel; what it fuses, and what must not be written because it would quietly run
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -22,7 +23,7 @@ from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerBlock, PerTensor
 from ptq.passes._graph import add_initializer
-from ptq.passes._guards import avoid_float_fusion, keep_float, take_over
+from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
 from ptq.passes._linear import LinearLayer, bias_add, name_of
 from ptq.passes.lowered_layer import LoweredLayer, along_blocks
 from ptq.passes.normalise import INT4_OPSET
@@ -92,8 +93,34 @@ def lower_layers(
     lowering.unpack()
     avoid_float_fusion(model.graph, lowering.integer)
     keep_float(model.graph, lowering.integer)
+    keep_blocks(model.graph)
     common.RemoveUnusedNodesPass()(model)
     return layers
+
+
+Store = Callable[[str, NDArray[Any]], ir.TensorProtocol]
+"""Where a new constant's numbers go."""
+
+
+def lower_one_by_one(
+    model: ir.Model, placement: Placement, plans: Iterable[tuple[LinearLayer, QuantPlan]], store: Store
+) -> None:
+    """Write weights into a graph, in place, each as soon as its plan is there.
+
+    Args:
+        model: The graph that `placement` was made from; activations stay float.
+        placement: Its layers.
+        plans: Each layer with a plan that holds it.
+        store: Where the codes go.
+    """
+    lowering = _Lowering(model.graph, QuantPlan({}, {}, {}), placement, store=store)
+    for layer, plan in plans:
+        lowering.plan = plan
+        lowering.weight(layer)
+    lowering.unpack()
+    avoid_float_fusion(model.graph, lowering.integer)
+    keep_blocks(model.graph)
+    common.RemoveUnusedNodesPass()(model)
 
 
 @dataclass
@@ -102,6 +129,7 @@ class _Lowering:
     plan: QuantPlan
     placement: Placement
     compact: bool = True
+    store: Store | None = None
     scales: dict[tuple[bytes, bytes, str], tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     decoded: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
     streams: dict[int, list[CodeStream]] = field(default_factory=dict)
@@ -277,7 +305,9 @@ class _Lowering:
     def _decoded_weight(self, layer: LinearLayer, encoding: WeightEncoding) -> ir.Value:
         codes = layer.layout.to_tensor(encoding.codes)
         axis = layer.layout.out_axis
-        key = (layer.weight, codes.tobytes() + encoding.params.scale.tobytes())
+        content = hashlib.sha256(np.ascontiguousarray(codes).data)
+        content.update(np.ascontiguousarray(encoding.params.scale).data)
+        key = (layer.weight, content.digest())
         if key not in self.decoded:  # a weight that several layers share stays shared
             if isinstance(encoding.params.spec.granularity, PerBlock):
                 self.decoded[key] = self._in_blocks(layer, encoding, encoding.params.spec.granularity.block_size)
@@ -427,7 +457,10 @@ class _Lowering:
         return out
 
     def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        return add_initializer(self.graph, self._fresh(name), array)
+        value = add_initializer(self.graph, self._fresh(name), array)
+        if self.store is not None:
+            value.const_value = self.store(str(value.name), array)
+        return value
 
     def _fresh(self, name: str) -> str:
         """A name that is not in use yet."""

@@ -70,9 +70,16 @@ class RaiseOpset(ir.passes.InPlacePass):
                 f"the model has opset {found}; quantization needs {self.minimum} and the ONNX version converter fails: "
                 f"{reason}; export the model again with a newer opset"
             ) from error
+        folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
         model.graph = ir.from_proto(converted).graph
+        for folder in folders:  # one at most: a model's weights lie beside it
+            ir.external_data.set_base_dir(model.graph, folder)
         model.ir_version = max(model.ir_version, IR_VERSIONS.get(self.minimum, MIN_IR_VERSION))
         return ir.passes.PassResult(model, True)
+
+
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
     progress: Progress = lambda _step: None,
+    workspace: Path | None = None,
 ) -> Result:
     """Quantize a float model.
 
@@ -49,6 +50,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         images: How to read an image folder.
         metric: Name and function of a metric over (outputs, labels), higher is better.
         progress: Called with the name of each step.
+        workspace: Folder from which an interrupted run on a model too large for memory goes on.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -64,7 +66,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         else open_data(data, specs, limit=recipe.samples, images=images)
     )
     other = None if evaluation is None else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images)
-    return run(Job(model, reader, recipe, other, tuple(custom_ops), metric), progress)
+    return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace), progress)
 
 
 def bench(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,6 +164,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     data = None if given["random_data"] else given["data"]
     require_writable(output, [Path(p) for p in (model, given["data"], given["eval_data"], given["recipe_path"]) if p])
     display = Display(quiet=given["quiet"] or given["as_json"])
+    workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run on a huge model goes on from here
     with display.steps() as progress:
         result = run_quantize(
             model,
@@ -173,6 +175,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
             images=_images(given),
             metric=_metric(given["metric"]),
             progress=progress,
+            workspace=workspace,
         )
     passed = result.report.verdict.passed
     if passed:
@@ -180,6 +183,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     else:
         output.unlink(missing_ok=True)
         write_cards(result.report, output)
+    shutil.rmtree(workspace, ignore_errors=True)
     if given["as_json"]:
         click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
     display.result(result.report, output)

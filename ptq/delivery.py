@@ -84,7 +84,8 @@ def pack(model: ir.Model, metadata: Mapping[str, str]) -> Delivery:
     """
     model.metadata_props.update(metadata)
     _drop_inferable(model)
-    large = weight_bytes(model) > INLINE_BYTES
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    large = weight_bytes(model) > INLINE_BYTES or any(isinstance(each, ir.ExternalTensor) for each in constants)
     return Delivery(model, None if large else ir.to_proto(model).SerializeToString(deterministic=True))
 
 

@@ -6,10 +6,11 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -226,24 +227,38 @@ def session_of(
     custom_ops: Sequence[str | Path] = (),
     num_threads: int = 1,
     optimization: Optimization = "all",
+    weights: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> Iterator[InferenceSession]:
     """Open an in-memory model, turning onnxruntime's refusal into one line.
+
+    Args:
+        model: The model.
+        custom_ops: Libraries it needs.
+        num_threads: Threads inside one operator.
+        optimization: See `open_session`.
+        weights: Numbers of its external initializers.
 
     Raises:
         InputError: onnxruntime cannot load the model.
     """
     if not isinstance(model, ir.Model):
-        yield _open(model, custom_ops, num_threads, optimization)
+        yield _open(model, custom_ops, num_threads, optimization, weights)
         return
     with runnable(model) as form:
-        yield _open(form, custom_ops, num_threads, optimization)
+        yield _open(form, custom_ops, num_threads, optimization, weights)
 
 
 def _open(
-    form: str | Path | bytes, custom_ops: Sequence[str | Path], num_threads: int, optimization: Optimization
+    form: str | Path | bytes,
+    custom_ops: Sequence[str | Path],
+    num_threads: int,
+    optimization: Optimization,
+    weights: Mapping[str, NDArray[Any]],
 ) -> InferenceSession:
     try:
-        return open_session(form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization)
+        return open_session(
+            form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization, weights=weights
+        )
     except Exception as error:  # onnxruntime has one exception class per status code and no common base
         hint = "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
         raise InputError(f"onnxruntime cannot load the model: {_one_line(error)}{hint}") from error

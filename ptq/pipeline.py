@@ -6,9 +6,13 @@ Every step is a function of the steps before it. The graph stays float until `In
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +35,7 @@ from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, pack
+from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
 from ptq.layerwise import (
     Settings,
     channel_axes,
@@ -60,8 +65,9 @@ from ptq.passes.stored import describe
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
-from ptq.solve import Problem, make_plan
+from ptq.solve import LayerRow, Problem, make_plan
 from ptq.target import Target, target_named
+from ptq.workspace import Workspace
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -130,6 +136,8 @@ class Job:
         evaluation: Data to verify on. Default: every eighth calibration sample is held out for it.
         custom_ops: Libraries with operators that the model needs.
         metric: Name and function of a user metric.
+        workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
+            None for a temporary one.
     """
 
     source: ModelSource
@@ -138,6 +146,7 @@ class Job:
     evaluation: DataReader | None = None
     custom_ops: tuple[str | Path, ...] = ()
     metric: tuple[str, Metric] | None = None
+    workspace: Path | None = None
 
 
 def run(job: Job, progress: Progress = lambda _step: None) -> Result:
@@ -157,6 +166,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     target = target_named(job.recipe.target)
     progress("prepare")
     model = load_model(job.source)
+    if is_huge(model):
+        return run_huge(job, model, progress)
     split = split_samples(job.data, hold_out=job.evaluation is None)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
@@ -187,34 +198,94 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     )
     progress("verify")
     proof = check(job, model, delivery, split)
-    facts = FileFacts(
-        _name(job.source), source_fingerprint(job.source, model), source_bytes(job.source, model), _opset(model)
+    notes += (
+        *divided,
+        *balanced.notes,
+        *_table_note(plan),
+        *_stored_note(prepared, placement, plan),
+        *_native_note(delivery.model),
+        *uneven_concats(prepared, placement, statistics.histograms),
     )
+    outcome = Outcome(model, delivery, placement, rows, notes, proof, _data_facts(job, split, proof))
+    return Result(delivery, report_of(job, outcome, start), job.custom_ops)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with, before it is judged.
+
+    Attributes:
+        model: As it came.
+        delivery: As it goes.
+        placement: What became integers.
+        rows: What became of each layer.
+        notes: What else a user should know.
+        proof: What was measured.
+        data: On which data.
+    """
+
+    model: ir.Model
+    delivery: Delivery
+    placement: Placement
+    rows: tuple[LayerRow, ...]
+    notes: tuple[str, ...]
+    proof: Verification
+    data: DataFacts
+
+
+def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
+    """Judge a run that began at `start`, and put everything into one value."""
+    source, delivery = job.source, outcome.delivery
+    hashed = source_fingerprint(source, outcome.model)
+    facts = FileFacts(_name(source), hashed, source_bytes(source, outcome.model), _opset(outcome.model))
     sizes = (facts.num_bytes, delivery.num_bytes)
-    verdict = judge(proof, rows, sizes, job.recipe.goals, random_data=job.data.is_random)
-    report = QuantReport(
+    return QuantReport(
         float_model=facts,
         quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
-        data=_data_facts(job, split, proof),
+        data=outcome.data,
         recipe=recipe_to(job.recipe),
-        target=target,
-        layers=rows,
-        left_float=placement.left_float,
-        num_grids=len(placement.groups),
+        target=target_named(job.recipe.target),
+        layers=outcome.rows,
+        left_float=outcome.placement.left_float,
+        num_grids=len(outcome.placement.groups),
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
-        notes=notes
-        + divided
-        + balanced.notes
-        + _table_note(plan)
-        + _stored_note(prepared, placement, plan)
-        + _native_note(delivery.model)
-        + uneven_concats(prepared, placement, statistics.histograms),
-        proof=proof,
-        verdict=verdict,
+        notes=outcome.notes,
+        proof=outcome.proof,
+        verdict=judge(outcome.proof, outcome.rows, sizes, job.recipe.goals, random_data=job.data.is_random),
         seconds=time.perf_counter() - start,
         peak_rss_mb=peak_rss_mb(),
     )
-    return Result(delivery, report, job.custom_ops)
+
+
+def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None) -> Result:
+    """Quantize a model whose weights do not fit into memory several times over, layer by layer.
+
+    Args:
+        job: Model, data and recipe; weights alone.
+        model: The model as it came.
+        progress: Called with the name of each step, and of each layer.
+
+    Returns:
+        As `run`.
+    """
+    start, target = time.perf_counter(), target_named(job.recipe.target)
+    require_streamable(job.recipe)
+    split = split_samples(job.data, hold_out=False)
+    samples = [Sample(feed) for feed in itertools.islice(split.calibration_feeds(), COMPARED)]
+    prepared = prepare_huge(model)
+    settings = settings_of(job.recipe, target, prepared)
+    workspace = Workspace.at(job.workspace or Path(tempfile.mkdtemp(prefix="ptq-")))
+    streamed = stream(prepared, settings, left_out_by(prepared, job), workspace, progress)
+    progress("lower")
+    delivery = pack(streamed.model, {"ptq.float_sha256": source_fingerprint(job.source, model)})
+    if job.workspace is None:  # its tensors lie there as long as it lives
+        weakref.finalize(delivery, shutil.rmtree, workspace.folder, ignore_errors=True)
+    progress("verify")
+    with delivery.as_file() as path:
+        proof = check_huge(prepared, streamed, path, samples)
+    notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
+    outcome = Outcome(model, delivery, streamed.placement, streamed.rows, notes, proof, _data_facts(job, split, proof))
+    return Result(delivery, report_of(job, outcome, start), job.custom_ops)
 
 
 def left_out_by(model: ir.Model, job: Job) -> Selector:

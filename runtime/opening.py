@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import onnxruntime
+from numpy.typing import NDArray
 
 Optimization = Literal["none", "all"]
 QUIET = 4  # onnxruntime severity: only fatal messages; its errors reach us as exceptions anyway
 
 
-def open_session(
+def open_session(  # noqa: PLR0913 - one place knows every option of a session
     model: str | Path | bytes,
     *,
     custom_ops: Sequence[str | Path] = (),
@@ -20,6 +22,7 @@ def open_session(
     optimization: Optimization = "all",
     optimized_model_path: Path | None = None,
     profile_prefix: Path | None = None,
+    weights: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> onnxruntime.InferenceSession:
     """Load a model for the CPU.
 
@@ -29,6 +32,8 @@ def open_session(
         num_threads: Threads inside one operator. One gives the same bits on every machine size.
         optimization: `none` runs the graph as it is written; `all` lets onnxruntime fuse.
         optimized_model_path: Where to leave the graph as onnxruntime runs it.
+        weights: Numbers of initializers that the model names as external data. They are neither copied nor packed for
+            speed, and have to stay where they are while the session lives.
         profile_prefix: Beginning of the path of a profile; `end_profiling` of the session writes it.
 
     Returns:
@@ -48,6 +53,10 @@ def open_session(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        options.add_session_config_entry("session.disable_prepacking", "1")
     for library in custom_ops:
         options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)

@@ -156,11 +156,24 @@ def profile(model: Path, feed: Mapping[str, NDArray[Any]], setting: Setting) -> 
         )
         for _ in range(PROFILED_RUNS):
             run(session, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text())
+        found = read_profile(Path(session.end_profiling()))
+    return {name: (count, total / PROFILED_RUNS) for name, (count, total) in found.items()}
+
+
+def read_profile(path: Path) -> dict[str, tuple[int, float]]:
+    """What a profile of onnxruntime holds.
+
+    Args:
+        path: The file that `end_profiling` names.
+
+    Returns:
+        Operator -> how many nodes, and their time in milliseconds over all runs; the slowest first.
+    """
+    events = json.loads(path.read_text())
     spent, nodes = Counter[str](), dict[str, set[str]]()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             operator = event["args"]["op_name"]
             spent[operator] += event["dur"]
             nodes.setdefault(operator, set()).add(event["name"])
-    return {name: (len(nodes[name]), total / PROFILED_RUNS / 1e3) for name, total in spent.most_common()}
+    return {name: (len(nodes[name]), total / 1e3) for name, total in spent.most_common()}

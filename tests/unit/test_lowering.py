@@ -292,7 +292,7 @@ def test_bodies_of_control_flow_stay_float_and_are_counted() -> None:
             else_branch = e () => (float[N, 4, 8, 8] q) { r = Conv (a, v)  q = Relu (r) }>
         y = Conv (b, v) }"""
     result = run(text, CONV | {"zero": np.asarray(0, np.float32)}, 3, 8, 8)
-    assert result.report.notes == ("2 layers inside If, Loop or Scan stay float",)
+    assert result.report.notes == ("2 layers inside If, Loop or Scan keep float kernels",)
     assert result.report.proof.kernels.num_linear == 2
     assert result.report.proof.comparison.sqnr_db > 25
 

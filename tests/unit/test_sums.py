@@ -271,7 +271,7 @@ def plan_of(model: ir.Model) -> QuantPlan:
 
     original = pipeline.lower
     try:
-        pipeline.lower = lambda *given: seen.append(given[2]) or original(*given)  # type: ignore[func-returns-value]
+        pipeline.lower = lambda *given, **named: seen.append(given[2]) or original(*given, **named)  # type: ignore[func-returns-value]
         quantize(model, DATA, Recipe(weights=Weights(Rtn(), split="never")))
     finally:
         pipeline.lower = original

@@ -1,0 +1,253 @@
+"""Models too large for memory: weights alone, one layer after the other, each read, solved, written and forgotten.
+
+The path through the house is the same, prepare, solve, lower, verify; but neither model is ever whole in memory, so
+the float model is not opened as one session. Its outputs are computed segment by segment.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.analysis.bench import read_profile
+from ptq.analysis.compare import Comparison
+from ptq.analysis.kernels import LINEAR_KERNELS, Kernels
+from ptq.analysis.latency import Latency
+from ptq.analysis.metrics import OutputComparison
+from ptq.analysis.verify import Verification
+from ptq.calibration.reader import Sample
+from ptq.calibration.segments import SegmentedRun
+from ptq.calibration.store import ArrayStore
+from ptq.core.affine import QuantParams
+from ptq.core.encoding import AffineEncoding
+from ptq.core.errors import UnsupportedModelError
+from ptq.core.plan import QuantPlan
+from ptq.core.problem import LayerProblem, Needs
+from ptq.core.spec import PerAxis, PerBlock
+from ptq.layerwise import NO_ERROR_DB, Settings, decibels
+from ptq.modelfile import INLINE_BYTES, run, weight_bytes
+from ptq.passes import HUGE_STEPS
+from ptq.passes._graph import initializer_of
+from ptq.passes._linear import LinearLayer
+from ptq.passes.infer_shapes import infer_statically
+from ptq.passes.insert_qdq import lower_one_by_one
+from ptq.passes.placement import Placement, Selector, place_weights
+from ptq.recipe import Recipe, tag_of
+from ptq.runtime.opening import open_session
+from ptq.solve import LayerRow
+from ptq.splitting import LayerChoice
+from ptq.workspace import Workspace, layer_key
+
+Progress = Callable[[str], None]
+Array = NDArray[np.float32]
+
+CHUNK = 1 << 22
+"""Weights that are solved at once: methods compute in float64, with several temporaries."""
+
+COMPARED = 2
+"""Samples on which a model of this size is compared."""
+
+BLOCK = 32
+"""Inputs under a scale where the recipe leaves it open: decoded at load, weights would be as large as before."""
+
+
+def is_huge(model: ir.Model) -> bool:
+    """Whether the weights are too large to be held more than once."""
+    return weight_bytes(model) > INLINE_BYTES
+
+
+def require_streamable(recipe: Recipe) -> None:
+    """Refuse what needs the whole model at once.
+
+    Raises:
+        UnsupportedModelError: The recipe quantizes activations, or its weight method looks at them.
+    """
+    if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+        raise UnsupportedModelError(
+            f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are quantized "
+            "layer by layer: add --weight-only, and --weights rtn"
+        )
+
+
+def prepare_huge(model: ir.Model) -> ir.Model:
+    """Normalise a model without running it. Weights stay on disk."""
+    prepared = model.clone()
+    for step in HUGE_STEPS:
+        step(prepared)
+    infer_statically(prepared)
+    return prepared
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A huge model in integers.
+
+    Attributes:
+        model: Its graph; the tensors are in the workspace.
+        placement: What became integers.
+        rows: For the report.
+    """
+
+    model: ir.Model
+    placement: Placement
+    rows: tuple[LayerRow, ...]
+
+
+def stream(
+    prepared: ir.Model, settings: Settings, left_out: Selector, workspace: Workspace, progress: Progress
+) -> Streamed:
+    """Quantize the weights of a prepared model, one layer in memory at a time.
+
+    Args:
+        prepared: Not modified.
+        settings: What the recipe means.
+        left_out: The user's exclusions.
+        workspace: Where tensors and solved layers go.
+        progress: Called before each layer.
+
+    Returns:
+        The lowered model.
+
+    Cost:
+        Memory: the largest weight and its codes, and a few hundred MB.
+    """
+    workspace.restart()
+    lowered = prepared.clone()
+    placement = replace(place_weights(prepared, left_out), tables=(), stored=())
+    rows: list[LayerRow] = []
+    start = time.perf_counter()
+
+    def plans() -> Iterator[tuple[LinearLayer, QuantPlan]]:
+        for index, layer in enumerate(placement.layers):
+            spent = time.perf_counter() - start
+            left = f", {spent / index * (len(placement.layers) - index):.0f} s left" if index else ""
+            progress(f"layer {index + 1} of {len(placement.layers)}: {layer.name}{left}")
+            choice = _in_blocks(settings, layer)
+            encoding, row = _solve(prepared, layer, choice, workspace)
+            rows.append(row)
+            yield layer, QuantPlan({}, {layer.name: encoding}, {})
+            _release(prepared, layer.weight)
+
+    lower_one_by_one(lowered, placement, plans(), workspace.store)
+    return Streamed(lowered, placement, tuple(rows))
+
+
+def _in_blocks(settings: Settings, layer: LinearLayer) -> LayerChoice:
+    choice = settings.choice(layer)
+    if isinstance(choice.spec.granularity, PerAxis):
+        spec = replace(settings.weights.spec, granularity=PerBlock(1, BLOCK))
+        return replace(settings, weights=replace(choice, spec=spec), overrides={}).choice(layer)
+    return choice
+
+
+def _solve(
+    model: ir.Model, layer: LinearLayer, choice: LayerChoice, workspace: Workspace
+) -> tuple[AffineEncoding, LayerRow]:
+    """One layer, a few rows at a time, or as it was solved before."""
+    weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
+    key = layer_key(weight, choice)
+    encoding = workspace.find(key, choice.spec)
+    if encoding is None:
+        encoding = _solve_rows(layer.name, weight, choice)
+        workspace.keep(key, encoding)
+    error, signal = 0.0, 0.0
+    for rows in _chunks(weight):
+        part = replace(encoding, codes=encoding.codes[rows], params=_rows_of(encoding.params, rows))
+        error += float(np.square(part.decode() - weight[rows]).sum(dtype=np.float64))
+        signal += float(np.square(weight[rows]).sum(dtype=np.float64))
+    used = np.bincount(encoding.codes.reshape(-1).view(np.uint8), minlength=256)
+    row = LayerRow(
+        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", weight.size, 0, 0, decibels(signal, error),
+        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), float(used[0] / weight.size),
+    )  # fmt: skip
+    return encoding, row
+
+
+def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> AffineEncoding:
+    parts = []
+    for rows in _chunks(weight):
+        part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
+        if not isinstance(part, AffineEncoding):
+            raise TypeError(f"layer {name!r} came back as {type(part).__name__}")
+        parts.append(part)
+    codes = np.concatenate([part.codes.astype(np.int8, copy=False) for part in parts])
+    scale, zero = (np.concatenate([getattr(part.params, key) for part in parts]) for key in ("scale", "zero_point"))
+    return AffineEncoding(codes, QuantParams(scale, zero, parts[0].params.spec))
+
+
+def _chunks(weight: Array) -> Iterator[slice]:
+    """Rows that are few enough."""
+    step = max(CHUNK // weight.shape[1], 1)
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
+
+
+def _rows_of(params: QuantParams, rows: slice) -> QuantParams:
+    return replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
+
+
+def _release(model: ir.Model, name: str) -> None:
+    """Unmap a weight that was read."""
+    tensor = model.graph.initializers[name].const_value
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+
+
+def check_huge(prepared: ir.Model, streamed: Streamed, path: Path, samples: list[Sample]) -> Verification:
+    """Run the delivered file, and the float model segment by segment, never both at once.
+
+    Args:
+        prepared: The float model.
+        streamed: What it became.
+        path: The quantized model on disk.
+        samples: What to compare on.
+
+    Returns:
+        Outputs, kernels and time. The float model's time is the sum of its segments'.
+    """
+    chosen = samples[:COMPARED]
+    outputs = tuple(str(value.name) for value in prepared.graph.outputs)
+    found, value_ms, counts = _run_once(path, chosen, outputs)
+    with ArrayStore(INLINE_BYTES // 8) as store:
+        stops = [(layer.name,) for layer in streamed.placement.layers]
+        walk = SegmentedRun(prepared, [*stops, outputs], store, "float")
+        for sample in chosen:
+            walk.feed(sample.feed)
+        start = time.process_time()
+        for _ in stops:
+            for _ in walk.advance():
+                pass
+        real = list(walk.advance())
+        reference_ms = (time.process_time() - start) / len(chosen) * 1e3
+        walk.close()
+    rows = [OutputComparison(name) for name in outputs]
+    for a, b in zip(real, found, strict=True):
+        for row, x, y in zip(rows, a, b, strict=True):
+            row.update(x, y)
+    integer = {name: count for name, count in sorted(counts.items()) if name in LINEAR_KERNELS}
+    kernels = Kernels(integer, sum(integer.values()), counts.get("DequantizeLinear", 0), {}, {})
+    batch = next(iter(chosen[0].feed.values())).shape
+    latency = Latency(reference_ms, value_ms, len(chosen), int(batch[0]) if batch else 1)
+    return Verification(Comparison(tuple(row.value() for row in rows), (), len(chosen)), kernels, latency)
+
+
+def _run_once(
+    path: Path, samples: Sequence[Sample], outputs: Sequence[str]
+) -> tuple[list[list[NDArray[Any]]], float, dict[str, int]]:
+    """Outputs, milliseconds of processor time per sample, and kernels, all out of one session: a second is as large."""
+    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+        session = open_session(path, profile_prefix=Path(folder) / "profile")
+        run(session, dict(samples[0].feed))
+        start = time.process_time()
+        found = [run(session, dict(sample.feed), outputs) for sample in samples]
+        spent = (time.process_time() - start) / len(samples) * 1e3
+        counts = {name: count for name, (count, _) in read_profile(Path(session.end_profiling())).items()}
+    return found, spent, counts

@@ -1,0 +1,138 @@
+"""Models too large for memory, here small ones that are treated as such: solved layer by layer, and again from where
+an interrupted run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+import ptq
+from ptq import Recipe, pipeline
+from ptq.cli import main
+from ptq.recipe import Weights
+from ptq.runtime import open_session
+from ptq.weights import Gptq
+from tests.builders import model_from_text, random
+from tests.unit.test_balancing import sqnr_db
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Products with and without Relu behind them, all weights in a file beside the model."""
+    monkeypatch.setattr(pipeline, "is_huge", lambda _model: True)
+    steps = [
+        f"a{i} = MatMul ({name}, w{i}0)\n r{i} = Relu (a{i})\n b{i} = MatMul (r{i}, w{i}1)\n y{i} = Add (b{i}, {name})"
+        for i, name in enumerate(("x", "y0", "y1"))
+    ]
+    text = "m (float[N, 64] x) => (float[N, 64] y2) {\n" + "\n".join(steps) + "\n}"
+    shapes = {f"w{i}{part}": shape for i in range(3) for part, shape in enumerate(((64, 200), (200, 64)))}
+    weights = {name: random(shape, i, shape[0] ** -0.5) for i, (name, shape) in enumerate(shapes.items())}
+    path = tmp_path / "m.onnx"
+    ir.save(model_from_text(text, weights), path, external_data="m.onnx.data", size_threshold_bytes=0)
+    onnx.checker.check_model(str(path), full_check=True)
+    return path
+
+
+def samples(count: int = 4) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, 64)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_layer_is_solved_and_compared(model: Path, bits: int, tmp_path: Path) -> None:
+    progress: list[str] = []
+    recipe = Recipe(weight_only=True, weights=Weights(bits=bits))
+    result = ptq.quantize(model, samples(), recipe, progress=progress.append)
+    assert next(step for step in progress if step.startswith("layer")) == "layer 1 of 6: a0"
+    assert result.report.proof.kernels.integer == {"MatMulNBits": 6}
+    assert not result.report.proof.kernels.fallbacks
+    result.save(tmp_path / "q.onnx")
+    found = [open_session(tmp_path / "q.onnx").run(None, feed)[0] for feed in samples()]
+    real = [open_session(model).run(None, feed)[0] for feed in samples()]
+    error = np.square(np.subtract(found, real)).sum() / np.square(real).sum()
+    assert -10 * np.log10(error) > {8: 36, 4: 15}[bits]
+    assert result.report.proof.comparison.sqnr_db == pytest.approx(-10 * np.log10(error), abs=3)
+
+
+def test_gives_what_the_whole_model_in_memory_gives(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-32", bias_correction=False))
+    streamed = ptq.quantize(model, samples(), recipe)
+    monkeypatch.setattr(pipeline, "is_huge", lambda _model: False)
+    whole = ptq.quantize(model, samples(), recipe)
+    for feed in samples():
+        np.testing.assert_array_equal(streamed.session().run(None, feed)[0], whole.session().run(None, feed)[0])
+    assert sqnr_db(streamed, onnx_model(model), samples()) > 15
+
+
+def onnx_model(path: Path) -> Any:
+    from ptq.modelfile import load_model
+
+    return load_model(path)
+
+
+class StoppedError(Exception):
+    """The machine went away."""
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptq import huge
+
+    recipe, solved = Recipe(weight_only=True, weights=Weights(bits=4)), []
+    solve_rows = huge._solve_rows
+
+    def counted(name: str, *rest: Any) -> Any:
+        if len(solved) == 4:
+            raise StoppedError
+        solved.append(name)
+        return solve_rows(name, *rest)
+
+    monkeypatch.setattr(huge, "_solve_rows", counted)
+    with pytest.raises(StoppedError):
+        ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
+    assert solved == ["a0", "b0", "a1", "b1"]
+    del solved[:]
+    resumed = ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
+    assert solved == ["a2", "b2"]
+    monkeypatch.setattr(huge, "_solve_rows", solve_rows)
+    fresh = ptq.quantize(model, samples(), recipe)
+    resumed.save(tmp_path / "a.onnx")
+    fresh.save(tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "b.onnx.data").read_bytes()
+    other = ptq.quantize(
+        model, samples(), Recipe(weight_only=True, weights=Weights(bits=8)), workspace=tmp_path / "work"
+    )
+    assert {row.num_bits for row in other.report.layers} == {8}  # what lies there is not of this recipe
+
+
+def test_a_solved_layer_cut_short_is_solved_again(model: Path, tmp_path: Path) -> None:
+    recipe = Recipe(weight_only=True, weights=Weights(bits=4))
+    ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
+    for path in (tmp_path / "work").glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    result = ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
+    assert result.report.proof.comparison.sqnr_db > 15
+
+
+def test_the_command_line_cleans_up_and_says_what_it_needs(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in samples()]))
+    arguments = ["quantize", str(model), "--data", str(tmp_path / "x.npz"), "-o", str(tmp_path / "q.onnx")]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "--weight-only" in refused.output
+    assert refused.output.count("\n") == 1
+    done = CliRunner().invoke(main, [*arguments, "--weight-only", "--bits", "4"])
+    assert done.exit_code == 0, done.output
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"m.onnx", "m.onnx.data", "x.npz", "q.onnx", "q.onnx.data"} | {
+        f"q.onnx.{kind}" for kind in ("card.json", "card.md", "bench.json")
+    }
+    with pytest.raises(ptq.PtqError, match="layer by layer"):
+        ptq.quantize(model, samples(), Recipe(weight_only=True, weights=Weights(Gptq())))
