@@ -178,20 +178,21 @@ class _Lowering:
         """Pick rows of codes and their scales instead of floats.
 
         Before: y = Gather(table, i)
-        After:  y = Mul(Cast(Gather(codes, i)), Gather(scales, i))
+        After:  y = Mul(Cast(Gather(codes, i)), Cast(Gather(scales, i))), scales of 16 bits where these hold them
         """
         encoding, name = self.plan.tables[table.name], table.name
         codes = self._stored(f"{name}_quantized", encoding.codes, encoding.params.spec.num_bits)
-        scale = self._initializer(f"{name}_scale", encoding.params.scale.reshape(-1, 1))
+        scale = self._initializer(f"{name}_scale", _half(encoding.params.scale).reshape(-1, 1))
         for reader in table.readers:
             node = self.values[reader].producer()
             assert node is not None  # a reader is named after its output
             index, shape = node.inputs[1], node.outputs[0].shape
             rows = self._node("Gather", [codes, index], f"{reader}_codes", ir.DataType.INT8, shape)
             wide = self._node("Cast", [rows], f"{reader}_wide", ir.DataType.FLOAT, shape, {"to": 1})
-            steps = self._node("Gather", [scale, index], f"{reader}_scale", ir.DataType.FLOAT, None)
+            short = self._node("Gather", [scale, index], f"{reader}_scale", scale.dtype, None)
+            steps = self._node("Cast", [short], f"{reader}_step", ir.DataType.FLOAT, None, {"to": 1})
             product = self._node("Mul", [wide, steps], f"{reader}_row", ir.DataType.FLOAT, shape)
-            made = [value.producer() for value in (rows, wide, steps, product)]
+            made = [value.producer() for value in (rows, wide, short, steps, product)]
             self.graph.insert_before(node, [each for each in made if each is not None])
             take_over(node.outputs[0], product)
             self.values[reader] = product
@@ -487,3 +488,9 @@ def _root(value: ir.Value | None) -> str:
 def _name_at(node: ir.Node | None, index: int) -> str:
     value = None if node is None or index >= len(node.inputs) else node.inputs[index]
     return "" if value is None else str(value.name)
+
+
+def _half(scale: NDArray[np.float32]) -> NDArray[Any]:
+    """Scales as float16 where it is precise enough: 11 bits, next to words of 8, are."""
+    smallest, largest = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
+    return scale.astype(np.float16) if scale.min() >= smallest and scale.max() <= largest else scale

@@ -210,8 +210,10 @@ class _Job:
 
     def solve(self, moments: LayerMoments) -> Solved:
         """Solve with the moments of the input."""
-        own = self.layer.op_type == "MatMul"
-        means = InputMeans.of_moments(moments, own=own) if self.settings.bias_correction else None
+        product = self.layer.op_type == "MatMul"
+        # A product without a grid is asked to undo earlier errors by its weights; its bias would undo them once more.
+        corrects = self.settings.bias_correction and not (product and self._grid is None)
+        means = InputMeans.of_moments(moments, own=product) if corrects else None
         return self._best(self.choice, Seen(moments, means))
 
     def _best(self, choice: LayerChoice, seen: Seen) -> Solved:
