@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.extremes import collect_extremes
 from ptq.core.errors import EquivalenceError
-from ptq.core.smoothing import Halves, Smoothing, best_smoothing
+from ptq.core.smoothing import Halves, Smoothing, Terms, best_smoothing
 from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.placement import Selector
@@ -26,6 +26,25 @@ Feed = Mapping[str, NDArray[Any]]
 Outliers = Literal["inside", "beside", "clipped"]
 """Where the widest channels are computed: within the integer product, in float beside it, or beside it and what they
 leave behind is clipped, as ranges that are taken at run time ask for."""
+
+
+@dataclass(frozen=True)
+class Balancing:
+    """What rewritings depend on.
+
+    Attributes:
+        outliers: Where the widest channels are computed.
+        weight_bits: Word length of the weights that take over what activations lose: short ones can take less.
+    """
+
+    outliers: Outliers = "beside"
+    weight_bits: int = 8
+
+    def over(self, worth_db: float, *, may_stand_aside: bool) -> Terms:
+        """Terms for one tensor."""
+        allowed = may_stand_aside and self.outliers != "inside"
+        return Terms(worth_db, allowed, (1 << (self.weight_bits - 1)) - 1)
+
 
 WORTH_DB = 4.0
 """What another pass over a tensor has to gain at a layer's output."""
@@ -72,7 +91,7 @@ def balance(
     left_out: Selector,
     *,
     custom_ops: Sequence[str | Path] = (),
-    outliers: Outliers = "beside",
+    terms: Balancing = Balancing(),
 ) -> Balanced:
     """Rewrite the products of a model so that 8 bits for their inputs cost less, without changing what it computes.
 
@@ -82,7 +101,7 @@ def balance(
         first: One of them, to check on.
         left_out: The user's exclusions.
         custom_ops: Libraries the model needs.
-        outliers: Whether channels may leave products.
+        terms: Of the runtime and the weights.
 
     Returns:
         The rewritten model; the model itself where nothing is worth it.
@@ -91,23 +110,23 @@ def balance(
     values = _value_outputs(model, products)
     halves = collect_extremes(model, [*products, *values.values()], feeds, custom_ops=custom_ops)
     before = float_outputs(model, first, custom_ops)
-    changed, scales = _smooth_values(model, products, {name: halves[value] for name, value in values.items()})
+    changed, scales = _smooth_values(model, products, {name: halves[value] for name, value in values.items()}, terms)
     try:
         require_same("SmoothValues", before, float_outputs(changed, first, custom_ops))
     except EquivalenceError:  # heads in another order than they look
         changed, scales = model.clone(), {}
     for source, scale in scales.items():
         halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
-    found = _choose(changed, products_by_input(changed, left_out), halves, may_stand_aside=outliers != "inside")
+    found = _choose(products_by_input(changed, left_out), halves, terms)
     smooth = {value: each for value, each in found.items() if not len(each.aside)}
     apart = {value: each.aside for value, each in found.items() if len(each.aside)}
     names = {value: tuple(name_of(node) for node in products[value]) for value in found}
     SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
     inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
     limits = {names[value][0]: (float(rest.low.min()), float(rest.high.max())) for value, rest in inner.items()}
-    SplitOutliers({names[value][0]: each for value, each in apart.items()}, limits if outliers == "clipped" else {})(
-        changed
-    )
+    SplitOutliers(
+        {names[value][0]: each for value, each in apart.items()}, limits if terms.outliers == "clipped" else {}
+    )(changed)
     require_same("balance", before, float_outputs(changed, first, custom_ops))
     return Balanced(changed, apart, _notes(scales, smooth, apart))
 
@@ -121,7 +140,7 @@ def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> di
 
 
 def _smooth_values(
-    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves]
+    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: Balancing
 ) -> tuple[ir.Model, dict[str, NDArray[np.float64]]]:
     """The model with scales moved through attention, and by what the inputs of the products behind it shrank."""
     changed = model.clone()
@@ -130,7 +149,7 @@ def _smooth_values(
         name = name_of(nodes[0])
         if len(nodes) > 1 or name not in halves:
             continue
-        found = best_smoothing(_side_by_side(nodes), halves[name], worth_db=FREE_DB, may_stand_aside=False)
+        found = best_smoothing(_side_by_side(nodes), halves[name], terms.over(FREE_DB, may_stand_aside=False))
         if found.gain_db > 0:
             scales[name], sources[source] = found.scale, found.scale
     SmoothValues(scales)(changed)
@@ -138,7 +157,7 @@ def _smooth_values(
 
 
 def _choose(
-    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], *, may_stand_aside: bool
+    products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: Balancing
 ) -> dict[str, Smoothing]:
     found = {}
     for source, nodes in products.items():
@@ -147,8 +166,8 @@ def _choose(
         # In float beside a narrow product they cost less than dividing its wide input would.
         cheap = len(nodes) == 1 and weight.shape[1] <= weight.shape[0] and can_split(nodes[0])
         alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
-        aside = may_stand_aside and cheap and alone
-        chosen = best_smoothing(weight, halves[source], worth_db=FREE_DB if free else WORTH_DB, may_stand_aside=aside)
+        wanted = terms.over(FREE_DB if free else WORTH_DB, may_stand_aside=cheap and alone)
+        chosen = best_smoothing(weight, halves[source], wanted)
         if chosen.gain_db > 0:
             found[source] = chosen
     return found

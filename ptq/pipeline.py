@@ -26,7 +26,7 @@ from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
-from ptq.balancing import Balanced, Outliers, balance, products_by_input
+from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sequential import Feed, Samples
@@ -185,7 +185,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
                 split.first.feed,
                 left_out_by(prepared, job),
                 custom_ops=job.custom_ops,
-                outliers=outliers_of(job.recipe, target),
+                terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
             )
             feeds, prepared = samples.take(keep=settings.walks), balanced.model
         placement, statistics = calibrate(balanced, feeds, job, settings)

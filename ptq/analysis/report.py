@@ -181,7 +181,7 @@ class QuantReport:
                 "signed": activation.signed,
                 "granularity": "per-tensor",
                 "symmetric": activation.symmetric,
-                "static": True,
+                "static": self.num_grids > 0,
                 "observer": self.recipe["activations"],
                 "grids": self.num_grids,
             },
@@ -193,7 +193,7 @@ class QuantReport:
             },
             "accumulator_bits": 32,
             "batchnorm_folded": any("BatchNormalization" in note for note in self.notes),
-            "equalized": False,
+            "equalized": any("smoothed" in note or "evened out" in note for note in self.notes),
             "extra_macs": self.extra_macs(),
             "latency": "one thread, batch of one sample; figures are in the bench file",
         }

@@ -33,8 +33,8 @@ MOST_ASIDE = 8
 ASIDE_DB = 0.5
 """What each of them has to gain."""
 
-LEVELS, CODES = 127, 255
-"""Codes of a weight on either side of 0, and steps of an activation's grid."""
+CODES = 255
+"""Steps of an activation's grid."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,28 @@ class Smoothing:
     gain_db: float
 
 
-def best_smoothing(weight: NDArray[np.float32], halves: Halves, *, worth_db: float, may_stand_aside: bool) -> Smoothing:
+@dataclass(frozen=True)
+class Terms:
+    """What a rewriting has to fulfil.
+
+    Attributes:
+        worth_db: What dividing has to gain, as it is one more pass over the tensor.
+        may_stand_aside: Whether channels may leave the product.
+        levels: Codes of a weight on either side of 0.
+    """
+
+    worth_db: float
+    may_stand_aside: bool
+    levels: int = 127
+
+
+def best_smoothing(weight: NDArray[np.float32], halves: Halves, terms: Terms) -> Smoothing:
     """The rewriting of least expected error at a product's output.
 
     Args:
         weight: Of all products that read the tensor, side by side. Shape [channels, out].
         halves: Extremes of the tensor over two halves of a calibration set.
-        worth_db: What dividing has to gain, as it is one more pass over the tensor.
-        may_stand_aside: Whether channels may leave the product.
+        terms: What it has to fulfil.
 
     Returns:
         The best one; scales of 1 and no channel aside if nothing is worth it.
@@ -71,19 +85,20 @@ def best_smoothing(weight: NDArray[np.float32], halves: Halves, *, worth_db: flo
     size = np.abs(weight).astype(np.float64)
     both = halves[0].merge(halves[1])
     ones, nothing = np.ones(len(both.reach)), np.zeros(0, np.int64)
-    plain = _expected_error(size, halves, np.ones_like, nothing)
+    worth_db, levels = terms.worth_db, terms.levels
+    plain = _expected_error(size, halves, np.ones_like, nothing, levels)
     best = Smoothing(ones, nothing, 0.0)
     for scale_of in _scales(size):
-        gain = _gain_db(plain, _expected_error(size, halves, scale_of, nothing))
+        gain = _gain_db(plain, _expected_error(size, halves, scale_of, nothing, levels))
         if gain > max(best.gain_db, worth_db):
             best = Smoothing(scale_of(both.reach), nothing, gain)
-    if not may_stand_aside:
+    if not terms.may_stand_aside:
         return best
     widest = np.argsort(-both.reach, kind="stable")
     net = best.gain_db
     for count in range(1, min(MOST_ASIDE, len(widest) // 64) + 1):
         aside = np.sort(widest[:count]).astype(np.int64)
-        gain = _gain_db(plain, _expected_error(size, halves, np.ones_like, aside))
+        gain = _gain_db(plain, _expected_error(size, halves, np.ones_like, aside, levels))
         if gain - ASIDE_DB * count > net and gain > worth_db:
             best, net = Smoothing(ones, aside, gain), gain - ASIDE_DB * count
     return best
@@ -102,21 +117,23 @@ def _scales(size: Float) -> Iterator[Callable[[Float], Float]]:
             yield scale_of
 
 
-def _expected_error(size: Float, halves: Halves, scale_of: Callable[[Float], Float], aside: NDArray[np.int64]) -> float:
+def _expected_error(
+    size: Float, halves: Halves, scale_of: Callable[[Float], Float], aside: NDArray[np.int64], levels: int
+) -> float:
     """Energy per position at the output, ranges from one half and clipping from the other, both ways added."""
     inside = np.setdiff1d(np.arange(len(size)), aside)
     return sum(
-        _error(size[inside], seen.without(aside), other.without(aside), scale_of(seen.reach)[inside])
+        _error(size[inside], seen.without(aside), other.without(aside), scale_of(seen.reach)[inside], levels)
         for seen, other in (halves, halves[::-1])
     )
 
 
-def _error(size: Float, seen: ChannelExtremes, other: ChannelExtremes, scale: Float) -> float:
+def _error(size: Float, seen: ChannelExtremes, other: ChannelExtremes, scale: Float, levels: int) -> float:
     energy = np.square(scale) * np.square(size).sum(1)  # of a channel's weights
     within, beyond = seen.over(scale), other.over(scale)
     low, high = within.low.min(), within.high.max()
     step = (high - low) / CODES
-    weight_step = (size * scale[:, None]).max(0, initial=0.0) / LEVELS
+    weight_step = (size * scale[:, None]).max(0, initial=0.0) / levels
     rounding = step**2 / 12 * energy.sum()
     weights = np.square(weight_step).sum() / 12 * within.square.sum() / max(within.count, 1)
     missed = np.square(np.maximum(beyond.high - high, 0)) + np.square(np.maximum(low - beyond.low, 0))
