@@ -75,11 +75,12 @@ class Display:
             row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
         parts = ", ".join(f"{kind} {_size(count)}" for kind, count in report.storage.items())
         row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%}): {parts}")
-        row(
-            "latency",
-            f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms "
-            f"(x{latency.ratio:.2f}, one thread, batch {latency.batch})",
-        )
+        where = f"one thread, batch {latency.batch}"
+        if latency.reference_ms > 0:
+            ratio = f"(x{latency.ratio:.2f}, {where})"
+            row("latency", f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms {ratio}")
+        else:
+            row("latency", f"{latency.value_ms:.3f} ms ({where}; float was too large to be timed)")
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
         self.verdict(
             report.verdict,

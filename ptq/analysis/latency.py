@@ -20,7 +20,7 @@ class Latency:
     """Medians over interleaved rounds.
 
     Attributes:
-        reference_ms: Float model, processor time of one inference, p50, milliseconds.
+        reference_ms: Float model, processor time of one inference, p50, milliseconds; 0 if too large to be timed.
         value_ms: Quantized model, likewise.
         num_rounds: Rounds measured after warm-up.
         batch: Leading extent of the first input.
