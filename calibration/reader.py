@@ -74,6 +74,7 @@ def open_data(
     *,
     limit: int = 512,
     images: ImageOptions | None = None,
+    keep_padding: bool = False,
 ) -> DataReader:
     """Open calibration data of any supported kind.
 
@@ -84,6 +85,7 @@ def open_data(
         specs: The model's inputs.
         limit: Most samples to yield.
         images: How to read an image folder.
+        keep_padding: Give samples in the lengths that they have, as batches and other machines need them.
 
     Returns:
         A reader; files can be iterated again, one-shot iterables not.
@@ -97,7 +99,7 @@ def open_data(
         count = 0
         for sample in itertools.islice(start(), max(limit, 0)):  # a sample beyond the limit is not even read
             check_feed(sample.feed, specs, count, description)
-            yield replace(sample, feed=without_padding(sample.feed, specs))
+            yield sample if keep_padding else replace(sample, feed=without_padding(sample.feed, specs))
             count += 1
         if not count:
             raise InputError(f"{description}: no sample in it; expected at least one")

@@ -17,7 +17,7 @@ from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
-from ptq.core.errors import RecipeError
+from ptq.core.errors import InputError, RecipeError
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source, session_of
 from ptq.modelfile import run as run_session
@@ -94,8 +94,10 @@ def bench(
     """
     paths = [Path(model) for model in models]
     specs = input_specs(load_model(paths[0]))
-    reader = random_data(specs, batch, 0) if data is None else open_data(data, specs, limit=batch)
+    reader = random_data(specs, batch, 0) if data is None else open_data(data, specs, limit=batch, keep_padding=True)
     feeds = [sample.feed for sample in reader]
+    if len({tuple(array.shape for array in feed.values()) for feed in feeds}) > 1:
+        raise InputError(f"{reader.description}: different shapes make no batch; pad them, or take --batch 1")
     feed = {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]} if len(feeds) > 1 else feeds[0]
     setting = setting or Setting()
     library = native_path() if native else None
@@ -137,7 +139,11 @@ def export(
     if beside is not None:
         load_model(beside)
     specs = input_specs(loaded)
-    reader = random_data(specs, 1, 0) if data is None else open_data(data, specs, limit=EXPORTED, images=images)
+    reader = (
+        random_data(specs, 1, 0)
+        if data is None
+        else open_data(data, specs, limit=EXPORTED, images=images, keep_padding=True)
+    )
     examples = []
     with session_of(runnable_source(path, loaded)) as session:
         names = [value.name for value in session.get_outputs()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptq import Recipe, quantize
+from ptq import PtqError, Recipe, bench, quantize
+from ptq.analysis.bench import Setting
 from ptq.balancing import balance
 from ptq.calibration.sample import without_padding
 from ptq.core.channel_extremes import ChannelExtremes
@@ -188,3 +190,20 @@ def test_padding_stays_where_lengths_are_fixed_or_differ() -> None:
     longer = feed | {"attention_mask": np.array([[1, 1, 1, 1, 0, 0]])}  # a cache is in front
     assert without_padding(longer, specs("ids", "attention_mask")) is longer
     assert without_padding({"ids": feed["ids"]}, specs("ids"))["ids"].shape == (1, 4)
+
+
+def test_a_batch_to_be_timed_keeps_its_padding(tmp_path: Path) -> None:
+    text = """
+    m (int64[N, S] ids, int64[N, S] attention_mask) => (float[N, S, 8] y) {
+        x = Gather (table, ids)
+        y = MatMul (x, w)
+    }"""
+    path = tmp_path / "m.onnx"
+    ir.save(model_from_text(text, {"table": random((50, 8), 1), "w": random((8, 8), 2)}), path)
+    ids = np.ones((3, 6), np.int64)
+    mask = (np.arange(6) < np.array([[2], [4], [6]])).astype(np.int64)
+    found, _ = bench([path], {"ids": ids, "attention_mask": mask}, batch=3, setting=Setting(budget_seconds=0.05))
+    assert found.batch == 3
+    ragged = [{"ids": ids[:1, :n], "attention_mask": ids[:1, :n]} for n in (2, 3)]
+    with pytest.raises(PtqError, match="different shapes"):
+        bench([path], ragged, batch=2)
