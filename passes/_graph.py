@@ -17,6 +17,14 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     return value
 
 
+def fresh_name(graph: ir.Graph, name: str) -> str:
+    """The name, or with a number behind it, so that no constant has it yet."""
+    candidate, count = name, 1
+    while candidate in graph.initializers:
+        candidate, count = f"{name}_{count}", count + 1
+    return candidate
+
+
 def initializer_of(model: ir.Model, name: str) -> NDArray[Any]:
     """The numbers of a constant.
 

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import onnx_ir as ir
 
-from ptq.passes._graph import add_initializer
+from ptq.passes._graph import add_initializer, fresh_name
 from ptq.passes._linear import name_of
 from ptq.passes._qdq import decoder, only_reader
 
@@ -76,10 +76,8 @@ def keep_blocks(graph: ir.Graph) -> None:
         if pair is None or "block_size" not in pair.attributes or reader is None or reader.domain:
             continue
         if reader.op_type == "Relu":
-            name = f"{name_of(node)}_least"
-            while name in graph.initializers:
-                name += "_"
-            least = ir.node("Max", [node.outputs[0], add_initializer(graph, name, np.array(0, np.float32))], name="")
+            zero = add_initializer(graph, fresh_name(graph, f"{name_of(node)}_least"), np.array(0, np.float32))
+            least = ir.node("Max", [node.outputs[0], zero], name="")
             graph.insert_before(reader, least)
             take_over(reader.outputs[0], least.outputs[0])
             graph.remove(reader, safe=True)

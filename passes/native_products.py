@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptq.core.encoding import AffineEncoding, WeightEncoding
 from ptq.core.spec import PerBlock
-from ptq.passes._graph import add_initializer
+from ptq.passes._graph import add_initializer, fresh_name
 from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
 from ptq.passes.native_bodies import DOMAIN, overload
@@ -115,7 +115,7 @@ def _constants(
         "bias": bias,
     }
     name = name_of(node)
-    return [add_initializer(graph, _fresh(graph, f"{name}_{key}"), array) for key, array in arrays.items()]
+    return [add_initializer(graph, fresh_name(graph, f"{name}_{key}"), array) for key, array in arrays.items()]
 
 
 def _take_place(graph: ir.Graph, node: ir.Node, last: ir.Node, made: ir.Node) -> None:
@@ -194,11 +194,3 @@ def _absorb_relu(last: ir.Node, attributes: dict[str, Any]) -> ir.Node:
         return last
     attributes |= {"min": 0.0, "max": float(np.finfo(np.float32).max)}
     return reader
-
-
-def _fresh(graph: ir.Graph, name: str) -> str:
-    """A name for a constant that is not in use yet."""
-    candidate, count = name, 1
-    while candidate in graph.initializers:
-        candidate, count = f"{name}_{count}", count + 1
-    return candidate

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer
+from ptq.passes._graph import add_initializer, fresh_name
 from ptq.passes._linear import constant, name_of
 
 Float = NDArray[np.float64]
@@ -70,18 +70,11 @@ def multiply_weight(graph: ir.Graph, node: ir.Node, factor: Float) -> None:
     if weight is None:
         raise RuntimeError(f"{name_of(node)} has no constant weight")
     scaled = (weight.astype(np.float64) * factor).astype(np.float32)
-    node.replace_input_with(1, add_initializer(graph, fresh(graph, f"{name_of(node)}_smooth_weight"), scaled))
-
-
-def fresh(graph: ir.Graph, name: str) -> str:
-    """A name for an initializer that is not taken."""
-    while name in graph.initializers:
-        name += "_"
-    return name
+    node.replace_input_with(1, add_initializer(graph, fresh_name(graph, f"{name_of(node)}_smooth_weight"), scaled))
 
 
 def _divided(graph: ir.Graph, source: ir.Value, scale: Float) -> ir.Value:
-    inverse = add_initializer(graph, fresh(graph, f"{source.name}_smoothing"), (1 / scale).astype(np.float32))
+    inverse = add_initializer(graph, fresh_name(graph, f"{source.name}_smoothing"), (1 / scale).astype(np.float32))
     node = ir.node("Mul", [source, inverse])
     result = node.outputs[0]
     result.name, result.type, result.shape = f"{source.name}_smooth", source.type, source.shape
@@ -98,5 +91,5 @@ def _divide_normalisation(graph: ir.Graph, source: ir.Value, scale: Float) -> No
     for index in (1, 2):
         values = constant(node.inputs[index]) if node is not None and len(node.inputs) > index else None
         if node is not None and values is not None:
-            name = fresh(graph, f"{source.name}_smooth_{'scale' if index == 1 else 'bias'}")
+            name = fresh_name(graph, f"{source.name}_smooth_{'scale' if index == 1 else 'bias'}")
             node.replace_input_with(index, add_initializer(graph, name, (values / scale).astype(np.float32)))

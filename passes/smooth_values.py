@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer
+from ptq.passes._graph import add_initializer, fresh_name
 from ptq.passes._linear import bias_add, constant, name_of
-from ptq.passes.smooth_activations import fresh, multiply_weight
+from ptq.passes.smooth_activations import multiply_weight
 
 Float = NDArray[np.float64]
 
@@ -97,5 +97,5 @@ def _multiply_bias(graph: ir.Graph, node: ir.Node, factor: Float) -> None:
     for index, value in enumerate(add.inputs if add is not None else ()):
         bias = constant(value)
         if add is not None and bias is not None:
-            name = fresh(graph, f"{name_of(node)}_smooth_bias")
+            name = fresh_name(graph, f"{name_of(node)}_smooth_bias")
             add.replace_input_with(index, add_initializer(graph, name, (bias * factor).astype(np.float32)))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer
+from ptq.passes._graph import add_initializer, fresh_name
 from ptq.passes._linear import bias_add, constant, name_of
 
 SUFFIX = "_outliers"
@@ -58,10 +58,10 @@ def _split(graph: ir.Graph, node: ir.Node, channels: NDArray[np.int64]) -> None:
         raise RuntimeError(f"{name} has no constant weight")
     rest = weight.copy()
     rest[channels] = 0
-    node.replace_input_with(1, add_initializer(graph, f"{name}_inlier_weight", rest))
-    index = add_initializer(graph, f"{name}_outlier_channels", channels)
+    node.replace_input_with(1, add_initializer(graph, fresh_name(graph, f"{name}_inlier_weight"), rest))
+    index = add_initializer(graph, fresh_name(graph, f"{name}_outlier_channels"), channels)
     picked = ir.node("Gather", [source, index], {"axis": -1})
-    own = add_initializer(graph, f"{name}_outlier_weight", weight[channels])
+    own = add_initializer(graph, fresh_name(graph, f"{name}_outlier_weight"), weight[channels])
     product = ir.node("MatMul", [picked.outputs[0], own])
     last = bias_add(node) or node
     out = last.outputs[0]
@@ -80,7 +80,7 @@ def _split(graph: ir.Graph, node: ir.Node, channels: NDArray[np.int64]) -> None:
 def _clip(graph: ir.Graph, node: ir.Node, source: ir.Value, limits: tuple[float, float]) -> None:
     """A range that is taken at run time would reach the channels that left."""
     ends = [
-        add_initializer(graph, f"{name_of(node)}_{key}", np.array(end, np.float32))
+        add_initializer(graph, fresh_name(graph, f"{name_of(node)}_{key}"), np.array(end, np.float32))
         for key, end in zip(("lowest", "highest"), limits, strict=True)
     ]
     clip = ir.node("Clip", [source, *ends])

@@ -60,17 +60,18 @@ class Balanced:
     Attributes:
         model: Computes the same.
         aside: Value -> channels that no integer product reads any more: its grid need not reach them.
+        beside: Products that compute them in float.
         notes: What was done, for the report.
     """
 
     model: ir.Model
     aside: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def leaves_out(self, left_out: Selector) -> Selector:
         """Exclusions with the products in float beside others added."""
-        beside = {name_of(node) for node in self.model.graph if name_of(node).endswith(SUFFIX)} if self.aside else set()
-        return lambda node: left_out(node) or ("carries outlier channels" if name_of(node) in beside else None)
+        return lambda node: left_out(node) or ("carries outlier channels" if name_of(node) in self.beside else None)
 
 
 def products_by_input(model: ir.Model, left_out: Selector) -> dict[str, list[ir.Node]]:
@@ -124,11 +125,11 @@ def balance(
     SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
     inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
     limits = {names[value][0]: (float(rest.low.min()), float(rest.high.max())) for value, rest in inner.items()}
-    SplitOutliers(
-        {names[value][0]: each for value, each in apart.items()}, limits if terms.outliers == "clipped" else {}
-    )(changed)
+    leaving = {names[value][0]: channels for value, channels in apart.items()}
+    SplitOutliers(leaving, limits if terms.outliers == "clipped" else {})(changed)
     require_same("balance", before, float_outputs(changed, first, custom_ops))
-    return Balanced(changed, apart, _notes(scales, smooth, apart))
+    beside = frozenset(name + SUFFIX for name in leaving)
+    return Balanced(changed, apart, beside, _notes(scales, smooth, apart))
 
 
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ptq.calibration.observers.minmax import MinMax
 from ptq.core.affine import Range
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
@@ -22,9 +23,9 @@ class Dynamic:
 
         Args:
             statistics: The tensor.
-            spec: Not used; part of the observer verb.
+            spec: The grid that the range will be turned into.
 
         Returns:
             The observed range, widened to contain 0.
         """
-        return Range.of(statistics.rmin, statistics.rmax)
+        return MinMax().choose_range(statistics, spec)
