@@ -64,16 +64,25 @@ def is_huge(model: ir.Model) -> bool:
     return weight_bytes(model) > INLINE_BYTES
 
 
-def require_streamable(recipe: Recipe) -> None:
+def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
     """Refuse what needs the whole model at once.
 
+    Args:
+        recipe: Decisions.
+        given: What else was asked for and is not looked at here, as the command line calls it.
+
     Raises:
-        UnsupportedModelError: The recipe quantizes activations, or its weight method looks at them.
+        UnsupportedModelError: The recipe quantizes activations, its weight method looks at them, or something was
+            asked for that is not looked at.
     """
+    size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
     if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+        raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
+    timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
+    unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]
+    if unmet:
         raise UnsupportedModelError(
-            f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are quantized "
-            "layer by layer: add --weight-only, and --weights rtn"
+            f"{size} compared on {COMPARED} samples and not timed: leave out {', '.join(unmet)}"
         )
 
 

@@ -269,7 +269,8 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None)
         As `run`.
     """
     start, target = time.perf_counter(), target_named(job.recipe.target)
-    require_streamable(job.recipe)
+    others = {"--eval-data": job.evaluation, "--custom-ops": job.custom_ops, "--metric": job.metric}
+    require_streamable(job.recipe, [option for option, given in others.items() if given])
     split = split_samples(job.data, hold_out=False)
     samples = [Sample(feed) for feed in itertools.islice(split.calibration_feeds(), COMPARED)]
     prepared = prepare_huge(model)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import ptq
 from ptq import Recipe, pipeline
 from ptq.cli import main
-from ptq.recipe import Weights
+from ptq.recipe import Goals, Weights
 from ptq.runtime import open_session
 from ptq.weights import Gptq
 from tests.builders import model_from_text, random
@@ -136,3 +136,11 @@ def test_the_command_line_cleans_up_and_says_what_it_needs(model: Path, tmp_path
     }
     with pytest.raises(ptq.PtqError, match="layer by layer"):
         ptq.quantize(model, samples(), Recipe(weight_only=True, weights=Weights(Gptq())))
+
+
+def test_what_would_not_be_looked_at_is_refused(model: Path) -> None:
+    recipe = Recipe(weight_only=True, goals=Goals(max_latency_ratio=0.5))
+    with pytest.raises(ptq.PtqError, match="--max-latency-ratio"):
+        ptq.quantize(model, samples(), recipe)
+    with pytest.raises(ptq.PtqError, match="--eval-data"):
+        ptq.quantize(model, samples(), Recipe(weight_only=True), evaluation=samples())
