@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,19 @@ def _samples(count: int = 24) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=["dynamo", "torchscript"])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with warnings.catch_warnings():  # torch's own, whichever test asks for the export first
+        warnings.simplefilter("ignore")
+        return _export(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def _export(exporter: str, folder: Path) -> Path:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    path: Path = tmp_path_factory.mktemp(request.param) / "decoder.onnx"
+    path = folder / "decoder.onnx"
     past = [torch.zeros(1, HEADS, 3, WIDTH // HEADS) for _ in CACHE]
     inputs = (torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 8, dtype=torch.long), *past)
     outputs = ["logits", *(name.replace("past", "present") for name in CACHE)]
-    if request.param == "dynamo":
+    if exporter == "dynamo":
         free = torch.export.Dim.DYNAMIC
         shapes = ({1: free}, {1: free}, tuple({2: free} for _ in CACHE))
         torch.onnx.export(
@@ -113,7 +120,6 @@ RECIPES: dict[str, tuple[Observer | None, Weights]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", RECIPES)
 def test_generates_the_tokens_of_the_float_model(decoder: Path, name: str) -> None:
     observer, weights = RECIPES[name]
@@ -140,7 +146,6 @@ def test_generates_the_tokens_of_the_float_model(decoder: Path, name: str) -> No
     assert clear >= 8
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_masks_and_positions_stay_out_of_every_range(decoder: Path) -> None:
     result = ptq.quantize(decoder, list(_samples()))
     assert min(each.sqnr_db for each in result.report.proof.comparison.outputs) > 33
