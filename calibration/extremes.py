@@ -19,14 +19,20 @@ Feed = Mapping[str, NDArray[Any]]
 
 
 def collect_extremes(
-    model: ir.Model, names: Sequence[str], feeds: Iterable[Feed], *, custom_ops: Sequence[str | Path] = ()
+    model: ir.Model,
+    names: Sequence[str],
+    feeds: Iterable[Feed],
+    *,
+    axis: int = -1,
+    custom_ops: Sequence[str | Path] = (),
 ) -> dict[str, tuple[ChannelExtremes, ChannelExtremes]]:
-    """Extremes of the last axis of inner tensors: over the samples with even, and over those with odd numbers.
+    """Channel extremes of inner tensors: over the samples with even, and over those with odd numbers.
 
     Args:
         model: Prepared float model.
         names: Values to look at.
         feeds: Samples; consumed once.
+        axis: Where the channels are.
         custom_ops: Libraries the model needs.
 
     Returns:
@@ -36,7 +42,7 @@ def collect_extremes(
     with session_of(exposed(model, names), custom_ops=custom_ops) as session:
 
         def forward(feed: Feed) -> list[ChannelExtremes]:
-            return [ChannelExtremes.of(array) for array in run(session, dict(feed), names)]
+            return [ChannelExtremes.of(array, axis) for array in run(session, dict(feed), names)]
 
         for index, parts in enumerate(in_order(forward, feeds, os.cpu_count() or 1)):
             half = halves[index % 2]

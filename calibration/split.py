@@ -18,6 +18,7 @@ EVERY = 8
 
 MAX_HELD = 32
 MAX_HELD_BYTES = 256 * 2**20
+AHEAD_BYTES = 64 * 2**20
 FALLBACK = 4  # samples kept for a set too small to hold any out
 
 
@@ -51,6 +52,19 @@ class SampleSplit:
                 self._early.append(sample)
             self.num_calibration += 1
             yield sample.feed
+
+    def ahead(self, count: int) -> list[Mapping[str, NDArray[Any]]]:
+        """The first samples to calibrate on, which `calibration_feeds` will give again; fewer where they are large."""
+        taken: list[Sample] = []
+        num_bytes = 0
+        for sample in itertools.islice(self._samples, count):
+            taken.append(sample)
+            num_bytes += sum(array.nbytes for array in sample.feed.values())
+            if num_bytes > AHEAD_BYTES:
+                break
+        self._samples = itertools.chain(taken, self._samples)
+        kept = [i for i in range(len(taken)) if not self.hold_out or i % EVERY < EVERY - 1]
+        return [taken[index].feed for index in kept]
 
     @property
     def verification(self) -> list[Sample]:

@@ -79,6 +79,21 @@ def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
+def section(model: ir.Model, source: str, names: Sequence[str]) -> ir.Model:
+    """A copy of what lies between one value, which becomes the only input, and the named ones that depend on it."""
+    copy = exposed(model, names)
+    values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
+    old = next(value for value in values if value.name == source)
+    rank = None if old.shape is None else ir.Shape([None] * len(old.shape))
+    new = ir.Value(name=source, type=old.type, shape=rank)
+    old.name = f"{source}_before"
+    ir.convenience.replace_all_uses_with(old, new)
+    copy.graph.inputs.clear()
+    copy.graph.inputs.append(new)
+    common.RemoveUnusedNodesPass()(copy)
+    return copy
+
+
 def infer_statically(model: ir.Model) -> None:
     """Merge what ONNX infers from the graph without its weights; silence is fine where a run comes after."""
     constants = [value.const_value for value in model.graph.initializers.values()]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.extremes import collect_extremes
 from ptq.core.errors import EquivalenceError
-from ptq.core.smoothing import Halves, Smoothing, Terms, best_smoothing
+from ptq.core.smoothing import Halves, Reader, Smoothing, Terms, best_smoothing
 from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.placement import Selector
@@ -150,7 +150,7 @@ def _smooth_values(
         name = name_of(nodes[0])
         if len(nodes) > 1 or name not in halves:
             continue
-        found = best_smoothing(_side_by_side(nodes), halves[name], terms.over(FREE_DB, may_stand_aside=False))
+        found = best_smoothing(_readers(nodes), halves[name], terms.over(FREE_DB, may_stand_aside=False))
         if found.gain_db > 0:
             scales[name], sources[source] = found.scale, found.scale
     SmoothValues(scales)(changed)
@@ -162,22 +162,22 @@ def _choose(
 ) -> dict[str, Smoothing]:
     found = {}
     for source, nodes in products.items():
-        value, weight = nodes[0].inputs[0], _side_by_side(nodes)
+        value, readers = nodes[0].inputs[0], _readers(nodes)
+        channels, features = readers[0].reach.shape[1:]
         free = value is not None and normalisation_for(value, nodes) is not None
         # In float beside a narrow product they cost less than dividing its wide input would.
-        cheap = len(nodes) == 1 and weight.shape[1] <= weight.shape[0] and can_split(nodes[0])
+        cheap = len(nodes) == 1 and features <= channels and can_split(nodes[0])
         alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
         wanted = terms.over(FREE_DB if free else WORTH_DB, may_stand_aside=cheap and alone)
-        chosen = best_smoothing(weight, halves[source], wanted)
+        chosen = best_smoothing(readers, halves[source], wanted)
         if chosen.gain_db > 0:
             found[source] = chosen
     return found
 
 
-def _side_by_side(nodes: list[ir.Node]) -> NDArray[np.float32]:
-    """Weights of products that read the same value. Shape [in, out]."""
+def _readers(nodes: list[ir.Node]) -> list[Reader]:
     weights = [constant(node.inputs[1]) for node in nodes]
-    return np.concatenate([weight for weight in weights if weight is not None], axis=1)
+    return [Reader.of_matrix(weight) for weight in weights if weight is not None]
 
 
 def _notes(

@@ -148,6 +148,7 @@ SHARED_OPTIONS = options(
     help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity, split or skip.",
 )
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are.")
+@click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are.")
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
 @click.option("--seed", type=int, help="Seed of random data (default 0).")
@@ -329,6 +330,8 @@ def _recipe(given: dict[str, Any]) -> Recipe:
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
     if given["weight_only"]:
         plain["weight_only"] = True
+    if given["no_equalize"]:
+        plain["equalize"] = False
     return replace(
         recipe,
         weights=replace(recipe.weights, **own),

@@ -35,6 +35,7 @@ from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, pack
+from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
 from ptq.layerwise import (
     Settings,
@@ -171,7 +172,14 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     split = split_samples(job.data, hold_out=job.evaluation is None)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
-    prepared, settings, divided = split_branches(prepared, settings_of(job.recipe, target, prepared))
+    settings = settings_of(job.recipe, target, prepared)
+    if job.recipe.equalize and job.recipe.has_grids:
+        progress("equalize")
+        left_out = left_out_by(prepared, job)
+        integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
+        prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops)
+        notes += evened
+    prepared, settings, divided = split_branches(prepared, settings)
     with ArrayStore(MEMORY) as store:
         samples = Samples(store, job.custom_ops)
         progress("calibrate")
@@ -296,7 +304,8 @@ def left_out_by(model: ir.Model, job: Job) -> Selector:
 
 def balances(model: ir.Model, job: Job) -> bool:
     """Whether there are products whose activations become integers, and could be made easier for them."""
-    return not job.recipe.weight_only and bool(products_by_input(model, left_out_by(model, job)))
+    wanted = job.recipe.equalize and not job.recipe.weight_only
+    return wanted and bool(products_by_input(model, left_out_by(model, job)))
 
 
 def outliers_of(recipe: Recipe, target: Target) -> Outliers:

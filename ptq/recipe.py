@@ -112,6 +112,8 @@ class Recipe:
         activation_bits: Word length of activations, 2 to 8. Below 8 there are no kernels: the ranges are clipped inside
             8-bit codes, for study.
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
+        equalize: Even out the channels of activations within the weights around them, where that was seen to help:
+            cross-layer equalisation of convolutions, smoothing and outlier channels of products.
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
@@ -126,6 +128,7 @@ class Recipe:
     weights: Weights = field(default_factory=Weights)
     activation_bits: int = 8
     weight_only: bool = False
+    equalize: bool = True
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512

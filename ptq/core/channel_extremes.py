@@ -13,7 +13,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ChannelExtremes:
-    """Extremes and energy of the last axis of a tensor.
+    """Extremes and energy of the channels of a tensor.
 
     Attributes:
         low: Smallest value, at most 0. Shape [channels].
@@ -28,17 +28,18 @@ class ChannelExtremes:
     count: int
 
     @staticmethod
-    def of(values: NDArray[Any]) -> ChannelExtremes:
+    def of(values: NDArray[Any], axis: int = -1) -> ChannelExtremes:
         """Extremes of one sample.
 
         Args:
-            values: Shape [..., channels].
+            values: Shape [..., channels], or with the channels elsewhere.
+            axis: Where the channels are.
 
         Example:
             >>> ChannelExtremes.of(np.array([[1.0, -2.0], [3.0, -1.0]])).reach
             array([3., 2.])
         """
-        rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).astype(np.float64)
         return ChannelExtremes(
             rows.min(0, initial=0.0), rows.max(0, initial=0.0), np.square(rows).sum(0), rows.shape[0]
         )
@@ -64,6 +65,10 @@ class ChannelExtremes:
     def reach(self) -> Float:
         """Largest magnitude. Shape [channels]."""
         return np.maximum(-self.low, self.high)
+
+    def masked(self, inside: Float) -> ChannelExtremes:
+        """The tensor with zeros in some channels; `inside` is 0 there and 1 elsewhere."""
+        return ChannelExtremes(self.low * inside, self.high * inside, self.square * inside, self.count)
 
     def without(self, channels: NDArray[np.int64]) -> ChannelExtremes:
         """Extremes of all channels but some."""

@@ -5,15 +5,16 @@ narrow it: x W = (x / s) (s W) moves part of a channel's width into the weight, 
 widest channels c out of the product and computes them in float beside it. Which to take is decided by the error to be
 expected at the output:
 
-    step(x / s)^2 / 12 sum_c s_c^2 |W_c|^2  +  sum_o step(s W)_o^2 / 12 sum_c E[x_c^2] / s_c^2  +  clipping,
+    step(x / s)^2 / 12 sum_c s_c^2 |W_c|^2  +  sum_o step(s W)_o^2 / 12 T sum_c E[x_c^2] / s_c^2  +  clipping,
 
-the last with ranges from one half of the samples and extremes from the other: narrow channels that share their range
+where o goes over output features, c over the channels that feature reads, and T is the number of taps of a kernel;
+clipping with ranges from one half of the samples and extremes from the other: narrow channels that share their range
 with wide ones have room for what was not seen yet, channels that all fill the range have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,47 @@ ASIDE_DB = 0.5
 
 CODES = 255
 """Steps of an activation's grid."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a layer's weights make of each channel of its input.
+
+    Attributes:
+        reach: Largest weight of a channel for a feature. Shape [groups, channels per group, features per group].
+        energy: Sum of squares of a channel's weights. Shape [channels].
+        taps: Positions of the kernel.
+    """
+
+    reach: Float
+    energy: Float
+    taps: int
+
+    @staticmethod
+    def of_matrix(weight: NDArray[np.float32]) -> Reader:
+        """Of a product.
+
+        Args:
+            weight: Shape [channels, features].
+        """
+        size = np.abs(weight).astype(np.float64)
+        return Reader(size[None], np.square(size).sum(1), 1)
+
+    @staticmethod
+    def of_kernel(weight: NDArray[np.float32], groups: int) -> Reader:
+        """Of a convolution.
+
+        Args:
+            weight: Shape [features, channels per group, taps...].
+            groups: Of channels.
+
+        Example:
+            >>> Reader.of_kernel(np.ones((6, 1, 3, 3), np.float32), 3).reach.shape
+            (3, 1, 2)
+        """
+        features, channels = weight.shape[:2]
+        size = np.abs(weight).astype(np.float64).reshape(groups, features // groups, channels, -1)
+        return Reader(size.max(3).transpose(0, 2, 1), np.square(size).sum((1, 3)).reshape(-1), size.shape[3])
 
 
 @dataclass(frozen=True)
@@ -60,18 +102,21 @@ class Terms:
         worth_db: What dividing has to gain, as it is one more pass over the tensor.
         may_stand_aside: Whether channels may leave the product.
         levels: Codes of a weight on either side of 0.
+        narrowest: Channels narrower than this share of the widest are divided as if they had that: what a calibration
+            set hardly shows, other data may.
     """
 
     worth_db: float
     may_stand_aside: bool
     levels: int = 127
+    narrowest: float = 0.0
 
 
-def best_smoothing(weight: NDArray[np.float32], halves: Halves, terms: Terms) -> Smoothing:
-    """The rewriting of least expected error at a product's output.
+def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: Terms) -> Smoothing:
+    """The rewriting of least expected error at the output of the layers that read a tensor.
 
     Args:
-        weight: Of all products that read the tensor, side by side. Shape [channels, out].
+        readers: Their weights.
         halves: Extremes of the tensor over two halves of a calibration set.
         terms: What it has to fulfil.
 
@@ -82,14 +127,13 @@ def best_smoothing(weight: NDArray[np.float32], halves: Halves, terms: Terms) ->
         SmoothQuant, arXiv 2211.10438, equation 4: scale = max |x|^a / max |W|^(1 - a). Differs: also with max |x|^a
         alone, and a searched per tensor by expected output error.
     """
-    size = np.abs(weight).astype(np.float64)
     both = halves[0].merge(halves[1])
     ones, nothing = np.ones(len(both.reach)), np.zeros(0, np.int64)
     worth_db, levels = terms.worth_db, terms.levels
-    plain = _expected_error(size, halves, np.ones_like, nothing, levels)
+    plain = _expected_error(readers, halves, np.ones_like, nothing, levels)
     best = Smoothing(ones, nothing, 0.0)
-    for scale_of in _scales(size):
-        gain = _gain_db(plain, _expected_error(size, halves, scale_of, nothing, levels))
+    for scale_of in _scales(_widest(readers), terms.narrowest):
+        gain = _gain_db(plain, _expected_error(readers, halves, scale_of, nothing, levels))
         if gain > max(best.gain_db, worth_db):
             best = Smoothing(scale_of(both.reach), nothing, gain)
     if not terms.may_stand_aside:
@@ -98,46 +142,61 @@ def best_smoothing(weight: NDArray[np.float32], halves: Halves, terms: Terms) ->
     net = best.gain_db
     for count in range(1, min(MOST_ASIDE, len(widest) // 64) + 1):
         aside = np.sort(widest[:count]).astype(np.int64)
-        gain = _gain_db(plain, _expected_error(size, halves, np.ones_like, aside, levels))
+        gain = _gain_db(plain, _expected_error(readers, halves, np.ones_like, aside, levels))
         if gain - ASIDE_DB * count > net and gain > worth_db:
             best, net = Smoothing(ones, aside, gain), gain - ASIDE_DB * count
     return best
 
 
-def _scales(size: Float) -> Iterator[Callable[[Float], Float]]:
+def _widest(readers: Sequence[Reader]) -> Float:
+    """Largest weight of each channel. Shape [channels]."""
+    return np.asarray(np.maximum(np.max([reader.reach.max(2).reshape(-1) for reader in readers], axis=0), 1e-9))
+
+
+def _scales(widest: Float, narrowest: float) -> Iterator[Callable[[Float], Float]]:
     """Candidates: from the reach of each channel to what it is divided by; of geometric mean 1."""
-    widest = np.maximum(size.max(1), 1e-9)
     for strength in STRENGTHS:
         for taken in (1 - strength, 0.0):
 
             def scale_of(reach: Float, strength: float = strength, taken: float = taken) -> Float:
-                scale = np.maximum(reach, 1e-9) ** strength / widest**taken
+                scale = np.maximum(reach, max(narrowest * reach.max(), 1e-9)) ** strength / widest**taken
                 return np.asarray(scale / np.exp(np.log(scale).mean()))
 
             yield scale_of
 
 
 def _expected_error(
-    size: Float, halves: Halves, scale_of: Callable[[Float], Float], aside: NDArray[np.int64], levels: int
+    readers: Sequence[Reader],
+    halves: Halves,
+    scale_of: Callable[[Float], Float],
+    aside: NDArray[np.int64],
+    levels: int,
 ) -> float:
     """Energy per position at the output, ranges from one half and clipping from the other, both ways added."""
-    inside = np.setdiff1d(np.arange(len(size)), aside)
+    inside = np.ones(len(halves[0].reach))
+    inside[aside] = 0
     return sum(
-        _error(size[inside], seen.without(aside), other.without(aside), scale_of(seen.reach)[inside], levels)
+        _error(readers, (seen.masked(inside), other.masked(inside)), scale_of(seen.reach), inside, levels)
         for seen, other in (halves, halves[::-1])
     )
 
 
-def _error(size: Float, seen: ChannelExtremes, other: ChannelExtremes, scale: Float, levels: int) -> float:
-    energy = np.square(scale) * np.square(size).sum(1)  # of a channel's weights
-    within, beyond = seen.over(scale), other.over(scale)
+def _error(readers: Sequence[Reader], halves: Halves, scale: Float, inside: Float, levels: int) -> float:
+    within, beyond = (half.over(scale) for half in halves)
+    energy = inside * np.square(scale) * sum(reader.energy for reader in readers)  # of a channel's weights
     low, high = within.low.min(), within.high.max()
     step = (high - low) / CODES
-    weight_step = (size * scale[:, None]).max(0, initial=0.0) / levels
-    rounding = step**2 / 12 * energy.sum()
-    weights = np.square(weight_step).sum() / 12 * within.square.sum() / max(within.count, 1)
+    weights = sum(_weight_error(reader, inside * scale, within, levels) for reader in readers)
     missed = np.square(np.maximum(beyond.high - high, 0)) + np.square(np.maximum(low - beyond.low, 0))
-    return float(rounding + weights + (missed * energy).sum() / max(other.count, 1))
+    return float(step**2 / 12 * energy.sum() + weights + (missed * energy).sum() / max(beyond.count, 1))
+
+
+def _weight_error(reader: Reader, scale: Float, within: ChannelExtremes, levels: int) -> float:
+    """What rounding weights adds at the output, if every feature has a scale of its own."""
+    groups = len(reader.reach)
+    steps = (reader.reach * scale.reshape(groups, -1, 1)).max(1) / levels
+    square = within.square.reshape(groups, -1).sum(1) * reader.taps / max(within.count, 1)
+    return float(np.square(steps).sum(1) @ square / 12)
 
 
 def _gain_db(before: float, after: float) -> float:
