@@ -18,16 +18,20 @@ from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
+from ptq.passes.unfuse import Unfuse
 from ptq.passes.use_native import UseNative
 from ptq.target import INTEGER_OPS
 
-PrepareStep = InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | FoldBatchNorm | PlainGemm
+PrepareStep = (
+    InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | Unfuse | FoldBatchNorm | PlainGemm
+)
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
     RaiseOpset(),
     RemoveDropout(),
     SumToAdd(),
     FoldConstants(),
+    Unfuse(),
     FoldBatchNorm(),
     PlainGemm(),
 )
