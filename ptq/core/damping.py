@@ -65,10 +65,19 @@ def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
     """
     if statistics.matched:
         return statistics
-    if np.isinf(strength):
-        return replace(statistics, cross=statistics.gram)
-    held = strength * np.einsum("gii->gi", statistics.gram)
-    return replace(statistics, gram=add_diagonal(statistics.gram, held), cross=add_diagonal(statistics.cross, held))
+    return replace(statistics, cross=statistics.gram) if np.isinf(strength) else held(statistics, strength)
+
+
+def held(statistics: LayerStatistics, share: float) -> LayerStatistics:
+    """Moments with a share of the diagonal added: correlations between inputs count for less, float weights for more.
+
+    Args:
+        statistics: Moments of a layer's input.
+        share: Of the diagonal.
+    """
+    more = share * np.einsum("gii->gi", statistics.gram)
+    gram = add_diagonal(statistics.gram, more)
+    return replace(statistics, gram=gram, cross=gram if statistics.matched else add_diagonal(statistics.cross, more))
 
 
 def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
@@ -79,7 +88,7 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
         weight: Float weight. Shape [groups * out, in].
 
     Returns:
-        One of `STRENGTHS`.
+        One of `STRENGTHS`: the weakest before the error rises.
 
     Cost:
         Solves 2 systems of in^2 per finite strength and group.
@@ -87,12 +96,14 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
     if moments.whole.matched:
         return np.inf
     (first, second), (first_pooled, second_pooled) = moments.rows, moments.pooled
-    errors = [
-        second_pooled.relative_error(_fit(first, weight, strength), weight)
-        + first_pooled.relative_error(_fit(second, weight, strength), weight)
-        for strength in STRENGTHS
-    ]
-    return STRENGTHS[int(np.argmin(errors))]
+    best, least = np.inf, np.inf
+    for strength in reversed(STRENGTHS):
+        error = second_pooled.relative_error(_fit(first, weight, strength), weight)
+        error += first_pooled.relative_error(_fit(second, weight, strength), weight)
+        if error > least:
+            break  # weaker ones err more still, and cost the most
+        best, least = strength, error
+    return best
 
 
 def _fit(statistics: LayerStatistics, weight: NDArray[np.float32], strength: float) -> NDArray[np.float64]:

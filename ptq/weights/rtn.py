@@ -23,6 +23,8 @@ from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
 
 MSE_RATIOS = np.linspace(1.0, 0.4, 61)
+PATIENCE = 12
+"""Ratios in a row without a gain after which a row is settled."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ class Rtn:
 
     def _best_ratio(self, rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:
         rowwise = replace(spec, granularity=PerAxis(0))
-        best = np.full(len(rows), np.inf)
-        chosen = np.ones(len(rows))
+        best, chosen = np.full(len(rows), np.inf), np.ones(len(rows))
+        tried, since = np.arange(len(rows)), np.zeros(len(rows), np.int64)
         for ratio in MSE_RATIOS:
-            params = choose_qparams(Range.of(low * ratio, high * ratio), rowwise)
-            error = np.square(fake_quantize(rows, params) - rows, dtype=np.float64).sum(1)
-            better = error < best
-            best, chosen = np.where(better, error, best), np.where(better, ratio, chosen)
+            params = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), rowwise)
+            own = rows[tried]
+            error = np.square(fake_quantize(own, params) - own, dtype=np.float64).sum(1)
+            better = error < best[tried]
+            best[tried], chosen[tried] = np.where(better, error, best[tried]), np.where(better, ratio, chosen[tried])
+            since[tried] = np.where(better, 0, since[tried] + 1)
+            tried = tried[since[tried] < PATIENCE]
         return chosen
