@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # a name proves 
 DEEP_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow clips these to 255 without a word
 LABELS = "labels.csv"
 IMAGE_RANK = 4
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,13 @@ def _check(options: ImageOptions) -> None:
             raise InputError(f"--{name} has {len(values)} numbers; expected one or {channels}")
     if any(value == 0 for value in options.std):
         raise InputError("--std holds 0; expected numbers other than 0")
+    for name, values in (("mean", options.mean), ("std", options.std), ("scale", (options.scale,))):
+        if not all(math.isfinite(value) for value in values):
+            raise InputError(f"--{name} holds NaN or infinity; expected finite numbers")
     for name, goal in (("resize", options.resize), ("crop", options.crop)):
-        if goal is not None and min((goal,) if isinstance(goal, int) else goal) < 1:
-            raise InputError(f"--{name} is {goal}; expected at least 1 pixel")
+        sides = () if goal is None else (goal,) if isinstance(goal, int) else goal
+        if any(not 1 <= side <= MAX_SIDE for side in sides):
+            raise InputError(f"--{name} is {goal}; expected 1 to {MAX_SIDE} pixels")
 
 
 def _list(folder: Path) -> list[tuple[Path, int | None]]:
@@ -117,7 +124,7 @@ def _list(folder: Path) -> list[tuple[Path, int | None]]:
         columns = [[(path, label) for path in _images(each)] for label, each in enumerate(classes)]
         turns = itertools.zip_longest(*columns)
         files: list[tuple[Path, int | None]] = [item for turn in turns for item in turn if item is not None]
-    elif (folder / LABELS).is_file():
+    elif os.path.lexists(folder / LABELS):
         files = _labelled(folder)
     else:
         files = [(path, None) for path in _images(folder)]
@@ -132,6 +139,8 @@ def _images(folder: Path) -> list[Path]:
 
 def _labelled(folder: Path) -> list[tuple[Path, int | None]]:
     files: list[tuple[Path, int | None]] = []
+    if not (folder / LABELS).is_file():
+        raise InputError(f"{folder / LABELS}: expected a regular file; remove it if there are no labels")
     try:
         with (folder / LABELS).open(newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.DictReader(file), start=2):

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
 
+MAX_MEMBERS = 1000
+BOMB_BYTES, BOMB_RATIO = 2**25, 200  # of one sample, and how far real data is hardly ever compressed
 MAX_HEADER = 10_000  # bytes; numpy writes about 100
 WHOLE_LIMIT = 2**30  # bytes of a column-major array, which cannot be read by rows
 
@@ -67,6 +69,8 @@ def open_npz(path: Path) -> dict[str, ArrayFile]:
     """
     with _named_errors(path.name, "is not a readable npz file"), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    if len(members) > MAX_MEMBERS:
+        raise InputError(f"{path.name}: {len(members)} arrays in it; expected one per model input, and labels")
     names = [member.filename.removesuffix(".npy") for member in members]
     if len(set(names)) != len(names):
         raise InputError(f"{path.name}: an array name occurs twice in it; save it again with numpy.savez")
@@ -76,6 +80,12 @@ def open_npz(path: Path) -> dict[str, ArrayFile]:
         if member.flag_bits & 1:
             raise InputError(f"{where} is encrypted; expected a file written by numpy.savez")
         arrays[name] = _describe(functools.partial(_Member, path, member), member.file_size, where)
+        row_bytes = arrays[name].dtype.itemsize * math.prod(arrays[name].shape[1:])
+        if row_bytes > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
+            raise InputError(
+                f"{where} inflates {member.file_size // max(member.compress_size, 1)}-fold to samples of "
+                f"{row_bytes} bytes; if they are meant, save them with numpy.savez, uncompressed"
+            )
     return arrays
 
 

@@ -112,8 +112,29 @@ class RemoveDropout(ir.passes.InPlacePass):
 
 
 def _folds(node: ir.Node) -> bool | None:
-    """Weights may be written as ConstantOfShape, which the folder skips by default."""
+    """Weights may be written as ConstantOfShape, which the folder skips by default; text it cannot write back."""
+    if any(value is not None and value.dtype == ir.DataType.STRING for value in (*node.inputs, *node.outputs)):
+        return False
     return True if node.op_type == "ConstantOfShape" else None
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Remove Identities, but those that give an output of this graph a name of its own."""
+    made = set(graph)
+    for node in [node for node in graph if node.op_type == "Identity" and not node.domain]:
+        source, out = node.inputs[0], node.outputs[0]
+        if source is None:
+            continue
+        if out.is_graph_output():
+            if source.producer() not in made or source.is_graph_output():
+                continue
+            name, out.name = out.name, None
+            ir.convenience.replace_all_uses_with(out, source, replace_graph_outputs=True)
+            source.name = name
+        else:
+            ir.convenience.replace_all_uses_with(out, source)
+        source.type, source.shape = source.type or out.type, source.shape or out.shape
+        graph.remove(node, safe=True)
 
 
 def _rename_to_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
@@ -161,7 +182,9 @@ class FoldConstants(ir.passes.InPlacePass):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, MIN_IR_VERSION)
-        common.IdentityEliminationPass()(model)
+        for graph in dict.fromkeys([model.graph, *(node.graph for node in model.graph.all_nodes())]):
+            if isinstance(graph, ir.Graph):
+                _drop_identities(graph)
         fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveUnusedNodesPass()(model)

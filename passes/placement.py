@@ -66,14 +66,14 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: b
         The placement.
 
     Raises:
-        UnsupportedModelError: No layer can be quantized.
+        UnsupportedModelError: The exclusions leave nothing.
     """
     planner = _Planner(left_out, native)
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
     if not planner.integer and not find_stored(model, left_out):
-        raise UnsupportedModelError(_nothing(planner.left_float))
+        _require_own_fault(model, left_out, planner.left_float)
     for node in nodes:
         planner.visit_other(node)
     return planner.finish(nodes, model)
@@ -96,7 +96,7 @@ def place_weights(
         The placement.
 
     Raises:
-        UnsupportedModelError: No layer has a constant weight.
+        UnsupportedModelError: The exclusions leave nothing.
     """
     layers, left_float = [], {}
     for node in model.graph:
@@ -111,7 +111,7 @@ def place_weights(
             layers.append(layer)
     tables, stored = find_tables(model, left_out), find_stored(model, left_out)
     if not layers and not stored:
-        raise UnsupportedModelError(_nothing(left_float))
+        _require_own_fault(model, left_out, left_float)
     left_float |= _inside(model, left_out)
     return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
 
@@ -120,9 +120,11 @@ def _inside(model: ir.Model, left_out: Selector) -> dict[str, str]:
     return {name_of(node): left_out(node) or INSIDE for node in inner_layers(model)}
 
 
-def _nothing(left_float: Mapping[str, str]) -> str:
-    reasons = "; ".join(sorted(set(left_float.values()))) or "it has no Conv, Gemm or MatMul in its main graph"
-    return f"nothing to quantize: {reasons}; see `ptq inspect`"
+def _require_own_fault(model: ir.Model, left_out: Selector, left_float: Mapping[str, str]) -> None:
+    """Of a model nothing may become integers, which the verdict says; of the user's exclusions something has to."""
+    if any(left_out(node) for node in model.graph):
+        reasons = "; ".join(sorted(set(left_float.values()))[:5])
+        raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
 
 
 @dataclass

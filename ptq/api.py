@@ -19,7 +19,7 @@ from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.core.errors import InputError, RecipeError
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
-from ptq.modelfile import ModelSource, input_specs, load_model, runnable_source, session_of
+from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
 from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
@@ -66,7 +66,8 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         else open_data(data, specs, limit=recipe.samples, images=images)
     )
     other = None if evaluation is None else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images)
-    return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace), progress)
+    with naming(model):
+        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace), progress)
 
 
 def bench(

@@ -10,6 +10,7 @@ import functools
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,10 @@ def guarded(command: Command) -> Command:
     @functools.wraps(command)
     def call(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                if not debug:
+                    warnings.simplefilter("ignore")  # numpy's, of libraries: what matters is an error of ours
+                command(*args, **kwargs)
         except PtqError as error:
             if debug:
                 raise
@@ -159,11 +163,17 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     from ptq.api import quantize as run_quantize
     from ptq.delivery import require_writable
     from ptq.display import Display
+    from ptq.modelfile import external_files
     from ptq.pipeline import write_cards
 
     _require_data(given)
     data = None if given["random_data"] else given["data"]
-    require_writable(output, [Path(p) for p in (model, given["data"], given["eval_data"], given["recipe_path"]) if p])
+    named = [
+        model,
+        *given["custom_ops"],
+        *(given[name] for name in ("data", "eval_data", "recipe_path") if given[name]),
+    ]
+    require_writable(output, [*map(Path, named), *external_files(model)])
     display = Display(quiet=given["quiet"] or given["as_json"])
     workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run on a huge model goes on from here
     with display.steps() as progress:

@@ -15,6 +15,8 @@ from ptq.core.errors import InputError
 from ptq.modelfile import INLINE_BYTES, fingerprint, weight_bytes, write_atomically
 
 DATA_SUFFIX = ".data"
+PRODUCTS = ("", ".card.json", ".card.md", ".bench.json", DATA_SUFFIX)
+"""What is written, as suffixes of the model's path."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class Delivery:
         """The model as the file it will be, in a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
             path = Path(folder) / "model.onnx"
-            self._write(path)
+            try:
+                self._write(path)
+            except OSError as error:
+                raise InputError(f"cannot write a temporary file in {folder}: {error.strerror}") from error
             yield path
 
     def save(self, path: Path) -> None:
@@ -103,22 +108,46 @@ def require_writable(output: Path, inputs: Sequence[Path]) -> None:
     """Find out before the work starts whether the result can be written.
 
     Args:
-        output: Where the model goes.
-        inputs: Files that must not be overwritten.
+        output: Where the model goes; its card, measurements and weights go beside it.
+        inputs: Files and folders of files that must not be overwritten.
 
     Raises:
-        InputError: `output` is a folder, is one of the inputs, or its folder is missing or not writable.
+        InputError: One of the paths is a folder, a device or pipe, or an input, or cannot be written.
     """
-    if output.is_dir():
-        raise InputError(f"cannot write {output}: it is a folder; give a file name")
-    for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
-            raise InputError(f"cannot write {output}: it is also an input; choose another output path")
+    try:
+        _require_writable(output, inputs)
+    except OSError as error:
+        raise InputError(f"cannot write {str(output)[:300]}: {error.strerror}") from error
+
+
+def _require_writable(output: Path, inputs: Sequence[Path]) -> None:
+    for path in (output.with_name(output.name + suffix) for suffix in PRODUCTS) if output.name else (output,):
+        if not _is_there(path):
+            continue
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; give a file name")
+        if not path.is_file():
+            raise InputError(f"cannot write {path}: it is a device, a pipe or a broken link; choose another path")
+        for other in inputs:
+            if _is_there(other) and (path.samefile(other) or _is_image_of(path, other)):
+                raise InputError(f"cannot write {path}: it is also the input {other}; choose another output path")
     if not output.parent.is_dir():
         raise InputError(f"cannot write {output}: no such folder {output.parent}; create it first")
+    handle, name = tempfile.mkstemp(prefix=f".{output.name[:80]}.", suffix=".tmp", dir=output.parent)
+    os.close(handle)
+    Path(name).unlink()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything has the name, be it a link to nothing; a name that is too long is an error."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name[:80]}.", suffix=".tmp", dir=output.parent)
-        os.close(handle)
-        Path(name).unlink()
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from error
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_image_of(path: Path, folder: Path) -> bool:
+    """Whether a file belongs to a folder of calibration data, and is no earlier model that merely lies there."""
+    within = folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
+    return within and not path.name.endswith((".onnx", *PRODUCTS[1:]))

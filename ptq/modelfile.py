@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
 from ptq.runtime.opening import Optimization, open_session
+from ptq.validation import make_dense, name_apart, require_finite_weights, require_sound, tensors_of
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1
-MAX_NODES, MAX_CALL_DEPTH = 1_000_000, 100
+CHANGED = "changed"  # mark of a model that could only be read by writing parts of it in another way
 INLINE_BYTES = 1_500_000_000  # above this, weights go to a file of their own
 
 
@@ -45,6 +46,19 @@ class InputSpec:
     def __str__(self) -> str:
         extents = "?" if self.shape is None else ", ".join(str(n) if n is not None else "?" for n in self.shape)
         return f"{self.name}: {self.dtype} [{extents}]"
+
+
+class RunError(InputError):
+    """Onnxruntime cannot load or run a model; which one, `naming` says."""
+
+
+@contextmanager
+def naming(source: ModelSource) -> Iterator[None]:
+    """Add the name of the model that the work inside is about to what onnxruntime says of it."""
+    try:
+        yield
+    except RunError as error:
+        raise InputError(f"{source}: {error}" if isinstance(source, str | Path) else str(error)) from error
 
 
 def load_model(source: ModelSource) -> ir.Model:
@@ -69,9 +83,22 @@ def load_model(source: ModelSource) -> ir.Model:
     return _parse(read_regular_file(path, MAX_PROTOBUF_BYTES), str(source), path)
 
 
+def external_files(path: Path) -> tuple[Path, ...]:
+    """Files beside a model that hold its weights; none where the model cannot be read, which `load_model` words."""
+    try:
+        readable = path.is_file() and path.stat().st_size <= MAX_PROTOBUF_BYTES
+        proto = onnx.load(str(path), load_external_data=False) if readable else onnx.ModelProto()
+    except Exception:
+        return ()
+    locations = {
+        entry.value for tensor in tensors_of(proto) for entry in tensor.external_data if entry.key == "location"
+    }
+    return tuple(path.parent / location for location in sorted(locations) if location and "\0" not in location)
+
+
 def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
     """The model as it came, in a form that onnxruntime opens."""
-    if isinstance(source, ir.Model | onnx.ModelProto):
+    if isinstance(source, ir.Model | onnx.ModelProto) or model.meta.get(CHANGED):
         data: bytes = ir.to_proto(model).SerializeToString()
         return data
     return source
@@ -81,11 +108,7 @@ def source_bytes(source: ModelSource, model: ir.Model) -> int:
     """Size of the model as it came: its file and the external data it names."""
     if not isinstance(source, str | Path):
         return len(source) if isinstance(source, bytes) else weight_bytes(model)
-    path = Path(source)
-    graph = onnx.load(str(path), load_external_data=False).graph
-    locations = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
-    total: int = path.stat().st_size + sum((path.parent / location).stat().st_size for location in locations)
-    return total
+    return sum(path.stat().st_size for path in (Path(source), *external_files(Path(source))))
 
 
 def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
@@ -103,8 +126,10 @@ def read_regular_file(path: Path, limit: int) -> bytes:
     Raises:
         InputError: Missing, not a regular file, empty, larger than `limit` bytes, or not readable.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
+    try:
+        path.stat()
+    except OSError as error:
+        raise InputError(f"{str(path)[:300]}: no such file ({error.strerror}); check the path") from error
     if not path.is_file():
         raise InputError(f"{path}: expected a regular file, found a {'folder' if path.is_dir() else 'device or pipe'}")
     size = path.stat().st_size
@@ -128,61 +153,49 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
         raise InputError(f"{where}: not an ONNX model (protobuf says: {error}); export it again") from error
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
-    _require_finite_expansion(proto, where)
+    require_sound(proto, where, None if path is None else path.parent)
+    changed = any([make_dense(proto, where), name_apart(proto)])
     try:
-        onnx.checker.check_model(str(path) if path is not None else data)
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(proto if path is None or changed else str(path))
+    except Exception as error:  # of several types, its own and plain ones
         raise InputError(f"{where}: invalid ONNX model: {_one_line(error)}") from error
     try:
         model = ir.from_proto(proto)
         if path is not None:
-            _resolve_external(model, path.parent)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{where}: cannot read the model: {_one_line(error)}") from error
+            _load_external(model, path.parent)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except Exception as error:  # one type of its own for every layer it comes through
+        raise InputError(f"{where}: cannot read the model: {_one_line(_innermost(error))}") from error
+    require_finite_weights(model, where)
+    model.meta[CHANGED] = changed
     return model
 
 
-def _require_finite_expansion(proto: onnx.ModelProto, where: str) -> None:
-    """Count what inlining local functions would give: a few kilobytes of nested calls can mean 10^18 nodes."""
-    bodies = {(function.domain, function.name): function.node for function in proto.functions}
-    sizes: dict[tuple[str, str], int] = {}
-
-    def size(nodes: Iterable[onnx.NodeProto], depth: int) -> int:
-        if depth > MAX_CALL_DEPTH:
-            raise InputError(
-                f"{where}: local functions call each other more than {MAX_CALL_DEPTH} deep; export it again"
-            )
-        total = 0
-        for node in nodes:
-            key = (node.domain, node.op_type)
-            if key in bodies and key not in sizes:
-                sizes[key] = size(bodies[key], depth + 1)
-            total += sizes.get(key, 1)
-        return total
-
-    found = size(proto.graph.node, 0)
-    if found > MAX_NODES:
-        raise InputError(f"{where}: its local functions expand to {found:.3g} nodes; expected at most {MAX_NODES}")
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
-def _resolve_external(model: ir.Model, folder: Path) -> None:
-    """Point external tensors at the model's folder and refuse those that leave it."""
+def _load_external(model: ir.Model, folder: Path) -> None:
+    """Point external tensors at the model's folder, and read them unless they are large."""
     ir.external_data.set_base_dir(model.graph, folder)
-    root = folder.resolve()
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).resolve().is_relative_to(root):
-            raise ValueError(f"external data of {value.name!r} lies outside the model's folder")
-    if weight_bytes(model) <= INLINE_BYTES:
+    if weight_bytes(model) > INLINE_BYTES:
+        return
+    try:
         ir.external_data.load_to_model(model)
+    except (OSError, ValueError) as error:
+        constants = {name: value.const_value for name, value in model.graph.initializers.items()}
+        names = [name for name, tensor in constants.items() if isinstance(tensor, ir.ExternalTensor)]
+        raise InputError(f"external data of {', '.join(names[:3])}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
     """What a library says, in one line, without its source paths and signatures."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    if "/onnxruntime_src/" in text:
-        text = text.rsplit(") ", 1)[-1]
+    text = re.sub(r"/onnxruntime_src/\S+ [^()]*(\((?:[^()]|\([^()]*\))*\)[^A-Z.]*)? ", "", text)
     return text[:300]
 
 
@@ -205,7 +218,12 @@ def _extent(extent: int | ir.SymbolicDim) -> int | str | None:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    return sum(_num_bytes(tensor) for tensor in constants if tensor is not None)
+
+
+def _num_bytes(tensor: ir.TensorProtocol) -> int:
+    return sum(map(len, tensor.numpy().reshape(-1))) if tensor.dtype == ir.DataType.STRING else tensor.nbytes
 
 
 @contextmanager
@@ -261,7 +279,7 @@ def _open(
         )
     except Exception as error:  # onnxruntime has one exception class per status code and no common base
         hint = "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
-        raise InputError(f"onnxruntime cannot load the model: {_one_line(error)}{hint}") from error
+        raise RunError(f"onnxruntime cannot load the model: {_one_line(error)}{hint}") from error
 
 
 def run(
@@ -276,7 +294,7 @@ def run(
         outputs: list[NDArray[Any]] = session.run(names, feed)
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
-        raise InputError(f"onnxruntime fails to run the model on {shapes}: {_one_line(error)}") from error
+        raise RunError(f"onnxruntime fails to run the model on {shapes}: {_one_line(error)}") from error
     return outputs
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import stat
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +23,10 @@ from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
 
 GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
+
+
+MAX_BYTES = 2**20
+"""Of a recipe file."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,14 @@ class Goals:
     max_drop: float | None = None
     max_latency_ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        tops = {"min_sqnr_db": math.inf, "min_agreement": 1.0, "max_drop": math.inf, "max_latency_ratio": math.inf}
+        for name, top in tops.items():
+            goal, low = getattr(self, name), -math.inf if name == "min_sqnr_db" else 0.0
+            if goal is not None and not (math.isfinite(goal) and low <= goal <= top):
+                expected = "a finite number" if name == "min_sqnr_db" else "0 to 1" if top == 1 else "at least 0"
+                raise RecipeError(f"goals.{name} is {goal}; expected {expected}")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -167,6 +181,8 @@ class Recipe:
         self._check_dynamic()
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}; expected at least 1")
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}; expected at least 0")
 
     @property
     def has_blocks(self) -> bool:
@@ -228,10 +244,13 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: The file is missing or not TOML, or a key is unknown or of the wrong type; names the key path.
     """
     try:
+        entry = path.stat()
+        if not stat.S_ISREG(entry.st_mode) or entry.st_size > MAX_BYTES:
+            raise RecipeError(f"{path}: cannot read the recipe: expected a regular file of at most {MAX_BYTES} bytes")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
     return recipe_from(table, str(path))
 

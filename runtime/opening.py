@@ -58,6 +58,8 @@ def open_session(  # noqa: PLR0913 - one place knows every option of a session
         options.add_external_initializers(list(weights), values)
         options.add_session_config_entry("session.disable_prepacking", "1")
     for library in custom_ops:
+        if not Path(library).is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError(f"operator library {library}: no such regular file")
         options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ptq.modelfile import run, session_of
 from ptq.runtime.opening import open_session
 
-MIN_ROUNDS, MAX_ROUNDS, WARM_UP = 7, 101, 2
+MIN_ROUNDS, MAX_ROUNDS, WARM_UP, FEWEST = 7, 101, 2, 3
 PROFILED_RUNS = 10
 
 
@@ -79,17 +79,20 @@ def take_turns(calls: Sequence[Callable[[], object]], budget_seconds: float) -> 
 
     Args:
         calls: What to time.
-        budget_seconds: Roughly how long; at least 7 rounds, at most 101.
+        budget_seconds: Roughly how long; at least 7 rounds, of very slow calls 3, at most 101.
 
     Returns:
         Wall and processor time in seconds. Shape [2, calls, rounds].
     """
-    for call in calls:  # first runs allocate
-        for _ in range(WARM_UP):
+    start = time.perf_counter()
+    for call in [*calls] * WARM_UP:  # first runs allocate
+        if time.perf_counter() < start + budget_seconds:
             call()
     rounds: list[list[tuple[float, float]]] = []
     end = time.perf_counter() + budget_seconds
-    while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
+    while len(rounds) < (MIN_ROUNDS if time.perf_counter() < end + budget_seconds else FEWEST) or (
+        time.perf_counter() < end and len(rounds) < MAX_ROUNDS
+    ):
         row = []
         for call in calls:
             wall, processor = time.perf_counter(), time.process_time()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ptq.core.errors import InputError
 from ptq.passes.native_bodies import NATIVE_OPERATORS
 from ptq.runtime.opening import open_session
 
@@ -58,8 +59,12 @@ def count_kernels(model: Path, custom_ops: Sequence[str | Path] = ()) -> Kernels
     """
     with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
         path = Path(folder) / "optimized.onnx"
-        open_session(model, custom_ops=custom_ops, optimized_model_path=path)
-        return _read(ir.load(path))
+        try:
+            open_session(model, custom_ops=custom_ops, optimized_model_path=path)
+            return _read(ir.load(path))
+        except Exception as error:  # onnxruntime has no common base, and its file may be cut short
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"onnxruntime cannot load it: {reason} (No space left in {folder}?)") from error
 
 
 def _read(model: ir.Model) -> Kernels:

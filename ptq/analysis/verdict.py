@@ -145,6 +145,8 @@ def judge(
     """
     findings = [*judge_accuracy(proof.comparison, goals), *judge_latency(proof.latency, goals), *judge_size(*sizes)]
     findings += judge_fidelity(proof.comparison, layers)
+    if not layers:
+        findings.append(Finding("warning", "no layer runs on integers: see the card for why, and keep the float model"))
     if proof.kernels.fallbacks:
         named = ", ".join(f"{count} {op}" for op, count in proof.kernels.fallbacks.items())
         findings.append(

@@ -18,6 +18,7 @@ MANTISSA_BITS = 8
 SHIFT = 23 - MANTISSA_BITS
 MAGNITUDES = 1 << (8 + MANTISSA_BITS)  # bins of one sign
 OCTAVE = 1 << MANTISSA_BITS  # bins per factor of two
+PIECE = 1 << 22  # values counted at once; numpy needs eight bytes for each meanwhile
 COARSE = 8  # neighbours that `density` joins far below the largest magnitude
 
 
@@ -162,11 +163,12 @@ class HistogramAccumulator:
         rmin, rmax = float(values.min()) + 0.0, float(values.max()) + 0.0  # -0.0 and 0.0 are one value
         if not (np.isfinite(rmin) and np.isfinite(rmax)):
             raise ValueError("values are not finite")
-        codes = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32) >> SHIFT
-        counts = np.bincount(codes, minlength=len(self._counts))
-        if len(counts) > len(self._counts):
-            self._counts = np.concatenate([self._counts, np.zeros(MAGNITUDES, np.int64)])
-        self._counts[: len(counts)] += counts
+        bits = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
+        for start in range(0, len(bits), PIECE):
+            counts = np.bincount(bits[start : start + PIECE] >> SHIFT, minlength=len(self._counts))
+            if len(counts) > len(self._counts):
+                self._counts = np.concatenate([self._counts, np.zeros(MAGNITUDES, np.int64)])
+            self._counts[: len(counts)] += counts
         self._rmin, self._rmax = min(self._rmin, rmin), max(self._rmax, rmax)
 
     def value(self) -> Histogram:

@@ -314,9 +314,15 @@ def test_exclusions_that_match_nothing_are_refused(pattern: str) -> None:
         run(HEAD + "y = Relu (a)}", {"w": CONV["w"]}, 3, 8, 8, recipe=Recipe(exclude=(pattern,)))
 
 
-def test_a_model_without_layers_is_refused_in_one_line() -> None:
-    with pytest.raises(UnsupportedModelError, match="nothing to quantize"):
-        run("net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }", {}, 3)
+def test_a_model_without_layers_stays_what_it_is_and_says_so() -> None:
+    result = run("net (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }", {}, 3)
+    assert any("no layer runs on integers" in finding.text for finding in result.report.verdict.findings)
+    assert [node.op_type for node in result.delivery.model.graph] == ["Relu"]
+
+
+def test_excluding_everything_is_refused_in_one_line() -> None:
+    with pytest.raises(UnsupportedModelError, match="nothing to quantize: excluded by 'Conv'"):
+        run(HEAD + "y = Relu (a)}", {"w": CONV["w"]}, 3, 8, 8, recipe=Recipe(exclude=("Conv",)))
 
 
 def test_fragile_inputs_keep_their_layer_in_float() -> None:

@@ -1,0 +1,156 @@
+"""The command line in processes of their own, without the seconds that starting Python and its libraries takes.
+
+A server imports everything once, never opens a session, and forks for each order: a crash, a hang or a limit stays
+with its case, and stderr is what really reaches the terminal, onnxruntime's own words included.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMORY_BYTES = 8 * 2**30  # address space, most of it reserved by libraries
+KINDS = {"fsize": resource.RLIMIT_FSIZE}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a process ended.
+
+    Attributes:
+        code: Exit code; -9 and the like after a signal; None when it took too long.
+        seconds: How long it took.
+        peak_mb: Its largest resident memory.
+        stdout: What it wrote there.
+        stderr: What it wrote there.
+    """
+
+    code: int | None
+    seconds: float
+    peak_mb: float
+    stdout: str
+    stderr: str
+
+
+class CommandLine:
+    """Runs `ptq` again and again; a context manager."""
+
+    def __enter__(self) -> Self:
+        """Start the server."""
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.trust.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Stop the server."""
+        if self._server.stdin and self._server.stdout:
+            self._server.stdin.close()
+            self._server.stdout.close()
+        self._server.wait()
+
+    def run(self, arguments: list[str], *, root: Path, limits: dict[str, int], seconds: float) -> Finished:
+        """Run once, in folder root/cwd with temporary files in root/temp."""
+        order = {"arguments": arguments, "root": str(root), "limits": limits, "seconds": seconds}
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        return Finished(**json.loads(self._server.stdout.readline()))
+
+
+def serve() -> None:
+    """Fork for every order on stdin."""
+    from ptq import api, display  # noqa: F401 - everything is loaded once, here
+    from ptq.cli import main
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        pipes = [os.pipe() for _ in range(2)]  # not files: a limit on those is none on what a terminal shows
+        child = os.fork()
+        if not child:
+            _obey(order, main, [os.open(os.devnull, os.O_RDONLY), *(end for _, end in pipes)])
+        for _, end in pipes:
+            os.close(end)
+        answer = _wait(child, order["seconds"], [end for end, _ in pipes])
+        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
+
+
+def _obey(order: dict[str, Any], main: Any, streams: list[int]) -> None:
+    """Be the command line, to the exit code."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.chdir(Path(order["root"]) / "cwd")
+    tempfile.tempdir = str(Path(order["root"]) / "temp")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, limit in order["limits"].items():
+        resource.setrlimit(KINDS[name], (limit, limit))
+    code = 0
+    try:
+        main(order["arguments"], prog_name="ptq")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(child: int, seconds: float, streams: list[int]) -> dict[str, Any]:
+    """Read what a child writes until it ends, or end it."""
+    start = time.perf_counter()
+    texts = [b"" for _ in streams]
+    for stream in streams:
+        os.set_blocking(stream, False)
+    late = False
+    while True:
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+        texts = [text + _available(stream) for text, stream in zip(texts, streams, strict=True)]
+        if ended:
+            break
+        if not late and time.perf_counter() - start > seconds:
+            late = True
+            os.killpg(child, signal.SIGKILL)
+        time.sleep(0.002)
+    for stream in streams:
+        os.close(stream)
+    out, err = (text.decode(errors="replace") for text in texts)
+    code = None if late else os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    return {"code": code, "seconds": seconds, "peak_mb": usage.ru_maxrss / 1024, "stdout": out, "stderr": err}
+
+
+def _available(stream: int) -> bytes:
+    text = b""
+    try:
+        while block := os.read(stream, 1 << 16):
+            text += block
+    except BlockingIOError:
+        pass
+    return text
+
+
+if __name__ == "__main__":
+    serve()
