@@ -20,6 +20,7 @@ from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
 from ptq.passes.unfuse import Unfuse
 from ptq.passes.use_native import UseNative
+from ptq.passes.widen import SAME_AS_HALF, WidenFloats
 from ptq.target import INTEGER_OPS
 
 PrepareStep = (
@@ -89,6 +90,13 @@ def prepare(
     """
     prepared = model.clone()
     before = float_outputs(model, feed, custom_ops)
+    InlineFunctions()(prepared)
+    wider: tuple[str, ...] = ()
+    if WidenFloats()(prepared).modified:
+        widened = float_outputs(prepared, feed, custom_ops)
+        require_same("WidenFloats", before, widened, SAME_AS_HALF)
+        wider = ("float16, bfloat16 and double are computed in float32; inputs and outputs keep their types",)
+        before, model = widened, prepared.clone()
     for step in steps:
         step(prepared)
     try:
@@ -97,7 +105,7 @@ def prepare(
         _name_the_culprit(model, steps, before, lambda candidate: float_outputs(candidate, feed, custom_ops))
         raise
     annotate(prepared, feed, custom_ops)
-    return prepared, _notes(model, prepared)
+    return prepared, (*wider, *_notes(model, prepared))
 
 
 def _name_the_culprit(

@@ -35,16 +35,19 @@ def float_outputs(
         return dict(zip(names, run(session, dict(feed), names), strict=True))
 
 
-def require_same(name: str, before: Mapping[str, NDArray[Any]], after: Mapping[str, NDArray[Any]]) -> None:
+def require_same(
+    name: str, before: Mapping[str, NDArray[Any]], after: Mapping[str, NDArray[Any]], tolerance: float = TOLERANCE
+) -> None:
     """Refuse a change of any output.
 
     Args:
         name: The pass, for the message.
         before: Outputs before it.
         after: Outputs after it.
+        tolerance: Of the largest magnitude of an output.
 
     Raises:
-        EquivalenceError: An output is missing, has another shape, or differs by more than `TOLERANCE`.
+        EquivalenceError: An output is missing, has another shape, or differs by more than `tolerance`.
     """
     for output, reference in before.items():
         if output not in after or after[output].shape != reference.shape:
@@ -56,7 +59,7 @@ def require_same(name: str, before: Mapping[str, NDArray[Any]], after: Mapping[s
             continue
         finite = np.isfinite(reference)
         difference = np.abs(reference - after[output])[finite].max(initial=0.0)
-        allowed = TOLERANCE * float(np.abs(reference[finite]).max(initial=1e-30))
+        allowed = tolerance * float(np.abs(reference[finite]).max(initial=1e-30))
         if not np.array_equal(finite, np.isfinite(after[output])) or difference > allowed:
             raise EquivalenceError(
                 f"pass {name} changed output {output!r} by {difference:.3g}, allowed {allowed:.3g}; "

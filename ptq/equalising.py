@@ -100,7 +100,8 @@ def equalise(
             gains.append(gain)
     if not gains:
         return model, ()
-    require_same("Equalise", *(float_outputs(each, samples[0], custom_ops) for each in (model, changed)))
+    before, after = (float_outputs(each, samples[0], custom_ops) for each in (model, changed))
+    require_same("Equalise", before, after)
     note = f"{len(gains)} of {len(halves)} values between convolutions equalised: measured error behind them"
     return changed, (f"{note} {min(gains):.1f} to {max(gains):.1f} dB lower",)
 

@@ -21,7 +21,7 @@ from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
 from ptq.runtime.opening import Optimization, open_session
-from ptq.validation import make_dense, name_apart, require_finite_weights, require_sound, tensors_of
+from ptq.validation import make_dense, name_apart, put_in_order, require_finite_weights, require_sound, tensors_of
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1
@@ -154,7 +154,7 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
     require_sound(proto, where, None if path is None else path.parent)
-    changed = any([make_dense(proto, where), name_apart(proto)])
+    changed = any([make_dense(proto, where), name_apart(proto), put_in_order(proto)])
     try:
         onnx.checker.check_model(proto if path is None or changed else str(path))
     except Exception as error:  # of several types, its own and plain ones

@@ -5,6 +5,7 @@ ONNX's own checker and onnxruntime each accept what the other refuses; neither c
 
 from __future__ import annotations
 
+import heapq
 import math
 import stat
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,40 @@ def name_apart(proto: onnx.ModelProto) -> bool:
     for node in twice:
         node.name = ""
     return bool(twice)
+
+
+def put_in_order(proto: onnx.ModelProto) -> bool:
+    """Sort nodes that come before what they read, as onnxruntime does; says whether there were any. Cycles stay."""
+    nodes = list(proto.graph.node)
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [{producer[name] for name in _names_read(node) if name in producer} for node in nodes]
+    if all(max(each, default=-1) < index for index, each in enumerate(needs)):
+        return False
+    readers: dict[int, list[int]] = {}
+    for index, each in enumerate(needs):
+        for other in each:
+            readers.setdefault(other, []).append(index)
+    missing = [len(each) for each in needs]
+    ready = [index for index, count in enumerate(missing) if not count]
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for index in readers.get(order[-1], ()):
+            missing[index] -= 1
+            if not missing[index]:
+                heapq.heappush(ready, index)
+    if len(order) < len(nodes):
+        return False
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes[index] for index in order)
+    return True
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Of a node and its bodies."""
+    return {name for name in node.input if name} | {
+        name for graph in _graphs(node) for inner in graph.node for name in _names_read(inner)
+    }
 
 
 def require_finite_weights(model: ir.Model, where: str) -> None:

@@ -27,12 +27,6 @@ def _rename_output(node: int, name: str) -> Change:
     return change
 
 
-def _reversed(graph: onnx.GraphProto) -> None:
-    nodes = list(graph.node)[::-1]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def _without(field: str) -> Change:
     def change(graph: onnx.GraphProto) -> None:
         del getattr(graph, field)[:]
@@ -110,7 +104,6 @@ CHANGES: dict[str, Change] = {
     "a cycle": _rename_input(0, 0, "r"),
     "a node that reads itself": _rename_input(1, 0, "r"),
     "an input from nowhere": _rename_input(1, 0, "nobody"),
-    "nodes in reverse order": _reversed,
     "two nodes with one output": _rename_output(2, "r"),
     "a node that gives the input's name": _rename_output(1, "x"),
     "a node that gives a weight's name": _rename_output(1, "conv_weight"),

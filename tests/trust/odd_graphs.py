@@ -283,3 +283,14 @@ def relative(stage: Stage) -> None:
         path.rename(stage.root / "cwd" / path.name)
     stage.reference = stage.root / "cwd/m.onnx"
     stage.model, stage.data = stage.reference.relative_to(stage.root / "cwd"), stage.root / "cwd/d.npz"
+
+
+@odd("graph: nodes in reverse order")
+def reverse(stage: Stage) -> None:
+    """As a converter to float16 that many use leaves them; onnxruntime sorts."""
+    stage.put_works()
+    model = small_net()
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    stage.put(model)
