@@ -1,7 +1,7 @@
 """The command line: options in, one call, a verdict out. No logic of its own.
 
 Exit codes: 0 done, 1 a goal was missed, 2 the input or the command line is at fault (one line on stderr),
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from ptq.calibration.images import ImageOptions
     from ptq.recipe import Goals, Recipe
 
-GOAL_MISSED, USER_ERROR, INTERRUPTED = 1, 2, 130
+GOAL_MISSED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 Command = Callable[..., None]
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is half done has to be cleared away."""
 
 
 class OneLineErrors(click.Group):
@@ -57,6 +62,7 @@ def guarded(command: Command) -> Command:
     @functools.wraps(command)
     def call(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
+            signal.signal(signal.SIGTERM, _terminate)
             with warnings.catch_warnings():
                 if not debug:
                     warnings.simplefilter("ignore")  # numpy's, of libraries: what matters is an error of ours
@@ -70,8 +76,15 @@ def guarded(command: Command) -> Command:
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
+        except Terminated:
+            click.echo("terminated", err=True)
+            sys.exit(TERMINATED)
 
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise Terminated
 
 
 def _fail(message: str) -> None:
