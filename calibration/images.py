@@ -85,8 +85,9 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
                         array = _array(image, spec, options)
             except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                raise InputError(f"{path.name}: not a readable image ({reason}); remove or replace it") from error
-            yield Sample({spec.name: array}, label)
+                yield Sample({}, label, f"{path.name}: not a readable image ({reason}); remove or replace it")
+            else:
+                yield Sample({spec.name: array}, label)
 
     return stream
 

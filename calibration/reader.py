@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from ptq.calibration.images import ImageOptions, image_folder
 from ptq.calibration.npz import ArrayFile, open_npy, open_npz
-from ptq.calibration.sample import Row, Sample, check_feed, may_be_empty, sample_of_rows, split_batch, without_padding
+from ptq.calibration.sample import (
+    Row,
+    Sample,
+    check_feed,
+    may_be_empty,
+    not_finite,
+    sample_of_rows,
+    split_batch,
+    without_padding,
+)
 from ptq.calibration.tokens import token_rows
 from ptq.core.errors import InputError
 from ptq.modelfile import InputSpec
@@ -46,6 +55,11 @@ class DataReader(Protocol):
         """Whether it was made up."""
         ...
 
+    @property
+    def skipped(self) -> Sequence[str]:
+        """What the last pass left out, and why."""
+        ...
+
     def __iter__(self) -> Iterator[Sample]:
         """Feeds, in order."""
         ...
@@ -58,6 +72,7 @@ class _Stream:
     description: str
     start: Callable[[], Iterator[Sample]]
     is_random: bool = False
+    skipped: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Sample]:
         return self.start()
@@ -75,6 +90,7 @@ def open_data(
     limit: int = 512,
     images: ImageOptions | None = None,
     keep_padding: bool = False,
+    skip_bad: bool = False,
 ) -> DataReader:
     """Open calibration data of any supported kind.
 
@@ -86,6 +102,7 @@ def open_data(
         limit: Most samples to yield.
         images: How to read an image folder.
         keep_padding: Give samples in the lengths that they have, as batches and other machines need them.
+        skip_bad: Leave out images that cannot be read and samples with NaN or infinity, instead of stopping there.
 
     Returns:
         A reader; files can be iterated again, one-shot iterables not.
@@ -95,16 +112,27 @@ def open_data(
     """
     start, description = _open(source, list(specs), images)
 
+    skipped: list[str] = []
+
     def stream() -> Iterator[Sample]:
         count = 0
-        for sample in itertools.islice(start(), max(limit, 0)):  # a sample beyond the limit is not even read
-            check_feed(sample.feed, specs, count, description)
+        skipped.clear()
+        for index, sample in enumerate(itertools.islice(start(), max(limit, 0))):  # what is beyond is not even read
+            if not sample.fault:
+                check_feed(sample.feed, specs, index, description)
+            fault = sample.fault or not_finite(sample.feed, index, description)
+            if fault and not skip_bad:
+                raise InputError(fault)
+            if fault:
+                skipped.append(fault)
+                continue
             yield sample if keep_padding else replace(sample, feed=without_padding(sample.feed, specs))
             count += 1
         if not count:
-            raise InputError(f"{description}: no sample in it; expected at least one")
+            fault = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
+            raise InputError(f"{description}: no sample in it; expected at least one{fault}")
 
-    return _Stream(description, stream)
+    return _Stream(description, stream, skipped=skipped)
 
 
 def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> DataReader:

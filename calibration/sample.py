@@ -20,10 +20,12 @@ class Sample:
     Attributes:
         feed: Input name -> array, as the session takes it.
         label: Class, if known.
+        fault: Why there is nothing to feed, if so.
     """
 
     feed: Mapping[str, NDArray[Any]]
     label: int | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def check_feed(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], ind
     """Refuse a feed that does not fit the model.
 
     Raises:
-        InputError: An input is missing or extra, has another type, rank or extent, is empty, or is not finite.
+        InputError: An input is missing or extra, has another type, rank or extent, or is empty.
     """
     wanted, found = {spec.name for spec in specs}, set(feed)
     if wanted != found:
@@ -102,8 +104,14 @@ def check_feed(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], ind
             raise InputError(f"{where}: {spec.name} is {list(array.shape)} in sample {index}; the model wants {spec}")
         if not array.size and not (len(feed) > 1 and may_be_empty(array.shape, spec)):
             raise InputError(f"{where}: {spec.name} is empty in sample {index}; expected at least one value")
+
+
+def not_finite(feed: Mapping[str, NDArray[Any]], index: int, where: str) -> str:
+    """What is wrong with the numbers of a feed that fits the model; empty if nothing."""
+    for name, array in feed.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"{where}: {spec.name} holds NaN or infinity in sample {index}; check its preprocessing")
+            return f"{where}: {name} holds NaN or infinity in sample {index}; check its preprocessing"
+    return ""
 
 
 def may_be_empty(shape: tuple[int, ...], spec: InputSpec) -> bool:

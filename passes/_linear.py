@@ -15,6 +15,9 @@ from ptq.core.unfold import AutoPad, Unfold
 LANES = (4, 8, 16)
 """Output features that a vector of the native kernels holds, on ARM, with AVX2, with AVX512."""
 WIDEST_IMAGE_KERNEL, MOST_TAPS = 16, 64
+MOST_INPUTS = 2**30 // (255 * 128)
+"""Inputs per feature whose products fit half of 32 bits, whatever the codes; the bias has the other half."""
+
 NARROW_GROUP = 16
 """Channels per group below which onnxruntime's integer convolution takes up to four times as long as the float one."""
 
@@ -84,6 +87,9 @@ def describe_linear(node: ir.Node, *, integer: bool = True, native: bool = False
     weight = constant(node.inputs[index])
     narrow = integer and not (native and has_native_kernel(node))
     reason = _unsuitable(node, weight, index, integer=integer, narrow=narrow)
+    wide = weight is not None and not reason and weight.size > MOST_INPUTS * weight.shape[_out_axis(node, index)]
+    if wide and integer:
+        reason = f"more than {MOST_INPUTS} inputs per feature: sums of their codes could overflow 32 bits"
     if weight is None or reason:
         return reason or "its weight is computed at run time"
     layout = WeightLayout(_out_axis(node, index), weight.shape)

@@ -63,9 +63,13 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     reader = (
         random_data(specs, min(recipe.samples, RANDOM_SAMPLES), recipe.seed)
         if data is None
-        else open_data(data, specs, limit=recipe.samples, images=images)
+        else open_data(data, specs, limit=recipe.samples, images=images, skip_bad=recipe.skip_bad_samples)
     )
-    other = None if evaluation is None else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images)
+    other = (
+        None
+        if evaluation is None
+        else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images, skip_bad=recipe.skip_bad_samples)
+    )
     with naming(model):
         return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace), progress)
 

@@ -168,6 +168,7 @@ SHARED_OPTIONS = options(
 @click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are.")
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
+@click.option("--skip-bad-samples", is_flag=True, help="Leave out unreadable images, NaN and infinity, and say so.")
 @click.option("--seed", type=int, help="Seed of random data (default 0).")
 @options(GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
@@ -353,6 +354,8 @@ def _recipe(given: dict[str, Any]) -> Recipe:
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
     if given["weight_only"]:
         plain["weight_only"] = True
+    if given["skip_bad_samples"]:
+        plain["skip_bad_samples"] = True
     if given["no_equalize"]:
         plain["equalize"] = False
     return replace(

@@ -175,7 +175,7 @@ def _solve(
     used = np.bincount(encoding.codes.reshape(-1).view(np.uint8), minlength=256)
     row = LayerRow(
         layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", weight.size, 0, 0, decibels(signal, error),
-        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), float(used[0] / weight.size),
+        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), float(used[0] / weight.size), 0,
     )  # fmt: skip
     return encoding, row
 

@@ -209,6 +209,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     notes += (
         *divided,
         *balanced.notes,
+        *_skipped_note(job.data),
         *_table_note(plan),
         *_stored_note(prepared, placement, plan),
         *_native_note(delivery.model),
@@ -369,6 +370,10 @@ def peak_rss_mb() -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _skipped_note(data: DataReader) -> tuple[str, ...]:
+    return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
 
 
 def _table_note(plan: QuantPlan) -> tuple[str, ...]:

@@ -131,6 +131,7 @@ class Recipe:
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
+        skip_bad_samples: Leave out images that cannot be read and samples with NaN or infinity, and say so.
         min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
             starts to dominate the error of a transformer; convolutional networks rarely come near.
         goals: What has to be reached.
@@ -146,6 +147,7 @@ class Recipe:
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512
+    skip_bad_samples: bool = False
     min_input_sqnr_db: float = 23.0
     goals: Goals = field(default_factory=Goals)
     seed: int = 0

@@ -17,7 +17,7 @@ from ptq.calibration.sequential import Feed, Samples, SequentialWalk
 from ptq.core.affine import QuantParams
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import AffineEncoding, SumEncoding
-from ptq.core.plan import QuantPlan
+from ptq.core.plan import BiasEncoding, QuantPlan
 from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis
@@ -66,6 +66,8 @@ class LayerRow:
         bound_db: What path following without clipping guarantees for that figure, dB; likewise.
         levels: How many different codes the weight uses.
         sparsity: Share of codes that are 0.
+        accumulator: Largest magnitude that a 32-bit sum of this layer can reach, whatever its input, the bias included;
+            0 where nothing is summed in integers.
     """
 
     name: str
@@ -84,6 +86,7 @@ class LayerRow:
     bound_db: float | None
     levels: int
     sparsity: float
+    accumulator: int
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,18 @@ class _Job:
             None if output is None else decibels(output.signal, output.bound),
             len(np.unique(codes)),
             float(np.mean(codes == 0)),
+            self._accumulator(solved),
         )
+
+    def _accumulator(self, solved: Solved) -> int:
+        grid = self._grid
+        if grid is None:
+            return 0
+        sums = np.abs(solved.encoding.codes.astype(np.int64)).sum(1)  # their zero point is 0
+        low, high = grid.spec.limits
+        reach = max(int(grid.zero_point) - low, high - int(grid.zero_point))
+        bias = np.abs(solved.bias.codes.astype(np.int64)) if isinstance(solved.bias, BiasEncoding) else 0
+        return int((sums * reach + bias).max(initial=0))
 
 
 def _described(solved: Solved) -> str:

@@ -124,11 +124,24 @@ def _layers(report: QuantReport) -> str:
             str(row.levels),
             f"{row.sparsity:.0%}",
             str(row.bias_guarded),
+            f"{row.accumulator / 2**31:.1%}" if row.accumulator else "",
         )
         for row in report.layers
     ]
     quality = ("weight SQNR dB", "input SQNR dB", "output SQNR dB", "bound dB")
-    head = ("layer", "type", "bits", "weights", "points", *quality, "method", "levels", "zeros", "guarded biases")
+    head = (
+        "layer",
+        "type",
+        "bits",
+        "weights",
+        "points",
+        *quality,
+        "method",
+        "levels",
+        "zeros",
+        "guarded biases",
+        "of 32 bits at most",
+    )
     text = "## Layers\n\n" + _table(head, rows)
     floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")

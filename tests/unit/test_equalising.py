@@ -128,7 +128,7 @@ def test_channels_near_a_bound_keep_their_width() -> None:
 
 def test_looking_ahead_consumes_nothing() -> None:
     class Reader:
-        description, is_random = "ten", False
+        description, is_random, skipped = "ten", False, ()
 
         def __iter__(self) -> Any:
             from ptq.calibration.reader import Sample

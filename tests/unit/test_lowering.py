@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
 from ptq.core.errors import RecipeError, UnsupportedModelError
@@ -335,3 +337,25 @@ def test_fragile_inputs_keep_their_layer_in_float() -> None:
     some, everything = (quantize(model, samples, Recipe(min_input_sqnr_db=limit)).report for limit in (50.0, 90.0))
     assert ["its input keeps only" in reason for reason in some.left_float.values()] == [True]
     assert not everything.left_float  # leaving out all layers would leave nothing to do
+
+
+@given(st.integers(0, 50))
+@settings(max_examples=8)
+def test_no_input_drives_a_sum_beyond_what_the_card_says(seed: int) -> None:
+    weights = {"w": random((4, 3, 3, 3), seed), "b": random((4,), seed + 1)}
+    result = run("net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w, b) }", weights, 3, 8, 8)
+    (row,) = result.report.layers
+    codes = {name: value.const_value.numpy() for name, value in result.delivery.model.graph.initializers.items()}  # type: ignore[union-attr]
+    weight = next(array for array in codes.values() if array.dtype == np.int8 and array.ndim == 4).astype(np.int64)
+    bias = next((array for array in codes.values() if array.dtype == np.int32), np.zeros(4)).astype(np.int64)
+    zero = next(int(array) for array in codes.values() if array.dtype == np.uint8 and not array.ndim)
+    for inputs in (np.where(weight > 0, 255 - zero, -zero), np.where(weight > 0, -zero, 255 - zero)):  # the worst ones
+        sums = (inputs * weight).sum((1, 2, 3)) + bias
+        assert np.abs(sums).max() <= row.accumulator
+    assert 0 < row.accumulator < 2**31
+
+
+def test_layers_whose_sums_could_overflow_stay_float() -> None:
+    text = "net (float[N, 33000] x) => (float[N, 2] y) { h = MatMul (x, w)  y = MatMul (h, v) }"
+    result = run(text, {"w": random((33000, 4), 1, 0.01), "v": random((4, 2), 2)}, 33000)
+    assert "could overflow 32 bits" in result.report.left_float["h"]

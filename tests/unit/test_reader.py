@@ -637,3 +637,35 @@ def test_the_order_of_a_folders_listing_does_not_matter(pictures: Path, monkeypa
     forwards, listing = values(open_data(pictures, IMAGE)), Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listing(self), reverse=True)))
     np.testing.assert_array_equal(values(open_data(pictures, IMAGE)), forwards)
+
+
+def test_bad_samples_are_skipped_on_request_and_said(tmp_path: Path) -> None:
+    values = np.ones((12, 3), np.float32)
+    values[[2, 5], 1] = np.nan
+    np.savez(tmp_path / "d.npz", x=values)
+    specs = [InputSpec("x", np.dtype(np.float32), (None, 3))]
+    with pytest.raises(InputError, match="NaN or infinity in sample 2"):
+        list(open_data(str(tmp_path / "d.npz"), specs))
+    reader = open_data(str(tmp_path / "d.npz"), specs, skip_bad=True)
+    assert len(list(reader)) == 10
+    assert len(list(reader)) == 10
+    assert [fault.split(" in ")[-1] for fault in reader.skipped] == [
+        "sample 2; check its preprocessing",
+        "sample 5; check its preprocessing",
+    ]
+    np.savez(tmp_path / "d.npz", x=np.full((3, 3), np.inf, np.float32))
+    with pytest.raises(InputError, match="no sample in it.*3 were skipped"):
+        list(open_data(str(tmp_path / "d.npz"), specs, skip_bad=True))
+
+
+def test_broken_images_are_skipped_on_request(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for index in range(4):
+        image.new("RGB", (8, 8), (index, 2, 3)).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.png").write_bytes(b"broken")
+    specs = [InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))]
+    with pytest.raises(InputError, match=r"1\.png: not a readable image"):
+        list(open_data(str(tmp_path), specs))
+    reader = open_data(str(tmp_path), specs, skip_bad=True)
+    assert len(list(reader)) == 3
+    assert "1.png" in reader.skipped[0]
