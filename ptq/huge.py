@@ -52,6 +52,7 @@ Array = NDArray[np.float32]
 CHUNK = 1 << 22
 """Weights that are solved at once: methods compute in float64, with several temporaries."""
 
+BASE_BYTES = 160 * 2**20
 COMPARED = 2
 """Samples on which a model of this size is compared."""
 
@@ -84,6 +85,14 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
         raise UnsupportedModelError(
             f"{size} compared on {COMPARED} samples and not timed: leave out {', '.join(unmet)}"
         )
+
+
+def streaming_bytes(prepared: ir.Model) -> int:
+    """Memory that `stream` takes, roughly: its largest weight four times, and what any run takes."""
+    sizes = [
+        value.const_value.nbytes for value in prepared.graph.initializers.values() if value.const_value is not None
+    ]
+    return BASE_BYTES + 4 * max(sizes, default=0)
 
 
 def prepare_huge(model: ir.Model) -> ir.Model:

@@ -9,8 +9,9 @@ from typing import Any
 
 from ptq.calibration.reader import random_data
 from ptq.core.errors import UnsupportedModelError
-from ptq.modelfile import ModelSource, input_specs, load_model, weight_bytes
-from ptq.passes import place, prepare
+from ptq.huge import is_huge, prepare_huge, streaming_bytes
+from ptq.modelfile import ModelSource, input_specs, load_model, naming, weight_bytes
+from ptq.passes import place, place_weights, prepare
 from ptq.target import host_target
 
 
@@ -29,8 +30,15 @@ def inspect_model(source: ModelSource, custom_ops: Sequence[str | Path] = ()) ->
         PtqError: The model cannot be read or run.
     """
     model = load_model(source)
-    sample = next(iter(random_data(input_specs(model), 1, 0)))
-    prepared, notes = prepare(model, sample.feed, custom_ops=custom_ops)
+    huge, notes = is_huge(model), tuple[str, ...]()
+    if huge:
+        prepared = prepare_huge(model)
+        needs = f"that takes about {streaming_bytes(prepared) / 2**20:.0f} MB of memory"
+        notes = (f"too large to be held in memory: quantized layer by layer, weights alone (--weight-only); {needs}",)
+    else:
+        sample = next(iter(random_data(input_specs(model), 1, 0)))
+        with naming(source):
+            prepared, notes = prepare(model, sample.feed, custom_ops=custom_ops)
     operators = Counter(node.op_type for node in model.graph)
     facts: dict[str, Any] = {
         "inputs": [str(spec) for spec in input_specs(model)],
@@ -43,7 +51,7 @@ def inspect_model(source: ModelSource, custom_ops: Sequence[str | Path] = ()) ->
         "preparation": list(notes),
     }
     try:
-        placement = place(prepared)
+        placement = place_weights(prepared) if huge else place(prepared)
     except UnsupportedModelError as error:
         return facts | {"quantizable": [], "left_float": {}, "reason": str(error)}
     layers = [

@@ -144,3 +144,13 @@ def test_what_would_not_be_looked_at_is_refused(model: Path) -> None:
         ptq.quantize(model, samples(), recipe)
     with pytest.raises(ptq.PtqError, match="--eval-data"):
         ptq.quantize(model, samples(), Recipe(weight_only=True), evaluation=samples())
+
+
+def test_inspection_runs_nothing_and_says_what_memory_is_needed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptq import inspection
+
+    monkeypatch.setattr(inspection, "is_huge", lambda _model: True)
+    monkeypatch.setattr(inspection, "prepare", None)
+    facts = inspection.inspect_model(model)
+    assert len(facts["quantizable"]) == 6
+    assert "MB of memory" in facts["preparation"][0]

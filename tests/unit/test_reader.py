@@ -654,7 +654,7 @@ def test_bad_samples_are_skipped_on_request_and_said(tmp_path: Path) -> None:
         "sample 5; check its preprocessing",
     ]
     np.savez(tmp_path / "d.npz", x=np.full((3, 3), np.inf, np.float32))
-    with pytest.raises(InputError, match="no sample in it.*3 were skipped"):
+    with pytest.raises(InputError, match=r"no sample in it.*3 were skipped"):
         list(open_data(str(tmp_path / "d.npz"), specs, skip_bad=True))
 
 
