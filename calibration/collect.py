@@ -7,18 +7,18 @@ bounded by the tensors of the samples in flight, never by their number.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.parallel import in_order
+from ptq.calibration.engine import HERE, Engine, Threads
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
 from ptq.core.statistics import Histogram, HistogramAccumulator
@@ -26,6 +26,7 @@ from ptq.modelfile import run, session_of
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]
+PART = 32  # samples that go to a machine at once
 FLUSH = 1 << 18  # values gathered per tensor before they are counted: a count has a fixed cost
 
 
@@ -43,32 +44,49 @@ class CalibrationStatistics:
     means: Mapping[str, ChannelMean]
     num_samples: int
 
+    def merge(self, other: CalibrationStatistics) -> CalibrationStatistics:
+        """Of both sets; exact, so no order or split of the samples changes a bit."""
+        return CalibrationStatistics(
+            {name: seen.merge(other.histograms[name]) for name, seen in self.histograms.items()},
+            {name: seen.merge(other.means[name]) for name, seen in self.means.items()},
+            self.num_samples + other.num_samples,
+        )
 
-class StatisticsCollector:
-    """Statistics of several tensors under construction.
 
-    Args:
+@dataclass(frozen=True)
+class Wanted:
+    """What to look at.
+
+    Attributes:
         histograms: Values whose distribution is wanted.
         means: Values whose channel means are wanted -> their channel axis.
         without: Values -> channels (last axis) that their distribution leaves out.
     """
 
-    def __init__(
-        self,
-        histograms: Sequence[str],
-        means: Mapping[str, int],
-        without: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
-    ) -> None:
-        self._accumulators = {name: HistogramAccumulator() for name in histograms}
-        self._axes, self._without = dict(means), dict(without)
-        self._means: dict[str, ChannelMean] = {}
-        self._pending: dict[str, list[NDArray[np.float32]]] = {name: [] for name in histograms}
-        self._num_samples = 0
+    histograms: tuple[str, ...]
+    means: Mapping[str, int]
+    without: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every value to observe."""
-        return tuple(dict.fromkeys([*self._accumulators, *self._axes]))
+        return tuple(dict.fromkeys([*self.histograms, *self.means]))
+
+
+class StatisticsCollector:
+    """Statistics of several tensors under construction.
+
+    Args:
+        wanted: What to look at.
+        first: Number of the first sample, for messages.
+    """
+
+    def __init__(self, wanted: Wanted, first: int = 0) -> None:
+        self._wanted, self._first = wanted, first
+        self._accumulators = {name: HistogramAccumulator() for name in wanted.histograms}
+        self._means: dict[str, ChannelMean] = {}
+        self._pending: dict[str, list[NDArray[np.float32]]] = {name: [] for name in wanted.histograms}
+        self._num_samples = 0
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Add one sample's tensors, in the order of `names`.
@@ -76,18 +94,19 @@ class StatisticsCollector:
         Raises:
             CalibrationError: A tensor holds NaN or infinity; names it and the sample.
         """
-        for name, array in zip(self.names, arrays, strict=True):
+        axes, without = self._wanted.means, self._wanted.without
+        for name, array in zip(self._wanted.names, arrays, strict=True):
             values = array.astype(np.float32, copy=False)
             if not np.isfinite(values.sum(dtype=np.float64)):
                 raise CalibrationError(
-                    f"tensor {name!r} is NaN or infinite on calibration sample {self._num_samples}; "
+                    f"tensor {name!r} is NaN or infinite on calibration sample {self._first + self._num_samples}; "
                     "expected finite activations, check the weights and the sample's preprocessing"
                 )
-            if name in self._axes and values.size:
-                mean = ChannelMean.of(values, self._axes[name])
+            if name in axes and values.size:
+                mean = ChannelMean.of(values, axes[name])
                 self._means[name] = self._means[name].merge(mean) if name in self._means else mean
             if name in self._pending:
-                inner = np.delete(values, self._without[name], -1) if name in self._without else values
+                inner = np.delete(values, without[name], -1) if name in without else values
                 self._pending[name].append(inner.reshape(-1))
                 if sum(len(part) for part in self._pending[name]) >= FLUSH:
                     self._flush(name)
@@ -115,36 +134,82 @@ class StatisticsCollector:
 def collect(
     model: ir.Model,
     feeds: Iterable[Feed],
-    collector: StatisticsCollector,
+    wanted: Wanted,
     *,
     custom_ops: Sequence[str | Path] = (),
-    num_workers: int | None = None,
+    engine: Engine = HERE,
 ) -> CalibrationStatistics:
     """Statistics of inner tensors over a calibration set.
 
     Args:
         model: Prepared float model.
         feeds: Samples; consumed once, one after the other.
-        collector: Knows which values to observe; may have seen other samples before.
+        wanted: Which values to observe.
         custom_ops: Libraries the model needs.
-        num_workers: Samples run side by side; default: one per core.
+        engine: Where samples run. Threads hand on single tensors, machines the statistics of parts of the set.
 
     Returns:
-        The statistics of everything the collector has seen.
+        The statistics; the same, bit for bit, with any engine.
 
     Raises:
         CalibrationError: There was no sample, or a tensor is not finite.
     """
-    names = collector.names
-    if not names:  # weights alone: the samples still count
-        for _ in feeds:
-            collector.update([])
-        return collector.value()
-    with session_of(exposed(model, names), custom_ops=custom_ops) as session:
+    if not wanted.names:  # weights alone: the samples still count
+        return CalibrationStatistics({}, {}, _counted(feeds))
+    if not isinstance(engine, Threads):
+        form = ir.to_proto(exposed(model, wanted.names)).SerializeToString()
+        parts = engine.map(_collect_part, _Common(form, wanted, tuple(custom_ops)), _parts(feeds))
+        whole = next(parts, None)
+        if whole is None:
+            raise CalibrationError("the calibration set holds no sample; expected at least one")
+        return functools.reduce(CalibrationStatistics.merge, parts, whole)
+    collector = StatisticsCollector(wanted)
+    with session_of(exposed(model, wanted.names), custom_ops=custom_ops) as session:
 
-        def forward(feed: Feed) -> list[NDArray[Any]]:
-            return run(session, dict(feed), names)
+        def forward(_common: None, feed: Feed) -> list[NDArray[Any]]:
+            return run(session, dict(feed), wanted.names)
 
-        for arrays in in_order(forward, feeds, num_workers or os.cpu_count() or 1):
+        for arrays in engine.map(forward, None, feeds):
             collector.update(arrays)
     return collector.value()
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all parts of a calibration need."""
+
+    model: bytes
+    wanted: Wanted
+    custom_ops: tuple[str | Path, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some samples, and the number of the first."""
+
+    first: int
+    feeds: list[Feed]
+
+
+def _parts(feeds: Iterable[Feed]) -> Iterator[_Part]:
+    """Of as many samples each, wherever they run: they depend on the data alone."""
+    stream, first = iter(feeds), 0
+    while part := list(itertools.islice(stream, PART)):
+        yield _Part(first, part)
+        first += len(part)
+
+
+def _collect_part(common: _Common, part: _Part) -> CalibrationStatistics:
+    """On some machine: the statistics of a part."""
+    collector = StatisticsCollector(common.wanted, part.first)
+    with session_of(common.model, custom_ops=common.custom_ops) as session:
+        for feed in part.feeds:
+            collector.update(run(session, dict(feed), common.wanted.names))
+    return collector.value()
+
+
+def _counted(feeds: Iterable[Feed]) -> int:
+    count = sum(1 for _ in feeds)
+    if not count:
+        raise CalibrationError("the calibration set holds no sample; expected at least one")
+    return count

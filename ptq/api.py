@@ -15,6 +15,7 @@ from ptq.analysis.bench import bench as bench_models
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
+from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.core.errors import InputError, RecipeError
@@ -37,6 +38,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     metric: tuple[str, Metric] | None = None,
     progress: Progress = lambda _step: None,
     workspace: Path | None = None,
+    engine: Engine = HERE,
 ) -> Result:
     """Quantize a float model.
 
@@ -51,6 +53,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         metric: Name and function of a metric over (outputs, labels), higher is better.
         progress: Called with the name of each step.
         workspace: Folder from which an interrupted run on a model too large for memory goes on.
+        engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -71,7 +74,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images, skip_bad=recipe.skip_bad_samples)
     )
     with naming(model):
-        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace), progress)
+        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine), progress)
 
 
 def bench(

@@ -23,6 +23,7 @@ from ptq.core.errors import PtqError, RecipeError
 
 if TYPE_CHECKING:
     from ptq.analysis.compare import Metric
+    from ptq.calibration.engine import Engine
     from ptq.calibration.images import ImageOptions
     from ptq.recipe import Goals, Recipe
 
@@ -169,6 +170,9 @@ SHARED_OPTIONS = options(
 @click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512).")
 @click.option("--skip-bad-samples", is_flag=True, help="Leave out unreadable images, NaN and infinity, and say so.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where calibration runs.")
+@click.option("--address", help="Ray: address of a running cluster; default: one of this machine's own.")
+@click.option("--workers", type=click.IntRange(1), help="Parts of the calibration set at once (default: cores).")
 @click.option("--seed", type=int, help="Seed of random data (default 0).")
 @options(GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
@@ -201,6 +205,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
             metric=_metric(given["metric"]),
             progress=progress,
             workspace=workspace,
+            engine=_engine(given),
         )
     passed = result.report.verdict.passed
     if passed:
@@ -332,6 +337,16 @@ def _require_data(given: dict[str, Any]) -> None:
         raise RecipeError(
             f"expected either --data or --random-data, found {found}; give a calibration set with --data PATH"
         )
+
+
+def _engine(given: dict[str, Any]) -> Engine:
+    from ptq.calibration.engine import Ray, Threads
+
+    if given["engine"] == "ray":
+        return Ray(given["address"], given["workers"])
+    if given["address"]:
+        raise RecipeError("--address is for --engine ray")
+    return Threads(given["workers"])
 
 
 def _recipe(given: dict[str, Any]) -> Recipe:

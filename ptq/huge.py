@@ -88,11 +88,11 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
 
 
 def streaming_bytes(prepared: ir.Model) -> int:
-    """Memory that `stream` takes, roughly: its largest weight four times, and what any run takes."""
+    """Memory that `stream` takes, roughly: its largest weight up to six times, and what any run takes."""
     sizes = [
         value.const_value.nbytes for value in prepared.graph.initializers.values() if value.const_value is not None
     ]
-    return BASE_BYTES + 4 * max(sizes, default=0)
+    return BASE_BYTES + 6 * max(sizes, default=0)
 
 
 def prepare_huge(model: ir.Model) -> ir.Model:

@@ -27,7 +27,8 @@ from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
-from ptq.calibration.collect import CalibrationStatistics, StatisticsCollector, collect
+from ptq.calibration.collect import CalibrationStatistics, Wanted, collect
+from ptq.calibration.engine import Engine, Threads
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
@@ -139,6 +140,7 @@ class Job:
         metric: Name and function of a user metric.
         workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
             None for a temporary one.
+        engine: Where the calibration set is run.
     """
 
     source: ModelSource
@@ -148,6 +150,7 @@ class Job:
     custom_ops: tuple[str | Path, ...] = ()
     metric: tuple[str, Metric] | None = None
     workspace: Path | None = None
+    engine: Engine = field(default_factory=Threads)
 
 
 def run(job: Job, progress: Progress = lambda _step: None) -> Result:
@@ -324,8 +327,8 @@ def calibrate(
         placement = place(model, left_out, native=native)
     else:
         placement = place_weights(model, left_out, only_products=job.recipe.is_dynamic)
-    collector = StatisticsCollector(list(placement.sources), channel_axes(placement), balanced.aside)
-    seen = collect(model, feeds, collector, custom_ops=job.custom_ops)
+    wanted = Wanted(tuple(placement.sources), channel_axes(placement), balanced.aside)
+    seen = collect(model, feeds, wanted, custom_ops=job.custom_ops, engine=job.engine)
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
     fragile = {}
     if job.recipe.has_grids:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ptq.calibration.collect import StatisticsCollector
+from ptq.calibration.collect import StatisticsCollector, Wanted
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
 from ptq.core.statistics import Histogram, HistogramAccumulator
@@ -93,7 +93,7 @@ def test_a_collector_does_not_care_about_order(order: list[int]) -> None:
     samples = [rng.standard_normal((1, 3, 4, 4)).astype(np.float32) for _ in range(6)]
     results = []
     for indices in (range(6), order):
-        collector = StatisticsCollector(["x"], {"x": 1})
+        collector = StatisticsCollector(Wanted(("x",), {"x": 1}))
         for index in indices:
             collector.update([samples[index]])
         results.append(collector.value())
@@ -103,7 +103,7 @@ def test_a_collector_does_not_care_about_order(order: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_activations_name_tensor_and_sample(bad: float) -> None:
-    collector = StatisticsCollector(["t"], {})
+    collector = StatisticsCollector(Wanted(("t",), {}))
     collector.update([np.ones(3, np.float32)])
     with pytest.raises(CalibrationError, match=r"'t'.*sample 1"):
         collector.update([np.array([1, bad], np.float32)])
@@ -111,4 +111,4 @@ def test_non_finite_activations_name_tensor_and_sample(bad: float) -> None:
 
 def test_nothing_seen_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="no sample"):
-        StatisticsCollector(["t"], {}).value()
+        StatisticsCollector(Wanted(("t",), {})).value()

@@ -1,0 +1,91 @@
+"""Wherever the parts of a calibration set are run, the result has the same bytes."""
+
+from __future__ import annotations
+
+import random as shuffling
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from ptq import quantize
+from ptq.calibration import collect as collecting
+from ptq.calibration.engine import Engine, Ray, Threads
+from ptq.cli import main
+from ptq.core.errors import CalibrationError, InputError
+from tests.builders import feeds, model_from_text, random
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Runs all parts in an order of its own, and the first one twice, as when a machine died over it."""
+
+    seed: int
+
+    def map(self, function: Callable[[Any, Any], Any], common: Any, items: Iterable[Any]) -> Iterator[Any]:
+        parts = list(items)
+        order = list(range(len(parts)))
+        shuffling.Random(self.seed).shuffle(order)
+        function(common, parts[0])
+        results = {index: function(common, parts[index]) for index in order}
+        return (results[index] for index in range(len(parts)))
+
+
+def net() -> ir.Model:
+    text = """
+    net (float[N, 3, 8, 8] x) => (float[N, 4] y) {
+        a = Conv (x, w, b)
+        r = Relu (a)
+        g = GlobalAveragePool (r)
+        f = Flatten (g)
+        y = Gemm (f, v)
+    }"""
+    weights = {"w": random((6, 3, 3, 3), 1), "b": random((6,), 2), "v": random((6, 4), 3)}
+    return model_from_text(text, weights)
+
+
+@pytest.mark.parametrize("engine", [Threads(1), Threads(3), Elsewhere(0), Elsewhere(1)], ids=str)
+@pytest.mark.parametrize("part", [1, 7, 1000])
+def test_any_engine_gives_the_same_bytes(engine: Engine, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "PART", part)
+    samples = feeds(40, 3, 8, 8)
+    found, wanted = quantize(net(), samples, engine=engine), quantize(net(), samples)
+    assert found.delivery.data == wanted.delivery.data
+    assert found.report.card_json() == wanted.report.card_json()
+
+
+def test_errors_name_the_sample_of_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "PART", 4)
+    samples = feeds(12, 3, 8, 8)
+    samples[9]["x"] = np.full_like(samples[9]["x"], 3e38)
+    for engine in (Threads(2), Elsewhere(0)):
+        with pytest.raises(CalibrationError, match="sample 8"):  # the eighth is held out
+            quantize(net(), samples, engine=engine)
+
+
+def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install \"ptq\[ray\]\""):
+        quantize(net(), feeds(9, 3, 8, 8), engine=Ray())
+    ir.save(net(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.ones((9, 3, 8, 8), np.float32))
+    given = ["quantize", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "q.onnx")]
+    result = CliRunner().invoke(main, [*given, "--engine", "ray"])
+    assert result.exit_code == 2
+    assert "pip install" in result.output
+    result = CliRunner().invoke(main, [*given, "--address", "host:1"])
+    assert result.exit_code == 2
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_gives_the_same_bytes() -> None:
+    pytest.importorskip("ray")
+    samples = feeds(40, 3, 8, 8)
+    assert quantize(net(), samples, engine=Ray(num_workers=2)).delivery.data == quantize(net(), samples).delivery.data
