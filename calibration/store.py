@@ -11,6 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.errors import InputError
+from ptq.scratch import scratch_folder
+
 
 class ArrayStore:
     """Arrays by key. Use as a context manager: the files it spills to go when it closes.
@@ -33,10 +36,13 @@ class ArrayStore:
             self._arrays[key] = array
             self._used += array.nbytes
             return
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="ptq-")
+        self._folder = self._folder or scratch_folder()
         self._count += 1
         self._files[key] = Path(self._folder.name) / f"{self._count}.npy"
-        np.save(self._files[key], array, allow_pickle=False)
+        try:
+            np.save(self._files[key], array, allow_pickle=False)
+        except OSError as error:
+            raise InputError(f"cannot keep values between layers in {self._folder.name}: {error}") from error
 
     def get(self, key: Hashable) -> NDArray[Any]:
         """The array that was put under the key."""

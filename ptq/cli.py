@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
+import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,24 +69,40 @@ def guarded(command: Command) -> Command:
                 if not debug:
                     warnings.simplefilter("ignore")  # numpy's, of libraries: what matters is an error of ours
                 command(*args, **kwargs)
-        except PtqError as error:
-            if debug:
+        except (PtqError, OSError, MemoryError, KeyboardInterrupt, Terminated) as error:
+            if debug and isinstance(error, Exception):
                 raise
-            _fail(str(error))
-        except MemoryError:
-            _fail("out of memory; use fewer or smaller samples, or a machine with more memory")
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        except Terminated:
-            click.echo("terminated", err=True)
-            sys.exit(TERMINATED)
+            _end(error)
 
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(call)
 
 
+@contextmanager
+def ending(code: int) -> Iterator[None]:
+    """Say the last words and exit; if nobody listens any more, the code says it all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
 def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
+
+
+def _end(error: BaseException) -> None:
+    """Say in one line what ended the command, and exit."""
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        interrupted = isinstance(error, KeyboardInterrupt)
+        click.echo("interrupted" if interrupted else "terminated", err=True)
+        sys.exit(INTERRUPTED if interrupted else TERMINATED)
+    if isinstance(error, MemoryError):
+        _fail("out of memory; use fewer or smaller samples, or a machine with more memory")
+    if isinstance(error, OSError):
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+    _fail(str(error))
 
 
 def _fail(message: str) -> None:
@@ -179,10 +196,10 @@ SHARED_OPTIONS = options(
 def quantize(model: Path, output: Path, **given: Any) -> None:
     """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
     from ptq.api import quantize as run_quantize
-    from ptq.delivery import require_writable
+    from ptq.delivery import deliver, require_writable
     from ptq.display import Display
     from ptq.modelfile import external_files
-    from ptq.pipeline import write_cards
+    from ptq.pipeline import cards_of
 
     _require_data(given)
     data = None if given["random_data"] else given["data"]
@@ -211,13 +228,13 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     if passed:
         result.save(output)
     else:
-        output.unlink(missing_ok=True)
-        write_cards(result.report, output)
-    shutil.rmtree(workspace, ignore_errors=True)
-    if given["as_json"]:
-        click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
-    display.result(result.report, output)
-    sys.exit(0 if passed else GOAL_MISSED)
+        deliver(output, None, cards_of(result.report, output))
+    if result.workspace is not None:
+        result.workspace.remove()
+    with ending(0 if passed else GOAL_MISSED):
+        if given["as_json"]:
+            click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
+        display.result(result.report, output)
 
 
 @main.command()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import onnx
 import onnx_ir as ir
 
 from ptq.core.errors import InputError
-from ptq.modelfile import INLINE_BYTES, fingerprint, weight_bytes, write_atomically
+from ptq.modelfile import INLINE_BYTES, external_files, fingerprint, weight_bytes
+from ptq.scratch import clear, owned, scratch_folder
+from ptq.validation import tensors_of
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 DATA_SUFFIX = ".data"
 PRODUCTS = ("", ".card.json", ".card.md", ".bench.json", DATA_SUFFIX)
@@ -44,33 +56,16 @@ class Delivery:
     @contextmanager
     def as_file(self) -> Iterator[Path]:
         """The model as the file it will be, in a temporary folder."""
-        with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder) / "model.onnx"
             try:
-                self._write(path)
+                self.write(path)
             except OSError as error:
                 raise InputError(f"cannot write a temporary file in {folder}: {error.strerror}") from error
             yield path
 
-    def save(self, path: Path) -> None:
-        """Write the model so that no half-written file ever stands at `path`.
-
-        Raises:
-            InputError: The path cannot be written.
-        """
-        if self.data is not None:
-            write_atomically(path, self.data)
-            return
-        try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent) as folder:
-                self._write(Path(folder) / path.name)
-                # Weights first: the graph that names them is the commit point.
-                for name in (path.name + DATA_SUFFIX, path.name):
-                    (Path(folder) / name).replace(path.parent / name)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-    def _write(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
+        """Write the model, and beside it what does not fit into one file."""
         if self.data is not None:
             path.write_bytes(self.data)
         else:
@@ -104,6 +99,140 @@ def _drop_inferable(model: ir.Model) -> None:
                 value.type, value.shape = None, None
 
 
+def deliver(output: Path, delivery: Delivery | None, cards: Mapping[str, bytes]) -> None:
+    """Put a model and its cards in their places: whatever happens, the older ones are there or the new ones.
+
+    Everything is written and synced under other names first. The model's rename is what counts; its cards follow at
+    once, and hold its hash. Weights beside a model get a name that the older model does not use.
+
+    Args:
+        output: Where the model goes.
+        delivery: The model; None if a goal was missed: then an older one goes, too.
+        cards: Suffix of `output` -> contents.
+
+    Raises:
+        InputError: Something cannot be written; what was there is still there.
+    """
+    try:
+        with TemporaryDirectory(prefix=owned(f".{output.name[:60]}."), suffix=".tmp", dir=output.parent) as name:
+            staged = Path(name)
+            for suffix, contents in cards.items():
+                (staged / suffix).write_bytes(contents)
+            if delivery is not None:
+                delivery.write(staged / output.name)
+            for path in staged.iterdir():
+                _sync(path)
+            with alone_in(output.parent):
+                _exchange(output, staged, list(cards), model=delivery is not None)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {cause_of(error)}") from error
+
+
+def cause_of(error: OSError) -> str:
+    """Why something could not be written; libraries that write for us do not always tell."""
+    return error.strerror or (str(error) if error.args and error.args[0] is not None else "the disk is full or fails")
+
+
+def _exchange(output: Path, staged: Path, cards: list[str], *, model: bool) -> None:
+    places = {suffix: output.with_name(output.name + suffix) for suffix in cards}
+    outdated = _weights_beside(output)
+    weights = _place_weights(output, staged) if model else None
+    with _restoring(places.values(), weights if weights not in outdated else None):
+        if model:
+            (staged / output.name).replace(output)
+        else:
+            for suffix, place in places.items():
+                (staged / suffix).replace(place)
+    for place in places.values() if model else ():  # better none for a moment than those of another model
+        place.unlink(missing_ok=True)
+    for suffix, place in places.items() if model else ():
+        _move(staged / suffix, place)
+    for path in outdated - {weights} | (set() if model else {output}):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # all is in its place; not every file system can sync a folder
+        _sync(output.parent)
+
+
+@contextmanager
+def _restoring(cards: Iterable[Path], weights: Path | None) -> Iterator[None]:
+    """Write the older cards back and take new weights away, should what is done inside fail."""
+    older = {place: place.read_bytes() for place in cards if place.is_file()}
+    try:
+        yield
+    except OSError:
+        for place, contents in older.items():
+            place.write_bytes(contents)
+        if weights is not None:
+            weights.unlink(missing_ok=True)
+        raise
+
+
+def _place_weights(output: Path, staged: Path) -> Path | None:
+    """Move weights that lie beside the graph to a name that no other model uses, which the graph is told."""
+    written = staged / (output.name + DATA_SUFFIX)
+    if not written.exists():
+        return None
+    place = output.with_name(written.name)
+    if place.exists():
+        digest = hashlib.sha256()
+        with written.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        place = output.with_name(f"{output.name}.{digest.hexdigest()[:8]}{DATA_SUFFIX}")
+        proto = onnx.load(str(staged / output.name), load_external_data=False)
+        for tensor in tensors_of(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = place.name
+        (staged / output.name).write_bytes(proto.SerializeToString(deterministic=True))
+        _sync(staged / output.name)
+    written.replace(place)
+    return place
+
+
+def _weights_beside(output: Path) -> set[Path]:
+    """Weights that an older model at the path has written beside itself."""
+    own = re.compile(re.escape(output.name) + r"(\.[0-9a-f]{8})?" + re.escape(DATA_SUFFIX))
+    return {path for path in external_files(output) if path.parent == output.parent and own.fullmatch(path.name)}
+
+
+def _move(source: Path, place: Path) -> None:
+    """Of a card whose model is in place already: by another way where the first is barred."""
+    try:
+        source.replace(place)
+    except OSError:
+        try:
+            place.write_bytes(source.read_bytes())
+        except OSError as error:
+            raise InputError(f"the model is in place, but cannot write its card {place}: {cause_of(error)}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, and signals for later, for a moment."""
+    signals = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if signals else None
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if fcntl is not None and handle is not None:
+            with suppress(OSError):  # some network file systems know no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def require_writable(output: Path, inputs: Sequence[Path]) -> None:
     """Find out before the work starts whether the result can be written.
 
@@ -133,9 +262,11 @@ def _require_writable(output: Path, inputs: Sequence[Path]) -> None:
                 raise InputError(f"cannot write {path}: it is also the input {other}; choose another output path")
     if not output.parent.is_dir():
         raise InputError(f"cannot write {output}: no such folder {output.parent}; create it first")
-    handle, name = tempfile.mkstemp(prefix=f".{output.name[:80]}.", suffix=".tmp", dir=output.parent)
-    os.close(handle)
-    Path(name).unlink()
+    hidden = f".{output.name[:60]}."
+    clear(output.parent, hidden)
+    clear(Path(tempfile.gettempdir()), "ptq-")
+    with tempfile.NamedTemporaryFile(prefix=owned(hidden), suffix=".tmp", dir=output.parent):
+        pass
 
 
 def _is_there(path: Path) -> bool:

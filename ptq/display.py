@@ -30,12 +30,20 @@ STEPS = {
 }
 
 
+class Words(Console):
+    """A console that leaves a broken pipe to the command line, which knows the exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Tell it."""
+        raise BrokenPipeError
+
+
 class Display:
     """Writes results to stdout and progress to stderr; nothing of either when quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._out = Words(quiet=quiet, highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, quiet=quiet, highlight=False)
         self._always = Console(stderr=True, highlight=False, soft_wrap=True)
 

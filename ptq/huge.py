@@ -6,7 +6,6 @@ the float model is not opened as one session. Its outputs are computed segment b
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ from ptq.passes.insert_qdq import lower_one_by_one
 from ptq.passes.placement import Placement, Selector, place_weights
 from ptq.recipe import Recipe, tag_of
 from ptq.runtime.opening import open_session
+from ptq.scratch import scratch_folder
 from ptq.solve import LayerRow
 from ptq.splitting import LayerChoice
 from ptq.workspace import Workspace, layer_key
@@ -259,7 +259,7 @@ def _run_once(
     path: Path, samples: Sequence[Sample], outputs: Sequence[str]
 ) -> tuple[list[list[NDArray[Any]]], float, dict[str, int]]:
     """Outputs, milliseconds of processor time per sample, and kernels, all out of one session: a second is as large."""
-    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+    with scratch_folder() as folder:
         session = open_session(path, profile_prefix=Path(folder) / "profile")
         run(session, dict(samples[0].feed))
         start = time.process_time()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
 from ptq.runtime.opening import Optimization, open_session
+from ptq.scratch import scratch_folder
 from ptq.validation import make_dense, name_apart, put_in_order, require_finite_weights, require_sound, tensors_of
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -232,7 +231,7 @@ def runnable(model: ir.Model) -> Iterator[bytes | Path]:
     if weight_bytes(model) <= INLINE_BYTES:
         yield ir.to_proto(model).SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model.clone(), path, external_data="model.onnx.data")
         yield path
@@ -301,45 +300,3 @@ def run(
 def fingerprint(data: bytes) -> str:
     """SHA-256 of bytes, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any instant leaves the old one or the new one.
-
-    Raises:
-        InputError: The folder is missing or not writable, or the disk is full.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every platform can open a folder."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

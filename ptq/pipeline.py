@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -33,9 +31,8 @@ from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
-from ptq.core.errors import InputError
 from ptq.core.plan import QuantPlan
-from ptq.delivery import Delivery, pack
+from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
 from ptq.layerwise import (
@@ -47,7 +44,7 @@ from ptq.layerwise import (
     spread,
     uneven_concats,
 )
-from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint, write_atomically
+from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint
 from ptq.passes import (
     PREPARE,
     PREPARE_BLOCKS,
@@ -88,11 +85,13 @@ class Result:
         delivery: The quantized model.
         report: What happened; `report.verdict.passed` says whether every goal was met.
         custom_ops: Libraries the model needs.
+        workspace: Where an interrupted run would have gone on from; None if there was none.
     """
 
     delivery: Delivery
     report: QuantReport
     custom_ops: tuple[str | Path, ...] = ()
+    workspace: Workspace | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the model to `path` and its card beside it (`path` + .card.json, .card.md): all or nothing.
@@ -100,14 +99,7 @@ class Result:
         Raises:
             InputError: A file cannot be written; what was there before is still there.
         """
-        output = Path(path)
-        cards = write_cards(self.report, output)
-        try:
-            self.delivery.save(output)
-        except InputError:
-            for card in cards:
-                card.unlink(missing_ok=True)
-            raise
+        deliver(Path(path), self.delivery, cards_of(self.report, Path(path)))
 
     def session(self) -> InferenceSession:
         """Open the quantized model in onnxruntime."""
@@ -115,16 +107,12 @@ class Result:
             return open_session(path, custom_ops=self.custom_ops, num_threads=0)
 
 
-def write_cards(report: QuantReport, output: Path) -> tuple[Path, ...]:
-    """Write the card of a model at `output` as JSON and Markdown, and what was measured as a file of its own."""
+def cards_of(report: QuantReport, output: Path) -> dict[str, bytes]:
+    """The card of a model at `output` as JSON and Markdown, and what was measured; by the suffixes of their paths."""
     named = replace(report, quantized_model=replace(report.quantized_model, name=output.name))
     bench = json.dumps(named.bench(), indent=2, sort_keys=True) + "\n"
     texts = {".card.json": named.card_json(), ".card.md": card_markdown(named), ".bench.json": bench}
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(output.with_name(output.name + suffix))
-        write_atomically(paths[-1], text.encode())
-    return tuple(paths)
+    return {suffix: text.encode() for suffix, text in texts.items()}
 
 
 @dataclass(frozen=True)
@@ -287,18 +275,18 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None)
     samples = [Sample(feed) for feed in itertools.islice(split.calibration_feeds(), COMPARED)]
     prepared = prepare_huge(model)
     settings = settings_of(job.recipe, target, prepared)
-    workspace = Workspace.at(job.workspace or Path(tempfile.mkdtemp(prefix="ptq-")))
-    streamed = stream(prepared, settings, left_out_by(prepared, job), workspace, progress)
+    workspace = Workspace.at(job.workspace)
+    with workspace.released_on_failure():
+        streamed = stream(prepared, settings, left_out_by(prepared, job), workspace, progress)
     progress("lower")
     delivery = pack(streamed.model, {"ptq.float_sha256": source_fingerprint(job.source, model)})
-    if job.workspace is None:  # its tensors lie there as long as it lives
-        weakref.finalize(delivery, shutil.rmtree, workspace.folder, ignore_errors=True)
+    weakref.finalize(delivery, workspace.remove if workspace.private else workspace.release)  # its tensors lie there
     progress("verify")
     with delivery.as_file() as path:
         proof = check_huge(prepared, streamed, path, samples)
     notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
     outcome = Outcome(model, delivery, streamed.placement, streamed.rows, notes, proof, _data_facts(job, split, proof))
-    return Result(delivery, report_of(job, outcome, start), job.custom_ops)
+    return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
 
 def left_out_by(model: ir.Model, job: Job) -> Selector:

@@ -9,7 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +27,10 @@ from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding
 from ptq.core.errors import InputError
 from ptq.core.spec import QuantSpec
+from ptq.scratch import owned
+
+if sys.platform != "win32":
+    import fcntl
 
 TENSORS = "tensors.bin"
 ALIGNMENT = 4096
@@ -34,22 +43,50 @@ class Workspace:
 
     Attributes:
         folder: Where they are; exists.
+        lock: Keeps other runs out while it is open; None where there is none.
+        private: Whether no later run may go on from it.
     """
 
     folder: Path
+    lock: int | None = None
+    private: bool = False
 
     @staticmethod
-    def at(folder: Path) -> Workspace:
-        """Use a folder, which is made if it is missing.
+    def at(folder: Path | None) -> Workspace:
+        """Use a folder, which is made if it is missing; one of our own if there is none, or another run uses it.
 
         Raises:
             InputError: It cannot be made.
         """
+        if folder is not None:
+            with _named(folder):
+                folder.mkdir(exist_ok=True)
+            lock, taken = _locked(folder)
+            if not taken:
+                return Workspace(folder, lock)
+        with _named(Path(tempfile.gettempdir())):
+            return Workspace(Path(tempfile.mkdtemp(prefix=owned("ptq-"))), private=True)
+
+    def remove(self) -> None:
+        """Forget everything; may be called again."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    @contextmanager
+    def released_on_failure(self) -> Iterator[None]:
+        """Let others in should what is done inside not come to its end; what is solved stays."""
         try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}") from error
-        return Workspace(folder)
+            yield
+        except BaseException:
+            if self.private:
+                self.remove()
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let other runs in."""
+        with suppress(OSError, TypeError):  # released before, or no lock
+            os.close(self.lock)  # type: ignore[arg-type]
 
     def store(self, name: str, array: NDArray[np.generic]) -> ir.TensorProtocol:
         """Put a tensor into the file of tensors; what comes back is read from there."""
@@ -57,7 +94,7 @@ class Workspace:
         data = tensor.tobytes()
         if len(data) < ALIGNMENT:
             return tensor
-        with (self.folder / TENSORS).open("ab") as file:
+        with _named(self.folder), (self.folder / TENSORS).open("ab") as file:
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             offset = file.tell()
             file.write(data)
@@ -86,13 +123,36 @@ class Workspace:
     def keep(self, key: str, encoding: AffineEncoding) -> None:
         """Keep a solved layer, whole or not at all."""
         path = self.folder / f"{key}.npz"
-        temporary = path.with_suffix(".part")
-        with temporary.open("wb") as file:
-            params = encoding.params
-            np.savez(file, codes=encoding.codes, scale=params.scale, zero_point=params.zero_point)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary, params = path.with_suffix(".part"), encoding.params
+        with _named(self.folder):
+            with temporary.open("wb") as file:
+                np.savez(file, codes=encoding.codes, scale=params.scale, zero_point=params.zero_point)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+
+def _locked(folder: Path) -> tuple[int | None, bool]:
+    """An open handle that keeps others out, and whether another run has it."""
+    if sys.platform == "win32":
+        return None, False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None, True
+    except OSError:  # some network file systems know no locks
+        return handle, False
+    return handle, False
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def layer_key(weight: NDArray[np.float32], settings: object) -> str:

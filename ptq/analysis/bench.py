@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.errors import InputError
 from ptq.modelfile import run, session_of
 from ptq.runtime.opening import open_session
+from ptq.scratch import scratch_folder
 
 MIN_ROUNDS, MAX_ROUNDS, WARM_UP, FEWEST = 7, 101, 2, 3
 PROFILED_RUNS = 10
@@ -150,7 +151,7 @@ def profile(model: Path, feed: Mapping[str, NDArray[Any]], setting: Setting) -> 
     Returns:
         Operator -> how many nodes, and their time in milliseconds per inference; the slowest first.
     """
-    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+    with scratch_folder() as folder:
         session = open_session(
             model,
             custom_ops=setting.custom_ops,
@@ -172,7 +173,10 @@ def read_profile(path: Path) -> dict[str, tuple[int, float]]:
     Returns:
         Operator -> how many nodes, and their time in milliseconds over all runs; the slowest first.
     """
-    events = json.loads(path.read_text())
+    try:
+        events = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"onnxruntime could not write its profile to {path.parent}: {error}") from error
     spent, nodes = Counter[str](), dict[str, set[str]]()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ptq.core.errors import InputError
+from ptq.core.errors import InputError, PtqError, VerificationError
 from ptq.passes.native_bodies import NATIVE_OPERATORS
 from ptq.runtime.opening import open_session
+from ptq.scratch import scratch_folder
 
 LINEAR_KERNELS = NATIVE_OPERATORS | {
     "QLinearConv",
@@ -57,14 +57,28 @@ def count_kernels(model: Path, custom_ops: Sequence[str | Path] = ()) -> Kernels
     Returns:
         The counts.
     """
-    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "optimized.onnx"
         try:
             open_session(model, custom_ops=custom_ops, optimized_model_path=path)
             return _read(ir.load(path))
         except Exception as error:  # onnxruntime has no common base, and its file may be cut short
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"onnxruntime cannot load it: {reason} (No space left in {folder}?)") from error
+            raise _cause(model, custom_ops, folder, reason) from error
+
+
+def _cause(model: Path, custom_ops: Sequence[str | Path], folder: str, reason: str) -> PtqError:
+    """The model's fault, or that of the disk, which onnxruntime does not tell."""
+    try:
+        open_session(model, custom_ops=custom_ops)
+    except Exception:
+        return InputError(f"onnxruntime cannot load it: {reason}")
+    full = f"cannot write the graph that onnxruntime runs to {folder}: {reason}"
+    try:
+        (Path(folder) / "probe").write_bytes(bytes(1 << 16))
+    except OSError as error:
+        full += f", {error.strerror}"
+    return VerificationError(f"{full}; make room and run it again")
 
 
 def _read(model: ir.Model) -> Kernels:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import FILES, Bundle
 from ptq.runtime.native import NAME, SOURCES
+from ptq.scratch import scratch_folder
 
 COMPILER = "aarch64-linux-gnu-g++"
 
@@ -45,7 +45,7 @@ def cross_compile(folder: Path) -> None:
     Raises:
         UnsupportedModelError: The compiler fails.
     """
-    with tempfile.TemporaryDirectory(prefix="ptq-") as build:
+    with scratch_folder() as build:
         toolchain = f"-DCMAKE_TOOLCHAIN_FILE={FILES / 'aarch64.cmake'}"
         found = subprocess.run(
             ["cmake", "-S", str(SOURCES), "-B", build, toolchain], capture_output=True, text=True, check=False

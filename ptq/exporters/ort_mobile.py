@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import Bundle, external_files
+from ptq.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OrtMobile:
 
         if external_files(bundle.model):
             raise UnsupportedModelError(f"{bundle.model.name} keeps weights beside it; the .ort format holds one file")
-        with tempfile.TemporaryDirectory(prefix="ptq-") as name:
+        with scratch_folder() as name:
             bundle.put_model(Path(name))
             logging.disable(logging.INFO)  # the converter sets up logging of its own, on import
             try:

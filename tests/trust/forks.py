@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,12 +47,15 @@ class Finished:
 
 
 class CommandLine:
-    """Runs `ptq` again and again; a context manager."""
+    """Runs `ptq` again and again, or the server of another module; a context manager."""
+
+    def __init__(self, module: str = "tests.trust.forks") -> None:
+        self._module = module
 
     def __enter__(self) -> Self:
         """Start the server."""
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.trust.forks"],
+            [sys.executable, "-m", self._module],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -76,11 +80,8 @@ class CommandLine:
         return Finished(**json.loads(self._server.stdout.readline()))
 
 
-def serve() -> None:
+def serve(main: Callable[..., Any]) -> None:
     """Fork for every order on stdin."""
-    from ptq import api, display  # noqa: F401 - everything is loaded once, here
-    from ptq.cli import main
-
     for line in sys.stdin:
         order = json.loads(line)
         pipes = [os.pipe() for _ in range(2)]  # not files: a limit on those is none on what a terminal shows
@@ -153,4 +154,7 @@ def _available(stream: int) -> bytes:
 
 
 if __name__ == "__main__":
-    serve()
+    from ptq import api, display  # noqa: F401 - everything is loaded once, here
+    from ptq.cli import main
+
+    serve(main)
