@@ -7,6 +7,7 @@ never more than one sample of a file is in memory.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ ACCEPTED = (
     "an .npz or .npy file, a folder of images, a .jsonl or .parquet file of token ids, arrays, an iterable of feeds, "
     "or an onnxruntime CalibrationDataReader"
 )
+MOST_RANDOM = 2**28  # numbers of one input
 FREE_EXTENT, FREE_SIDE = 16, 224  # what random data puts where the model leaves an extent open
 
 __all__ = ["DataReader", "Sample", "open_data", "random_data"]
@@ -110,6 +112,7 @@ def open_data(
     Raises:
         InputError: The source cannot be used; names file, input and sample, expected against found.
     """
+    _require_batches(specs)
     start, description = _open(source, list(specs), images)
 
     skipped: list[str] = []
@@ -135,6 +138,12 @@ def open_data(
     return _Stream(description, stream, skipped=skipped)
 
 
+def _require_batches(specs: Sequence[InputSpec]) -> None:
+    for spec in specs:
+        if spec.shape and 0 in spec.shape[:1]:
+            raise InputError(f"the model's input {spec.name!r:.80} takes batches of 0 samples; export it again")
+
+
 def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> DataReader:
     """Made-up data: standard normal floats, small integers.
 
@@ -155,6 +164,9 @@ def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> Data
     if texts:
         raise InputError(f"random data: {', '.join(texts)} takes text; only numbers can be made up, give a data set")
     extents = _extents(specs)
+    for name, sizes in extents.items():
+        if not 0 < math.prod(sizes) <= MOST_RANDOM:
+            raise InputError(f"random data: input {name!r:.80} has the extents {sizes}; give a data set")
 
     def stream() -> Iterator[Sample]:
         generator = np.random.default_rng(seed)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 GOAL_MISSED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
+LONGEST = 800
+"""Characters of an error line."""
+
 Command = Callable[..., None]
 
 
@@ -106,7 +109,9 @@ def _end(error: BaseException) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    line = line if len(line) < LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 3 :]}"  # the cause is last
+    click.echo(f"error: {line}", err=True)
     sys.exit(USER_ERROR)
 
 
@@ -431,7 +436,7 @@ def _share(text: str, option: str) -> float:
 
 def _extent(text: str, option: str) -> int | tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise RecipeError(f"{option} is {text!r}; expected SIDE or HEIGHTxWIDTH, for example 224 or 224x224")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 

@@ -273,6 +273,8 @@ def _activation_sqnr_db(histogram: Histogram, grid: QuantParams) -> float:
 
 def decibels(signal: float, error: float) -> float:
     """10 log10(signal / error); 200 dB stands for no error at all."""
+    if not (np.isfinite(signal) and np.isfinite(error)):
+        return -NO_ERROR_DB
     if error <= 0 or signal <= 0:
         return NO_ERROR_DB if error <= 0 else -NO_ERROR_DB
     return float(np.clip(10 * np.log10(signal / error), -NO_ERROR_DB, NO_ERROR_DB))

@@ -89,9 +89,8 @@ def external_files(path: Path) -> tuple[Path, ...]:
         proto = onnx.load(str(path), load_external_data=False) if readable else onnx.ModelProto()
     except Exception:
         return ()
-    locations = {
-        entry.value for tensor in tensors_of(proto) for entry in tensor.external_data if entry.key == "location"
-    }
+    tensors = (tensor for tensor in tensors_of(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return tuple(path.parent / location for location in sorted(locations) if location and "\0" not in location)
 
 

@@ -29,6 +29,13 @@ MAX_BYTES = 2**20
 """Of a recipe file."""
 
 
+MOST_SAMPLES = 10**12
+
+
+def _or_8(bits: int | None) -> int:
+    return 8 if bits is None else bits
+
+
 @dataclass(frozen=True)
 class Weights:
     """How weights become integers.
@@ -173,18 +180,20 @@ class Recipe:
         if self.target is not None and self.target not in names:
             raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
         lengths = {"weights.bits": self.weights.bits, "activation_bits": self.activation_bits}
-        lengths |= {"weights.first_last_bits": self.weights.first_last_bits or 8}
-        lengths |= {f"layers: bits of {rule.match!r}": rule.bits or 8 for rule in self.layers}
+        lengths |= {"weights.first_last_bits": _or_8(self.weights.first_last_bits)}
+        lengths |= {f"layers: bits of {rule.match!r:.80}": _or_8(rule.bits) for rule in self.layers}
         for key, bits in lengths.items():
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         self._check_extra_macs()
         self._check_blocks()
         self._check_dynamic()
-        if self.samples < 1:
-            raise RecipeError(f"samples is {self.samples}; expected at least 1")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise RecipeError(f"samples is {self.samples}; expected 1 to {MOST_SAMPLES}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}; expected at least 0")
+        if not math.isfinite(self.min_input_sqnr_db):
+            raise RecipeError(f"min_input_sqnr_db is {self.min_input_sqnr_db}; expected a finite number")
 
     @property
     def has_blocks(self) -> bool:
@@ -252,7 +261,7 @@ def load_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # those of TOML and of Unicode are ValueErrors too
         raise RecipeError(f"{path}: not TOML: {error}") from error
     return recipe_from(table, str(path))
 
@@ -274,7 +283,7 @@ def parse_rule(text: str) -> LayerRule:
 
 
 def _literal(text: str) -> int | bool | str:
-    return int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
+    return int(text) if text.isdecimal() and len(text) < 20 else {"true": True, "false": False}.get(text, text)
 
 
 def recipe_from(table: dict[str, Any], where: str) -> Recipe:
@@ -320,9 +329,11 @@ def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
     known = {tag_of(member): member for member in members(union)}
 
     def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, str | dict):
+            raise TypeError(f"expected the name of a method or a table with one, found {value!r:.80}")
         table = {"method": value} if isinstance(value, str) else dict(value)
         tag = table.pop("method", None)
-        if tag not in known:
+        if not isinstance(tag, str) or tag not in known:
             raise ValueError(f"method is {tag!r}, expected one of {', '.join(known)}")
         plain = cattrs.Converter(forbid_extra_keys=True)
         return plain.structure(table, known[tag])

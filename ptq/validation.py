@@ -21,6 +21,7 @@ from ptq.core.errors import InputError
 
 MAX_NODES, MAX_CALL_DEPTH = 1_000_000, 100
 MAX_DENSE_BYTES = 2**30
+MAX_INPUT = 2**40
 MIN_OPSET = 7
 """Oldest operator set that onnxruntime has kernels for."""
 
@@ -46,15 +47,39 @@ def require_sound(proto: onnx.ModelProto, where: str, folder: Path | None) -> No
         if entry.domain in ("", "ai.onnx") and not MIN_OPSET <= entry.version <= newest:
             raise InputError(f"{where}: opset {entry.version}; expected {MIN_OPSET} to {newest}, export it again")
     for value in proto.graph.input:
-        kind = value.type.tensor_type.elem_type
-        if value.type.HasField("tensor_type") and not _is_known(kind):
-            raise InputError(f"{where}: input {value.name!r} has the element type {kind}, which is none of ONNX's")
+        _check_input(value, where)
+    _require_plain_calls(proto, where)
     for tensor in tensors_of(proto):
         try:
             _check_tensor(tensor, folder)
         except (ValueError, OSError) as error:
             cause = error.strerror if isinstance(error, OSError) else str(error)
             raise InputError(f"{where}: tensor {tensor.name[:80]!r}: {cause}") from error
+
+
+def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
+    kind = value.type.tensor_type
+    name = f"{where}: input {value.name[:80]!r} has"
+    if value.type.HasField("tensor_type") and not _is_known(kind.elem_type):
+        raise InputError(f"{name} the element type {kind.elem_type}, which is none of ONNX's")
+    extents = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
+    if min(extents, default=1) < 0 or math.prod(extents) > MAX_INPUT:
+        raise InputError(f"{name} the extents {extents[:9]}; expected a tensor that fits into memory")
+
+
+def _require_plain_calls(proto: onnx.ModelProto, where: str) -> None:
+    """Functions take no bodies: what inlines them cannot pass those on."""
+    own = {(function.domain, function.name) for function in proto.functions}
+    for function in proto.functions:
+        if "" in (*function.input, *function.output):
+            raise InputError(f"{where}: function {function.name[:80]!r} has an input or output without a name")
+    waiting = [proto.graph, *proto.functions]
+    while waiting:
+        for node in waiting.pop().node:
+            bodies = list(_graphs(node))
+            waiting += bodies
+            if bodies and (node.domain, node.op_type) in own:
+                raise InputError(f"{where}: a call of the local function {node.op_type[:80]!r} carries a body")
 
 
 def require_finite_expansion(proto: onnx.ModelProto, where: str) -> None:
@@ -220,12 +245,16 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path | None) -> None:
         raise ValueError(f"element type {tensor.data_type} is none of ONNX's")
     if min(tensor.dims, default=0) < 0:
         raise ValueError(f"shape {list(tensor.dims)} has a negative extent")
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return
-    kind = ir.DataType(tensor.data_type)
+    kind, external = ir.DataType(tensor.data_type), tensor.data_location == onnx.TensorProto.EXTERNAL
     if kind == ir.DataType.STRING:
-        raise ValueError("text cannot be external data")
-    _check_external(tensor, -(-math.prod(tensor.dims) * kind.bitwidth // 8), folder)
+        if external:
+            raise ValueError("text cannot be external data")
+        return
+    num_bytes = -(-math.prod(tensor.dims) * kind.bitwidth // 8)
+    if external:
+        _check_external(tensor, num_bytes, folder)
+    elif tensor.HasField("raw_data") and len(tensor.raw_data) != num_bytes:
+        raise ValueError(f"{len(tensor.raw_data)} bytes of data; its shape and type need {num_bytes}")
 
 
 def _check_external(tensor: onnx.TensorProto, num_bytes: int, folder: Path | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import Range
+from ptq.core.limits import require_within
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 
@@ -35,6 +36,9 @@ class Kl:
     """
 
     num_bins: int = 2048
+
+    def __post_init__(self) -> None:
+        require_within(self, num_bins=(2, 1 << 20))
 
     def choose_range(self, statistics: Histogram, spec: QuantSpec) -> Range:
         """Search the threshold T; the range is [0, T] or [-T, T], within what was observed.

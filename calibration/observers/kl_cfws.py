@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ptq.calibration.observers.kl import _range_of
 from ptq.core.affine import Range
+from ptq.core.limits import require_within
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 
@@ -22,6 +23,9 @@ class KlCfws:
     """
 
     num_bins: int = 2048
+
+    def __post_init__(self) -> None:
+        require_within(self, num_bins=(2, 1 << 20))
 
     def choose_range(self, statistics: Histogram, spec: QuantSpec) -> Range:
         """Search the threshold as `Kl` does, with the penalised divergence.

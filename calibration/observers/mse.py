@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import Range
 from ptq.core.distortion import range_error
+from ptq.core.limits import require_within
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 
@@ -29,6 +30,9 @@ class Mse:
 
     num_candidates: int = 48
     num_rounds: int = 2
+
+    def __post_init__(self) -> None:
+        require_within(self, num_candidates=(2, 100_000), num_rounds=(0, 100))
 
     def choose_range(self, statistics: Histogram, spec: QuantSpec) -> Range:
         """Search the range of least `expected_error`.

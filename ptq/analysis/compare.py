@@ -13,7 +13,7 @@ from onnxruntime import InferenceSession
 
 from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.calibration.reader import Sample
-from ptq.core.errors import InputError
+from ptq.core.errors import InputError, RecipeError
 from ptq.modelfile import run, session_of
 
 Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64] | None], float]
@@ -159,4 +159,9 @@ class _Scores:
     def _call(self, function: Metric, kept: list[list[NDArray[Any]]]) -> float:
         outputs = {name: np.concatenate([row[i] for row in kept]) for i, name in enumerate(self._names)}
         labels = np.asarray(self._labels, np.int64) if self._labels else None
-        return float(function(outputs, labels))
+        try:
+            return float(function(outputs, labels))
+        except Exception as error:  # it is the user's code
+            name = self._metric[0] if self._metric else "the metric"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise RecipeError(f"--metric {name} fails on (outputs, labels): {reason}") from error

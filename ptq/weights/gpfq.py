@@ -10,6 +10,7 @@ import numpy as np
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
+from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, in_order, rows_where, solve
 
@@ -55,6 +56,9 @@ class Gpfq:
     seed: int = 0
     block: int = 64
     needs = Needs.GRAM
+
+    def __post_init__(self) -> None:
+        require_within(self, threshold=(0, 1e6), seed=(0, 2**63), num_sweeps=(0, 10_000), block=(1, 1 << 20))
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Follow the path.

@@ -8,7 +8,9 @@ import numpy as np
 
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import WeightEncoding
+from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import add_diagonal
+from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, solve
 
@@ -34,6 +36,9 @@ class Gptq:
     order: Order = "activation"
     block: int = 64
     needs = Needs.GRAM
+
+    def __post_init__(self) -> None:
+        require_within(self, damping=(0, 1e6), num_sweeps=(0, 10_000), block=(1, 1 << 20))
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Sweep the columns.
@@ -68,8 +73,7 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
     """
     gram = problem.gram
     mean = np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
-    inverse = np.linalg.inv(add_diagonal(gram, damping * mean))
-    upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
+    upper = _factor(gram, mean, damping)
     weight = weight.copy()
     levels, errors = np.zeros_like(weight), np.zeros_like(weight)
     for start in range(0, weight.shape[-1], block):
@@ -81,3 +85,14 @@ def sweep(weight: Float, problem: GroupedProblem, scale: Float, damping: float, 
             weight[..., t + 1 : stop] -= errors[..., t, None] * upper[:, None, t, t + 1 : stop]
         weight[..., stop:] -= np.matmul(errors[..., start:stop], upper[:, start:stop, stop:])
     return levels
+
+
+def _factor(gram: Float, mean: Float, damping: float) -> Float:
+    """Upper Cholesky factor of the inverse; damped more where inputs of very different size leave too few digits."""
+    for more in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
+        inverse = np.linalg.inv(add_diagonal(gram, (damping + more) * mean))
+        try:
+            return np.asarray(np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1))
+        except np.linalg.LinAlgError:
+            continue
+    raise CalibrationError("the inputs of a layer differ too much in size for this method; take --weights rtn")

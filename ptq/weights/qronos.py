@@ -9,6 +9,7 @@ import numpy as np
 from ptq.core.affine import nearest_level
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import add_diagonal
+from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, solve
 from ptq.weights.gptq import sweep
@@ -36,6 +37,9 @@ class Qronos:
     order: Order = "activation"
     block: int = 64
     needs = Needs.GRAM
+
+    def __post_init__(self) -> None:
+        require_within(self, damping=(0, 1e6), num_sweeps=(0, 10_000), block=(1, 1 << 20))
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Round, refit, sweep.
