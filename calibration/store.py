@@ -42,7 +42,7 @@ class ArrayStore:
         try:
             np.save(self._files[key], array, allow_pickle=False)
         except OSError as error:
-            raise InputError(f"cannot keep values between layers in {self._folder.name}: {error}") from error
+            raise InputError(f"cannot write values between layers to {self._folder.name}: {error}") from error
 
     def get(self, key: Hashable) -> NDArray[Any]:
         """The array that was put under the key."""

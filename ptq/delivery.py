@@ -160,10 +160,11 @@ def _restoring(cards: Iterable[Path], weights: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError:
-        for place, contents in older.items():
-            place.write_bytes(contents)
         if weights is not None:
             weights.unlink(missing_ok=True)
+        for place, contents in older.items():
+            if not place.is_file() or place.read_bytes() != contents:
+                place.write_bytes(contents)
         raise
 
 
@@ -192,8 +193,11 @@ def _place_weights(output: Path, staged: Path) -> Path | None:
 
 def _weights_beside(output: Path) -> set[Path]:
     """Weights that an older model at the path has written beside itself."""
-    own = re.compile(re.escape(output.name) + r"(\.[0-9a-f]{8})?" + re.escape(DATA_SUFFIX))
-    return {path for path in external_files(output) if path.parent == output.parent and own.fullmatch(path.name)}
+    hashed = re.compile(re.escape(output.name) + r"\.[0-9a-f]{8}" + re.escape(DATA_SUFFIX))
+    named = output.with_name(output.name + DATA_SUFFIX)  # only if the model says so: it could be anybody's
+    return {path for path in output.parent.iterdir() if hashed.fullmatch(path.name)} | (
+        {named} & set(external_files(output))
+    )
 
 
 def _move(source: Path, place: Path) -> None:
