@@ -32,7 +32,11 @@ class InlineFunctions(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Inline all functions."""
-        result = common.InlinePass()(model)
+        try:
+            result = common.InlinePass()(model)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UnsupportedModelError(f"local functions cannot be inlined: {reason}; export it again") from error
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return ir.passes.PassResult(model, result.modified)
 

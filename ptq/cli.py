@@ -458,7 +458,7 @@ def _metric(text: str | None) -> tuple[str, Metric] | None:
     sys.path.insert(0, "")
     try:
         return text, getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the user's code
         raise RecipeError(f"--metric is {text!r}; expected package.module:function ({error})") from error
     finally:
         sys.path.remove("")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ptq.weights.gpfq import Gpfq
 from ptq.weights.gptq import Gptq
+from ptq.weights.hqq import Hqq
 from ptq.weights.qronos import Qronos
 from ptq.weights.rtn import Rtn
 
-WeightMethod = Rtn | Gpfq | Gptq | Qronos
+WeightMethod = Rtn | Gpfq | Gptq | Qronos | Hqq
 """Every weight method. Recipe tags, command-line choices, contract tests and `ptq methods` are read from this union."""
 
-__all__ = ["Gpfq", "Gptq", "Qronos", "Rtn", "WeightMethod"]
+__all__ = ["Gpfq", "Gptq", "Hqq", "Qronos", "Rtn", "WeightMethod"]
