@@ -86,6 +86,7 @@ class Ray:
     def _connect(self) -> Any:
         try:
             import ray
+            from ray import init as _there  # noqa: F401 - a folder that happens to be called ray is none
         except ImportError as error:
             raise InputError('--engine ray needs Ray; run pip install "ptq[ray]"') from error
         own: dict[str, Any] = {"num_cpus": self.num_workers} if self.address is None else {}

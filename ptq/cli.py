@@ -50,7 +50,8 @@ class OneLineErrors(click.Group):
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ptq"
             _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
         sys.exit(result if isinstance(result, int) else 0)
 

@@ -215,7 +215,7 @@ def _refused(scene: Scene, ended: Ended, cause: str) -> list[str]:
     return found + [f"exit code {ended.code} and {scene.states()}"] * (not scene.is_old() and not committed)
 
 
-STEPS = [("start", 0.0), ("read", 0.0), ("equalize", 0.1), ("calibrate", 0.03), ("solve", 0.2),
+STEPS = [("start", 0.02), ("read", 0.0), ("equalize", 0.1), ("calibrate", 0.03), ("solve", 0.2),
          ("verify", 0.06), ("write", 0.0), ("write", 0.008)]  # fmt: skip
 
 

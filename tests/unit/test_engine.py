@@ -86,6 +86,6 @@ def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore")
 def test_ray_gives_the_same_bytes() -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", minversion="2.54")
     samples = feeds(40, 3, 8, 8)
     assert quantize(net(), samples, engine=Ray(num_workers=2)).delivery.data == quantize(net(), samples).delivery.data
