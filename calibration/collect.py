@@ -48,7 +48,10 @@ class CalibrationStatistics:
         """Of both sets; exact, so no order or split of the samples changes a bit."""
         return CalibrationStatistics(
             {name: seen.merge(other.histograms[name]) for name, seen in self.histograms.items()},
-            {name: seen.merge(other.means[name]) for name, seen in self.means.items()},
+            {  # a value that was empty in all samples of a part has no mean there
+                name: self.means[name].merge(other.means[name]) if name in self.means and name in other.means else mean
+                for name, mean in {**other.means, **self.means}.items()
+            },
             self.num_samples + other.num_samples,
         )
 

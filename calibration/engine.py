@@ -105,12 +105,10 @@ class Ray:
 def _result(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference, timeout=PATIENCE_SECONDS)
-    except PtqError:
-        raise
-    except Exception as error:
+    except Exception as error:  # Ray's own is of the cause's type too, but says it with a traceback
         cause = getattr(error, "cause", None)
         if isinstance(cause, PtqError):
-            raise type(cause)(str(cause)) from error
+            raise cause from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"a part of the calibration failed on Ray: {reason}; run it again, or without --engine"

@@ -62,12 +62,14 @@ class Balanced:
         aside: Value -> channels that no integer product reads any more: its grid need not reach them.
         beside: Products that compute them in float.
         notes: What was done, for the report.
+        evened_out: Whether widths of channels moved into weights.
     """
 
     model: ir.Model
     aside: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     beside: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    evened_out: bool = False
 
     def leaves_out(self, left_out: Selector) -> Selector:
         """Exclusions with the products in float beside others added."""
@@ -129,7 +131,7 @@ def balance(
     SplitOutliers(leaving, limits if terms.outliers == "clipped" else {})(changed)
     require_same("balance", before, float_outputs(changed, first, custom_ops))
     beside = frozenset(name + SUFFIX for name in leaving)
-    return Balanced(changed, apart, beside, _notes(scales, smooth, apart))
+    return Balanced(changed, apart, beside, _notes(scales, smooth, apart), bool(scales or smooth))
 
 
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Delivery:
             try:
                 self.write(path)
             except OSError as error:
-                raise InputError(f"cannot write a temporary file in {folder}: {error.strerror}") from error
+                raise InputError(f"cannot write a temporary file in {folder}: {cause_of(error)}") from error
             yield path
 
     def write(self, path: Path) -> None:

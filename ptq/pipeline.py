@@ -163,13 +163,12 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     split = split_samples(job.data, hold_out=job.evaluation is None)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
-    settings = settings_of(job.recipe, target, prepared)
+    settings, evened = settings_of(job.recipe, target, prepared), tuple[str, ...]()
     if job.recipe.equalize and job.recipe.has_grids:
         progress("equalize")
         left_out = left_out_by(prepared, job)
         integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
         prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops)
-        notes += evened
     prepared, settings, divided = split_branches(prepared, settings)
     with ArrayStore(MEMORY) as store:
         samples = Samples(store, job.custom_ops)
@@ -198,6 +197,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     progress("verify")
     proof = check(job, model, delivery, split)
     notes += (
+        *evened,
         *divided,
         *balanced.notes,
         *_skipped_note(job.data),
@@ -206,7 +206,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         *_native_note(delivery.model),
         *uneven_concats(prepared, placement, statistics.histograms),
     )
-    outcome = Outcome(model, delivery, placement, rows, notes, proof, _data_facts(job, split, proof))
+    equalized = bool(evened) or balanced.evened_out
+    outcome = Outcome(model, delivery, placement, rows, notes, proof, _data_facts(job, split, proof), equalized)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops)
 
 
@@ -222,6 +223,7 @@ class Outcome:
         notes: What else a user should know.
         proof: What was measured.
         data: On which data.
+        equalized: Whether widths of channels were evened out.
     """
 
     model: ir.Model
@@ -231,6 +233,7 @@ class Outcome:
     notes: tuple[str, ...]
     proof: Verification
     data: DataFacts
+    equalized: bool = False
 
 
 def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
@@ -248,6 +251,7 @@ def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
         layers=outcome.rows,
         left_float=outcome.placement.left_float,
         num_grids=len(outcome.placement.groups),
+        equalized=outcome.equalized,
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=outcome.notes,
         proof=outcome.proof,

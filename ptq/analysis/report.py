@@ -78,6 +78,7 @@ class QuantReport:
         layers: A row per quantized linear layer.
         left_float: Layer name -> why it stays in float.
         num_grids: Activation grids that were chosen.
+        equalized: Whether widths of channels were evened out.
         storage: Bytes of the quantized model by kind.
         notes: What preparation changed.
         proof: The verification.
@@ -94,6 +95,7 @@ class QuantReport:
     layers: tuple[LayerRow, ...]
     left_float: Mapping[str, str]
     num_grids: int
+    equalized: bool
     storage: Mapping[Kind, int]
     notes: tuple[str, ...]
     proof: Verification
@@ -193,7 +195,7 @@ class QuantReport:
             },
             "accumulator_bits": 32,
             "batchnorm_folded": any("BatchNormalization" in note for note in self.notes),
-            "equalized": any("smoothed" in note or "evened out" in note for note in self.notes),
+            "equalized": self.equalized,
             "extra_macs": self.extra_macs(),
             "latency": "one thread, batch of one sample; figures are in the bench file",
         }

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from ptq import quantize
 from ptq.calibration import collect as collecting
+from ptq.calibration import engine as engines
 from ptq.calibration.engine import Engine, Ray, Threads
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
@@ -82,6 +83,35 @@ def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     result = CliRunner().invoke(main, [*given, "--address", "host:1"])
     assert result.exit_code == 2
     assert not (tmp_path / "q.onnx").exists()
+
+
+def test_values_that_are_empty_in_some_parts_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "PART", 3)
+    model = model_from_text("net (float[N, S, 4] x) => (float[N, S, 4] y) { y = Relu (x) }", {})
+    wanted = collecting.Wanted(("y",), {"y": 2})
+    rows = [np.ones((1, index // 3, 4), np.float32) * index for index in range(9)]  # nothing in the first part
+    for samples in (rows, rows[::-1]):
+        given = [{"x": row} for row in samples]
+        parts, whole = (collecting.collect(model, given, wanted, engine=each) for each in (Elsewhere(0), Threads(2)))
+        assert parts.num_samples == whole.num_samples == 9
+        np.testing.assert_array_equal(parts.means["y"].table, whole.means["y"].table)
+        assert (parts.histograms["y"].rmin, parts.histograms["y"].rmax) == (3, 8)
+        np.testing.assert_array_equal(parts.histograms["y"].counts, whole.histograms["y"].counts)
+
+
+def test_an_error_on_a_machine_is_told_without_its_traceback() -> None:
+    class ToldError(CalibrationError):
+        """As Ray hands it on: of the cause's type, with a traceback as its text."""
+
+        cause = CalibrationError("tensor 'r' is NaN")
+
+    class Fake:
+        @staticmethod
+        def get(_reference: object, timeout: float) -> None:
+            raise ToldError(f"ray::part() (pid=1) after {timeout} s\n  File ...")
+
+    with pytest.raises(CalibrationError, match=r"^tensor 'r' is NaN$"):
+        engines._result(Fake, object())
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -110,11 +110,13 @@ def test_uneven_channels_gain(granularity: Any) -> None:
     found, result = sqnr_db(model, recipe, samples)
     assert found > without + 6
     assert any("1 of 1 values between convolutions equalised" in note for note in result.report.notes)
+    assert result.report.card()["quantization"]["equalized"] is True
 
 
 def test_even_channels_are_left_alone() -> None:
     _, result = sqnr_db(net("Relu"), Recipe(), feeds(32, 8, 8, 8))
     assert not any("equalised" in note for note in result.report.notes)
+    assert result.report.card()["quantization"]["equalized"] is False
 
 
 def test_channels_near_a_bound_keep_their_width() -> None:
