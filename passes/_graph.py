@@ -25,6 +25,15 @@ def fresh_name(graph: ir.Graph, name: str) -> str:
     return candidate
 
 
+def fresh_value_name(graph: ir.Graph, name: str) -> str:
+    """The same for the result of a node, which nodes and inputs may have taken as well."""
+    taken = {value.name for value in (*graph.inputs, *(out for node in graph for out in node.outputs))}
+    candidate, count = fresh_name(graph, name), 1
+    while candidate in taken:
+        candidate, count = fresh_name(graph, f"{name}_{count}"), count + 1
+    return candidate
+
+
 def initializer_of(model: ir.Model, name: str) -> NDArray[Any]:
     """The numbers of a constant.
 

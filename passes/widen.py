@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ptq.passes._graph import fresh_name
+from ptq.passes._graph import fresh_value_name
 from ptq.passes._linear import constant
 from ptq.target import LINEAR_OPS
 
@@ -98,7 +98,7 @@ def _single(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def _cast_behind(graph: ir.Graph, value: ir.Value) -> None:
     node = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-    node.outputs[0].name = fresh_name(graph, f"{value.name}_float32")
+    node.outputs[0].name = fresh_value_name(graph, f"{value.name}_float32")
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
     readers = [(use.node, use.idx) for use in value.uses() if use.node is not node]
     for reader, index in readers:
@@ -109,7 +109,7 @@ def _cast_behind(graph: ir.Graph, value: ir.Value) -> None:
 def _cast_before(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> None:
     node = ir.node("Cast", [value], {"to": int(kind)})
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(kind), value.shape
-    name, value.name = value.name, fresh_name(graph, f"{value.name}_float32")
+    name, value.name = value.name, fresh_value_name(graph, f"{value.name}_float32")
     node.outputs[0].name = name
     for index, output in enumerate(graph.outputs):
         if output is value:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def guarded(command: Command) -> Command:
     @functools.wraps(command)
     def call(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
-            signal.signal(signal.SIGTERM, _terminate)
+            if threading.current_thread() is threading.main_thread():  # no other may
+                signal.signal(signal.SIGTERM, _terminate)
             with warnings.catch_warnings():
                 if not debug:
                     warnings.simplefilter("ignore")  # numpy's, of libraries: what matters is an error of ours

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,8 @@ def deliver(output: Path, delivery: Delivery | None, cards: Mapping[str, bytes])
         cards: Suffix of `output` -> contents.
 
     Raises:
-        InputError: Something cannot be written; what was there is still there.
+        InputError: Something cannot be written. What was there is still there; only where the disk fails after the
+            model's rename, the model is the new one and the message says that its card is missing.
     """
     try:
         with TemporaryDirectory(prefix=owned(f".{output.name[:60]}."), suffix=".tmp", dir=output.parent) as name:
@@ -122,8 +123,11 @@ def deliver(output: Path, delivery: Delivery | None, cards: Mapping[str, bytes])
                 delivery.write(staged / output.name)
             for path in staged.iterdir():
                 _sync(path)
+            places = {suffix: output.with_name(output.name + suffix) for suffix in cards}
             with alone_in(output.parent):
-                _exchange(output, staged, list(cards), model=delivery is not None)
+                (_withdraw if delivery is None else _exchange)(output, staged, places)
+                with suppress(OSError):  # all is in its place; not every file system can sync a folder
+                    _sync(output.parent)
     except OSError as error:
         raise InputError(f"cannot write {output}: {cause_of(error)}") from error
 
@@ -133,39 +137,40 @@ def cause_of(error: OSError) -> str:
     return error.strerror or (str(error) if error.args and error.args[0] is not None else "the disk is full or fails")
 
 
-def _exchange(output: Path, staged: Path, cards: list[str], *, model: bool) -> None:
-    places = {suffix: output.with_name(output.name + suffix) for suffix in cards}
+def _exchange(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
+    """A model for a model; from its rename on there is no way back."""
     outdated = _weights_beside(output)
-    weights = _place_weights(output, staged) if model else None
-    with _restoring(places.values(), weights if weights not in outdated else None):
-        if model:
-            (staged / output.name).replace(output)
-        else:
-            for suffix, place in places.items():
-                (staged / suffix).replace(place)
-    for place in places.values() if model else ():  # better none for a moment than those of another model
-        place.unlink(missing_ok=True)
-    for suffix, place in places.items() if model else ():
-        _move(staged / suffix, place)
-    for path in outdated - {weights} | (set() if model else {output}):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # all is in its place; not every file system can sync a folder
-        _sync(output.parent)
-
-
-@contextmanager
-def _restoring(cards: Iterable[Path], weights: Path | None) -> Iterator[None]:
-    """Write the older cards back and take new weights away, should what is done inside fail."""
-    older = {place: place.read_bytes() for place in cards if place.is_file()}
+    weights = _place_weights(output, staged)
     try:
-        yield
+        (staged / output.name).replace(output)
     except OSError:
-        if weights is not None:
+        if weights is not None and weights not in outdated:
             weights.unlink(missing_ok=True)
-        for place, contents in older.items():
-            if not place.is_file() or place.read_bytes() != contents:
-                place.write_bytes(contents)
         raise
+    for place in places.values():  # better none for a moment than those of another model
+        place.unlink(missing_ok=True)
+    for suffix, place in places.items():
+        _move(staged / suffix, place)
+    for path in outdated - {weights}:
+        path.unlink(missing_ok=True)
+
+
+def _withdraw(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
+    """No model any more, but cards that say why; the older ones come back should theirs not find their places."""
+    outdated = _weights_beside(output)
+    older = {place: place.read_bytes() for place in places.values() if place.is_file()}
+    try:
+        for suffix, place in places.items():
+            (staged / suffix).replace(place)
+    except OSError:
+        for place in places.values():
+            if place in older:
+                place.write_bytes(older[place])
+            else:
+                place.unlink(missing_ok=True)
+        raise
+    for path in outdated | {output}:
+        path.unlink(missing_ok=True)
 
 
 def _place_weights(output: Path, staged: Path) -> Path | None:

@@ -51,6 +51,19 @@ def test_other_floats_become_integers_and_keep_their_interface(kind: str) -> Non
         assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+def test_names_that_are_taken_are_left_alone() -> None:
+    text = """
+    net (float16[N, 4] x) => (float16[N, 3] y) {
+        x_float32 = Relu (x)
+        y_float32 = MatMul (x_float32, w)
+        y = Relu (y_float32)
+    }"""
+    model = model_from_text(text, {"w": random((4, 3)).astype(np.float16)})
+    prepared, _ = prepare(model, {"x": np.ones((1, 4), np.float16)})
+    assert [value.name for value in prepared.graph.outputs] == ["y"]
+    assert sum(node.op_type == "Relu" for node in prepared.graph) == 2
+
+
 def test_numbers_beyond_float32_stay_double() -> None:
     model = net("double")
     model.graph.initializers["one"].const_value = ir.tensor(np.full(1, 1e300), name="one")
