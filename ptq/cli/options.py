@@ -1,0 +1,223 @@
+"""The options that several verbs share, and what they mean: from text to values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptq.cli.running import Command
+from ptq.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from ptq.analysis.compare import Metric
+    from ptq.calibration.engine import Engine
+    from ptq.calibration.images import ImageOptions
+    from ptq.recipe import Goals, Recipe
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+DATA_OPTIONS = options(
+    click.option("--data", help="Calibration set: .npz, .npy, .jsonl, .parquet or an image folder."),
+    click.option("--eval-data", help="Data to verify on; default: every eighth calibration sample."),
+    click.option("--random-data", is_flag=True, help="Calibrate on random data: a smoke test, marked in the card."),
+    click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512)."),
+    click.option("--skip-bad-samples", is_flag=True, help="Leave out unreadable images, NaN and infinity, and say so."),
+    click.option("--seed", type=int, help="Seed of random data (default 0)."),
+)
+RECIPE_OPTIONS = options(
+    click.option(
+        "--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe (TOML); options win over it."
+    ),
+    click.option(
+        "--target", help="cpu-x86, cpu-arm, portable, or native (operators of our own); default: this machine."
+    ),
+    click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto)."),
+    click.option("--weights", help="Weight method, see `ptq methods` (default rtn)."),
+    click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8)."),
+    click.option(
+        "--granularity",
+        type=click.Choice(["per-channel", "per-tensor", *(f"block-{size}" for size in (16, 32, 64, 128, 256))]),
+        help="Which weights share a scale; blocks with --weight-only.",
+    ),
+    click.option(
+        "--split",
+        type=click.Choice(["auto", "never", "center", "whole"]),
+        help="Weights as coarse + fine sums: where a kernel's centre is far wider than the rest (auto), nowhere, "
+        "at any kernel's centre, everywhere.",
+    ),
+    click.option(
+        "--extra-macs", help="Budget of extra points in the features that need them most, for example 5% or 0.05."
+    ),
+    click.option("--weight-only", is_flag=True, help="Leave activations in float."),
+    click.option("--activation-bits", type=click.IntRange(2, 8), help="Word length of activations (default 8)."),
+    click.option("--first-last-bits", type=click.IntRange(2, 8), help="Word length in the first and last layers."),
+    click.option(
+        "--layer",
+        "rules",
+        multiple=True,
+        help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity, split or skip.",
+    ),
+    click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are."),
+    click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
+    click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
+)
+ENGINE_OPTIONS = options(
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where calibration runs."),
+    click.option("--address", help="Ray: address of a running cluster; default: one of this machine's own."),
+    click.option("--workers", type=click.IntRange(1), help="Parts of the calibration set at once (default: cores)."),
+)
+IMAGE_OPTIONS = options(
+    click.option("--resize", help="Images: shorter side, or HEIGHTxWIDTH."),
+    click.option("--crop", help="Images: centre crop, SIDE or HEIGHTxWIDTH."),
+    click.option("--mean", help="Images: mean per channel after scaling, comma separated."),
+    click.option("--std", help="Images: standard deviation per channel, comma separated."),
+    click.option("--scale", type=float, help="Images: factor on pixels 0..255 (default 1/255)."),
+    click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Images: channel order."),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: axis order."),
+)
+GOAL_OPTIONS = options(
+    click.option("--min-sqnr-db", type=float, help="Goal: SQNR of the worst output, dB."),
+    click.option("--min-agreement", type=click.FloatRange(0, 1), help="Goal: share of equal decisions."),
+    click.option(
+        "--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."
+    ),
+    click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency."),
+)
+SHARED_OPTIONS = options(
+    click.option(
+        "--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."
+    ),
+    click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("-q", "--quiet", is_flag=True, help="Print errors and missed goals only."),
+)
+
+
+def require_data(given: dict[str, Any]) -> None:
+    """Refuse to calibrate on nothing, or on two things."""
+    if bool(given["data"]) == given["random_data"]:
+        found = "both" if given["data"] else "neither"
+        raise RecipeError(
+            f"expected either --data or --random-data, found {found}; give a calibration set with --data PATH"
+        )
+
+
+def engine_of(given: dict[str, Any]) -> Engine:
+    """Where the calibration set is run."""
+    from ptq.calibration.engine import Ray, Threads
+
+    if given["engine"] == "ray":
+        return Ray(given["address"], given["workers"])
+    if given["address"]:
+        raise RecipeError("--address is for --engine ray")
+    return Threads(given["workers"])
+
+
+def recipe_of(given: dict[str, Any]) -> Recipe:
+    """The recipe file with the command line's options on top."""
+    from ptq.calibration.observers import Observer
+    from ptq.recipe import Recipe, load_recipe, member_named, parse_rule
+    from ptq.weights import WeightMethod
+
+    recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
+    own = {key: given[key] for key in ("bits", "first_last_bits", "split", "granularity") if given[key] is not None}
+    if given["weights"]:
+        own["method"] = member_named(WeightMethod, given["weights"])
+    if given["extra_macs"]:
+        own["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
+    if given["no_bias_correction"]:
+        own["bias_correction"] = False
+    if given["activations"]:
+        recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
+    names = ("target", "samples", "seed", "activation_bits")
+    plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
+    if given["weight_only"]:
+        plain["weight_only"] = True
+    if given["skip_bad_samples"]:
+        plain["skip_bad_samples"] = True
+    if given["no_equalize"]:
+        plain["equalize"] = False
+    return replace(
+        recipe,
+        weights=replace(recipe.weights, **own),
+        layers=recipe.layers + tuple(parse_rule(text) for text in given["rules"]),
+        exclude=recipe.exclude + given["exclude"],
+        goals=goals_of(given, recipe.goals),
+        **plain,
+    )
+
+
+def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
+    """The goals of a recipe with the command line's on top."""
+    from ptq.recipe import Goals
+
+    names = ("min_sqnr_db", "min_agreement", "max_drop", "max_latency_ratio")
+    return replace(base or Goals(), **{name: given[name] for name in names if given.get(name) is not None})
+
+
+def images_of(given: dict[str, Any]) -> ImageOptions | None:
+    """How images are read; None if nothing was said about them."""
+    from ptq.calibration.images import ImageOptions
+
+    chosen: dict[str, Any] = {key: given[key] for key in ("scale", "channels", "layout") if given[key] is not None}
+    for key in ("resize", "crop"):
+        if given[key]:
+            chosen[key] = _extent(given[key], f"--{key}")
+    for key in ("mean", "std"):
+        if given[key]:
+            chosen[key] = _numbers(given[key], f"--{key}")
+    return ImageOptions(**chosen) if chosen else None
+
+
+def _share(text: str, option: str) -> float:
+    """A share as 0.05 or 5%."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise RecipeError(f"{option} is {text!r}; expected a share, for example 5% or 0.05") from None
+
+
+def _extent(text: str, option: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
+        raise RecipeError(f"{option} is {text!r}; expected SIDE or HEIGHTxWIDTH, for example 224 or 224x224")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RecipeError(f"{option} is {text!r}; expected numbers separated by commas") from error
+
+
+def metric_of(text: str | None) -> tuple[str, Metric] | None:
+    """Import a user's metric; the working directory counts, as with `python -m`."""
+    if text is None:
+        return None
+    from importlib import import_module
+
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return text, getattr(import_module(module), name)
+    except Exception as error:  # importing runs the user's code
+        raise RecipeError(f"--metric is {text!r}; expected package.module:function ({error})") from error
+    finally:
+        sys.path.remove("")
