@@ -8,9 +8,11 @@ bounded by the tensors of the samples in flight, never by their number.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +21,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.calibration.engine import HERE, Engine, Threads
+from ptq.calibration.ledger import Ledger, Numbered
+from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
+from ptq.core.archive import freeze
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
-from ptq.core.statistics import Histogram, HistogramAccumulator
+from ptq.core.statistics import HistogramAccumulator
 from ptq.modelfile import run, session_of
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]
-PART = 32  # samples that go to a machine at once
 FLUSH = 1 << 18  # values gathered per tensor before they are counted: a count has a fixed cost
-
-
-@dataclass(frozen=True)
-class CalibrationStatistics:
-    """What was seen over a calibration set.
-
-    Attributes:
-        histograms: Value name -> distribution.
-        means: Value name -> mean per channel.
-        num_samples: How many samples were run.
-    """
-
-    histograms: Mapping[str, Histogram]
-    means: Mapping[str, ChannelMean]
-    num_samples: int
-
-    def merge(self, other: CalibrationStatistics) -> CalibrationStatistics:
-        """Of both sets; exact, so no order or split of the samples changes a bit."""
-        return CalibrationStatistics(
-            {name: seen.merge(other.histograms[name]) for name, seen in self.histograms.items()},
-            {  # a value that was empty in all samples of a part has no mean there
-                name: self.means[name].merge(other.means[name]) if name in self.means and name in other.means else mean
-                for name, mean in {**other.means, **self.means}.items()
-            },
-            self.num_samples + other.num_samples,
-        )
 
 
 @dataclass(frozen=True)
@@ -81,18 +59,21 @@ class StatisticsCollector:
 
     Args:
         wanted: What to look at.
-        first: Number of the first sample, for messages.
     """
 
-    def __init__(self, wanted: Wanted, first: int = 0) -> None:
-        self._wanted, self._first = wanted, first
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
         self._accumulators = {name: HistogramAccumulator() for name in wanted.histograms}
         self._means: dict[str, ChannelMean] = {}
         self._pending: dict[str, list[NDArray[np.float32]]] = {name: [] for name in wanted.histograms}
         self._num_samples = 0
 
-    def update(self, arrays: Sequence[NDArray[Any]]) -> None:
+    def update(self, arrays: Sequence[NDArray[Any]], number: int) -> None:
         """Add one sample's tensors, in the order of `names`.
+
+        Args:
+            arrays: The tensors.
+            number: Of the sample, for messages.
 
         Raises:
             CalibrationError: A tensor holds NaN or infinity; names it and the sample.
@@ -102,7 +83,7 @@ class StatisticsCollector:
             values = array.astype(np.float32, copy=False)
             if not np.isfinite(values.sum(dtype=np.float64)):
                 raise CalibrationError(
-                    f"tensor {name!r} is NaN or infinite on calibration sample {self._first + self._num_samples}; "
+                    f"tensor {name!r} is NaN or infinite on calibration sample {number}; "
                     "expected finite activations, check the weights and the sample's preprocessing"
                 )
             if name in axes and values.size:
@@ -141,7 +122,8 @@ def collect(
     *,
     custom_ops: Sequence[str | Path] = (),
     engine: Engine = HERE,
-) -> CalibrationStatistics:
+    ledger: Ledger | None = None,
+) -> CalibrationRecord:
     """Statistics of inner tensors over a calibration set.
 
     Args:
@@ -150,31 +132,54 @@ def collect(
         wanted: Which values to observe.
         custom_ops: Libraries the model needs.
         engine: Where samples run. Threads hand on single tensors, machines the statistics of parts of the set.
+        ledger: Which parts are done already, and which are to be done here; default: all, here.
 
     Returns:
-        The statistics; the same, bit for bit, with any engine.
+        The statistics; the same, bit for bit, with any engine and however the parts were shared out.
 
     Raises:
         CalibrationError: There was no sample, or a tensor is not finite.
+        InputError: What the ledger knows is about something else.
     """
+    ledger, form = ledger or Ledger(), ir.to_proto(exposed(model, wanted.names)).SerializeToString(deterministic=True)
+    ledger.open(_origin(form, wanted, custom_ops) | {"size of parts": str(ledger.part_size)})
+    pending = ledger.pending(feeds)
+    common = _Common(form, wanted, tuple(custom_ops))
     if not wanted.names:  # weights alone: the samples still count
-        return CalibrationStatistics({}, {}, _counted(feeds))
-    if not isinstance(engine, Threads):
-        form = ir.to_proto(exposed(model, wanted.names)).SerializeToString()
-        parts = engine.map(_collect_part, _Common(form, wanted, tuple(custom_ops)), _parts(feeds))
-        whole = next(parts, None)
-        if whole is None:
-            raise CalibrationError("the calibration set holds no sample; expected at least one")
-        return functools.reduce(CalibrationStatistics.merge, parts, whole)
-    collector = StatisticsCollector(wanted)
-    with session_of(exposed(model, wanted.names), custom_ops=custom_ops) as session:
+        count = sum(1 for _ in pending)
+        return ledger.record(CalibrationStatistics({}, {}, count) if count else None)
+    if isinstance(engine, Threads):
+        return ledger.record(_collect_here(common, pending, engine, ledger))
+    whole: CalibrationStatistics | None = None
+    for part in engine.map(_collect_part, common, _parts(pending, ledger.part_size)):
+        whole = part if whole is None else whole.merge(part)
+        ledger.note(whole.num_samples, functools.partial(replace, whole))
+    return ledger.record(whole)
 
-        def forward(_common: None, feed: Feed) -> list[NDArray[Any]]:
-            return run(session, dict(feed), wanted.names)
 
-        for arrays in engine.map(forward, None, feeds):
-            collector.update(arrays)
-    return collector.value()
+def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> dict[str, str]:
+    """What statistics depend on besides the samples."""
+    digest = hashlib.sha256(freeze((wanted.histograms, wanted.means, wanted.without)))
+    for library in custom_ops:
+        digest.update(Path(library).read_bytes())
+    origin = {"model or recipe": hashlib.sha256(form).hexdigest(), "settings": digest.hexdigest()}
+    return origin | {f"version of {name}": version(name) for name in ("ptq", "onnxruntime", "numpy")}
+
+
+def _collect_here(
+    common: _Common, pending: Iterable[Numbered], engine: Threads, ledger: Ledger
+) -> CalibrationStatistics | None:
+    """Sample by sample, so that nothing but the tensors of those in flight is held."""
+    collector, done = StatisticsCollector(common.wanted), 0
+    with session_of(common.model, custom_ops=common.custom_ops) as session:
+
+        def forward(_common: None, sample: Numbered) -> tuple[int, list[NDArray[Any]]]:
+            return sample[0], run(session, dict(sample[1]), common.wanted.names)
+
+        for done, (number, arrays) in enumerate(engine.map(forward, None, pending), 1):
+            collector.update(arrays, number)
+            ledger.note(done, collector.value)
+    return collector.value() if done else None
 
 
 @dataclass(frozen=True)
@@ -186,33 +191,17 @@ class _Common:
     custom_ops: tuple[str | Path, ...]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some samples, and the number of the first."""
-
-    first: int
-    feeds: list[Feed]
-
-
-def _parts(feeds: Iterable[Feed]) -> Iterator[_Part]:
+def _parts(pending: Iterable[Numbered], size: int) -> Iterator[list[Numbered]]:
     """Of as many samples each, wherever they run: they depend on the data alone."""
-    stream, first = iter(feeds), 0
-    while part := list(itertools.islice(stream, PART)):
-        yield _Part(first, part)
-        first += len(part)
+    stream = iter(pending)
+    while part := list(itertools.islice(stream, size)):
+        yield part
 
 
-def _collect_part(common: _Common, part: _Part) -> CalibrationStatistics:
+def _collect_part(common: _Common, part: list[Numbered]) -> CalibrationStatistics:
     """On some machine: the statistics of a part."""
-    collector = StatisticsCollector(common.wanted, part.first)
+    collector = StatisticsCollector(common.wanted)
     with session_of(common.model, custom_ops=common.custom_ops) as session:
-        for feed in part.feeds:
-            collector.update(run(session, dict(feed), common.wanted.names))
+        for number, feed in part:
+            collector.update(run(session, dict(feed), common.wanted.names), number)
     return collector.value()
-
-
-def _counted(feeds: Iterable[Feed]) -> int:
-    count = sum(1 for _ in feeds)
-    if not count:
-        raise CalibrationError("the calibration set holds no sample; expected at least one")
-    return count

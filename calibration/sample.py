@@ -28,6 +28,14 @@ class Sample:
     fault: str = ""
 
 
+def digest_with(digest: Any, feed: Mapping[str, NDArray[Any]]) -> None:
+    """Let a hash see a sample: names, types, shapes and values."""
+    for name in sorted(feed):
+        array = feed[name]
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+
+
 @dataclass(frozen=True)
 class Row:
     """How rows of an array with a leading sample axis become feeds of one input.

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ptq.calibration.reader import DataReader, Sample
+from ptq.calibration.sample import digest_with
 from ptq.core.errors import CalibrationError
 
 EVERY = 8
@@ -43,7 +44,7 @@ class SampleSplit:
     def calibration_feeds(self) -> Iterator[Mapping[str, NDArray[Any]]]:
         """The samples to calibrate on, in order."""
         for index, sample in enumerate(self._samples):
-            self._hash(sample)
+            digest_with(self._digest, sample.feed)
             if self.hold_out and index % EVERY == EVERY - 1 and self._has_room():
                 self.held_out.append(sample)
                 self._held_bytes += sum(array.nbytes for array in sample.feed.values())
@@ -78,12 +79,6 @@ class SampleSplit:
 
     def _has_room(self) -> bool:
         return len(self.held_out) < MAX_HELD and self._held_bytes < MAX_HELD_BYTES
-
-    def _hash(self, sample: Sample) -> None:
-        for name in sorted(sample.feed):
-            array = sample.feed[name]
-            self._digest.update(f"{name} {array.dtype} {array.shape};".encode())
-            self._digest.update(array.tobytes())
 
 
 def split_samples(data: DataReader, *, hold_out: bool) -> SampleSplit:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import bench, export, quantize, validate
+    from ptq.api import bench, calibrate, export, merge, quantize, validate
     from ptq.pipeline import Result
     from ptq.recipe import Goals, Recipe
 
-__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "export", "quantize", "validate"]
+__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "calibrate", "export", "merge", "quantize", "validate"]
 
 _HOMES = {
     "bench": "ptq.api",
+    "calibrate": "ptq.api",
     "export": "ptq.api",
+    "merge": "ptq.api",
     "quantize": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.pipeline",

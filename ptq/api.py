@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.images import ImageOptions
+from ptq.calibration.ledger import Ledger, Shard
 from ptq.calibration.reader import DataReader, open_data, random_data
+from ptq.calibration.record import CalibrationRecord
 from ptq.core.errors import InputError, RecipeError
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
-from ptq.pipeline import Job, Progress, Result, run
+from ptq.pipeline import Job, Progress, Result, run, run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
 
@@ -39,6 +42,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     progress: Progress = lambda _step: None,
     workspace: Path | None = None,
     engine: Engine = HERE,
+    calibration: str | Path | None = None,
 ) -> Result:
     """Quantize a float model.
 
@@ -52,8 +56,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         images: How to read an image folder.
         metric: Name and function of a metric over (outputs, labels), higher is better.
         progress: Called with the name of each step.
-        workspace: Folder from which an interrupted run on a model too large for memory goes on.
+        workspace: Folder from which an interrupted run goes on. Its content may be lost any time.
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
+        calibration: Statistics of the whole of `data`, made by `calibrate` with the same model and recipe.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -62,19 +67,96 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
-    specs = input_specs(load_model(model))
+    reader, other = _open(model, (data, evaluation), recipe, images)
+    ledger = Ledger(notes=None if workspace is None else workspace / NOTES)
+    if calibration is not None:
+        ledger = Ledger(known=CalibrationRecord.load(calibration), source=str(calibration))
+    with naming(model):
+        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger), progress)
+
+
+def calibrate(  # noqa: PLR0913 - the front door names every option
+    model: ModelSource,
+    data: Any,
+    recipe: Recipe | None = None,
+    *,
+    shard: Shard | None = None,
+    evaluation: Any = None,
+    custom_ops: Sequence[str | Path] = (),
+    images: ImageOptions | None = None,
+    progress: Progress = lambda _step: None,
+    notes: Path | None = None,
+    engine: Engine = HERE,
+) -> CalibrationRecord:
+    """Run a model over a calibration set, or a shard of it, and keep what was seen.
+
+    Args:
+        model: As for `quantize`.
+        data: Likewise; the whole set, whatever the shard.
+        recipe: That will be quantized with.
+        shard: The parts to be run here; default: all.
+        evaluation: As for `quantize`: with it, no sample is held out.
+        custom_ops: Libraries the model needs.
+        images: How to read an image folder.
+        progress: Called with the name of each step.
+        notes: File from which an interrupted run goes on.
+        engine: Where samples are run.
+
+    Returns:
+        The record: `.save(path)` makes the file that `quantize` takes, `.merge(other)` adds another shard's.
+
+    Raises:
+        PtqError: Model, data or recipe cannot be used.
+    """
+    recipe = recipe or Recipe()
+    reader, other = _open(model, (data, evaluation), recipe, images)
+    ledger = Ledger(shard or Shard(), notes=notes)
+    with naming(model):
+        return run_calibration(
+            Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, ledger=ledger), progress
+        )
+
+
+def merge(paths: Sequence[str | Path]) -> CalibrationRecord:
+    """Records of several shards as one.
+
+    Args:
+        paths: Their files.
+
+    Raises:
+        InputError: One is no record, belongs to something else, or is given twice; names it.
+    """
+    first, *others = paths
+    whole = CalibrationRecord.load(first)
+    for path in others:
+        part = CalibrationRecord.load(path)
+        with _named(path):
+            whole = whole.merge(part)
+    return whole
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _open(
+    model: ModelSource, sources: tuple[Any, Any], recipe: Recipe, images: ImageOptions | None
+) -> tuple[DataReader, DataReader | None]:
+    """The calibration set, random numbers if there is none, and the data to verify on."""
+    (data, evaluation), specs = sources, input_specs(load_model(model))
     reader = (
         random_data(specs, min(recipe.samples, RANDOM_SAMPLES), recipe.seed)
         if data is None
         else open_data(data, specs, limit=recipe.samples, images=images, skip_bad=recipe.skip_bad_samples)
     )
-    other = (
-        None
-        if evaluation is None
-        else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images, skip_bad=recipe.skip_bad_samples)
-    )
-    with naming(model):
-        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine), progress)
+    if evaluation is None:
+        return reader, None
+    limit = EVALUATION_SAMPLES
+    return reader, open_data(evaluation, specs, limit=limit, images=images, skip_bad=recipe.skip_bad_samples)
 
 
 def bench(
@@ -160,6 +242,9 @@ def export(
             examples.append(Example(sample.feed, outputs, sample.label))
     return export_bundle(Bundle(path, examples, beside), target, Path(folder))
 
+
+NOTES = "calibration.calib"
+"""File in a workspace that an interrupted calibration goes on from."""
 
 EXPORTED = 12
 """Samples that go along with an export."""

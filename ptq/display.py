@@ -23,6 +23,7 @@ from ptq.weights import WeightMethod
 
 STEPS = {
     "prepare": "preparing the float graph",
+    "equalize": "evening out channels",
     "calibrate": "running the calibration set",
     "solve": "choosing ranges and weights",
     "lower": "writing integers",
@@ -52,6 +53,10 @@ class Display:
         """Show which step runs."""
         with self._err.status("reading") as status:
             yield lambda step: status.update(STEPS.get(step, step))
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self._out.print(escape(text))
 
     def result(self, report: QuantReport, output: Path) -> None:
         """The end of a run: figures, findings, verdict."""

@@ -172,7 +172,7 @@ def _solve(
     """One layer, a few rows at a time, or as it was solved before."""
     weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
     key = layer_key(weight, choice)
-    encoding = workspace.find(key, choice.spec)
+    encoding = workspace.find(key)
     if encoding is None:
         encoding = _solve_rows(layer.name, weight, choice)
         workspace.keep(key, encoding)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.observers import Auto, MinMax, Observer
+from ptq.calibration.record import CalibrationStatistics
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
 from ptq.core.problem import Needs

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
+from ptq.files import read_regular_file
 from ptq.runtime.opening import Optimization, open_session
 from ptq.scratch import scratch_folder
 from ptq.validation import make_dense, name_apart, put_in_order, require_finite_weights, require_sound, tensors_of
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1
+WHAT = "a model file", "store its weights as external data"
 CHANGED = "changed"  # mark of a model that could only be read by writing parts of it in another way
 INLINE_BYTES = 1_500_000_000  # above this, weights go to a file of their own
 
@@ -79,7 +81,7 @@ def load_model(source: ModelSource) -> ir.Model:
     if isinstance(source, bytes):
         return _parse(source, "model bytes", None)
     path = Path(source).absolute()
-    return _parse(read_regular_file(path, MAX_PROTOBUF_BYTES), str(source), path)
+    return _parse(read_regular_file(path, MAX_PROTOBUF_BYTES, *WHAT), str(source), path)
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
@@ -116,31 +118,6 @@ def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
     return fingerprint(
         source if isinstance(source, bytes) else ir.to_proto(model).SerializeToString(deterministic=True)
     )
-
-
-def read_regular_file(path: Path, limit: int) -> bytes:
-    """Read a whole file, refusing anything that could block or exhaust memory.
-
-    Raises:
-        InputError: Missing, not a regular file, empty, larger than `limit` bytes, or not readable.
-    """
-    try:
-        path.stat()
-    except OSError as error:
-        raise InputError(f"{str(path)[:300]}: no such file ({error.strerror}); check the path") from error
-    if not path.is_file():
-        raise InputError(f"{path}: expected a regular file, found a {'folder' if path.is_dir() else 'device or pipe'}")
-    size = path.stat().st_size
-    if size > limit:
-        raise InputError(
-            f"{path}: {size} bytes; a model file holds at most {limit}, store its weights as external data"
-        )
-    if size == 0:
-        raise InputError(f"{path}: the file is empty; expected an ONNX model")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it: {error.strerror}") from error
 
 
 def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:

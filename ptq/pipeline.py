@@ -6,6 +6,7 @@ Every step is a function of the steps before it. The graph stays float until `In
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -25,12 +26,15 @@ from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
-from ptq.calibration.collect import CalibrationStatistics, Wanted, collect
+from ptq.calibration.collect import Wanted, collect
 from ptq.calibration.engine import Engine, Threads
+from ptq.calibration.ledger import Ledger
 from ptq.calibration.reader import DataReader, Sample
+from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
 from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
+from ptq.core.errors import UnsupportedModelError
 from ptq.core.plan import QuantPlan
 from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
@@ -66,7 +70,7 @@ from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
 from ptq.solve import LayerRow, Problem, make_plan
 from ptq.target import Target, target_named
-from ptq.workspace import Workspace
+from ptq.workspace import Notes, Workspace
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -129,6 +133,7 @@ class Job:
         workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
             None for a temporary one.
         engine: Where the calibration set is run.
+        ledger: Which parts of it were run before.
     """
 
     source: ModelSource
@@ -139,6 +144,7 @@ class Job:
     metric: tuple[str, Metric] | None = None
     workspace: Path | None = None
     engine: Engine = field(default_factory=Threads)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def run(job: Job, progress: Progress = lambda _step: None) -> Result:
@@ -160,6 +166,63 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     model = load_model(job.source)
     if is_huge(model):
         return run_huge(job, model, progress)
+    with ArrayStore(MEMORY) as store:
+        ready = make_ready(job, model, store, progress)
+        placement, statistics = calibrate(ready, job)
+        progress("solve")
+        prepared, split = ready.balanced.model, ready.split
+        plan, rows = make_plan(
+            Problem(
+                prepared, placement, statistics, ready.settings, ready.samples, split.first.feed, notes_of(job, split)
+            )
+        )
+    progress("lower")
+    delivery = pack(
+        lower(prepared, placement, plan, target, dynamic=job.recipe.is_dynamic),
+        {"ptq.float_sha256": source_fingerprint(job.source, model)},
+    )
+    progress("verify")
+    proof = check(job, model, delivery, split)
+    notes = (
+        *ready.notes,
+        *_skipped_note(job.data),
+        *_table_note(plan),
+        *_stored_note(prepared, placement, plan),
+        *_native_note(delivery.model),
+        *uneven_concats(prepared, placement, statistics.histograms),
+    )
+    data = _data_facts(job, split, proof)
+    outcome = Outcome(model, delivery, placement, rows, notes, proof, data, ready.equalized)
+    workspace = None if job.workspace is None else Workspace(job.workspace)
+    return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A float model that can be calibrated.
+
+    Attributes:
+        balanced: The model, its channels evened out.
+        settings: How each layer is treated.
+        split: The calibration set, a part of it held out.
+        samples: The set once more, for methods that walk.
+        feeds: The set, to be run.
+        notes: What was changed.
+        equalized: Whether widths of channels were evened out.
+    """
+
+    balanced: Balanced
+    settings: Settings
+    split: SampleSplit
+    samples: Samples
+    feeds: Iterable[Feed]
+    notes: tuple[str, ...]
+    equalized: bool
+
+
+def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress) -> Ready:
+    """All that is done to the float model before its activations are looked at."""
+    target = target_named(job.recipe.target)
     split = split_samples(job.data, hold_out=job.evaluation is None)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
@@ -170,45 +233,45 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
         prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops)
     prepared, settings, divided = split_branches(prepared, settings)
+    samples = Samples(store, job.custom_ops)
+    progress("calibrate")
+    feeds: Iterable[Feed] = split.calibration_feeds()
+    feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
+    balanced = Balanced(prepared)
+    if balances(prepared, job):
+        balanced = balance(
+            prepared,
+            feeds,
+            split.first.feed,
+            left_out_by(prepared, job),
+            custom_ops=job.custom_ops,
+            terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
+        )
+        feeds = samples.take(keep=settings.walks)
+    notes += (*evened, *divided, *balanced.notes)
+    return Ready(balanced, settings, split, samples, feeds, notes, bool(evened) or balanced.evened_out)
+
+
+def run_calibration(job: Job, progress: Progress = lambda _step: None) -> CalibrationRecord:
+    """Only look at the calibration set, or at a shard of it (`job.ledger`).
+
+    Args:
+        job: Model, data and recipe.
+        progress: Called with the name of each step as it starts.
+
+    Returns:
+        What `run` takes instead of looking itself, in its ledger; nothing else about the result differs.
+
+    Raises:
+        PtqError: Model, data or recipe cannot be used.
+    """
+    progress("prepare")
+    model = load_model(job.source)
+    if is_huge(model):
+        raise UnsupportedModelError("a model too large for memory is not calibrated: its weights alone are quantized")
     with ArrayStore(MEMORY) as store:
-        samples = Samples(store, job.custom_ops)
-        progress("calibrate")
-        feeds = split.calibration_feeds()
-        feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
-        balanced = Balanced(prepared)
-        if balances(prepared, job):
-            balanced = balance(
-                prepared,
-                feeds,
-                split.first.feed,
-                left_out_by(prepared, job),
-                custom_ops=job.custom_ops,
-                terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
-            )
-            feeds, prepared = samples.take(keep=settings.walks), balanced.model
-        placement, statistics = calibrate(balanced, feeds, job, settings)
-        progress("solve")
-        plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
-    progress("lower")
-    delivery = pack(
-        lower(prepared, placement, plan, target, dynamic=job.recipe.is_dynamic),
-        {"ptq.float_sha256": source_fingerprint(job.source, model)},
-    )
-    progress("verify")
-    proof = check(job, model, delivery, split)
-    notes += (
-        *evened,
-        *divided,
-        *balanced.notes,
-        *_skipped_note(job.data),
-        *_table_note(plan),
-        *_stored_note(prepared, placement, plan),
-        *_native_note(delivery.model),
-        *uneven_concats(prepared, placement, statistics.histograms),
-    )
-    equalized = bool(evened) or balanced.evened_out
-    outcome = Outcome(model, delivery, placement, rows, notes, proof, _data_facts(job, split, proof), equalized)
-    return Result(delivery, report_of(job, outcome, start), job.custom_ops)
+        ready = make_ready(job, model, store, progress)
+        return observe(ready, job, place_first(ready, job))
 
 
 @dataclass(frozen=True)
@@ -293,6 +356,14 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
 
+def notes_of(job: Job, split: SampleSplit) -> Notes:
+    """Where solved layers are noted, known by everything that decides what they become."""
+    if job.workspace is None:
+        return Notes()
+    parts = (job.ledger.origin, split.fingerprint, recipe_to(job.recipe), target_named(job.recipe.target).name)
+    return Notes(job.workspace, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+
+
 def left_out_by(model: ir.Model, job: Job) -> Selector:
     """What the recipe leaves in float."""
     return select_nodes(model, job.recipe.exclude + tuple(rule.match for rule in job.recipe.layers if rule.skip))
@@ -309,24 +380,38 @@ def outliers_of(recipe: Recipe, target: Target) -> Outliers:
     return "beside" if not recipe.is_dynamic else "inside" if target.native else "clipped"
 
 
-def calibrate(
-    balanced: Balanced, feeds: Iterable[Feed], job: Job, settings: Settings
-) -> tuple[Placement, CalibrationStatistics]:
-    """Look at the data once, then leave out the layers that it shows to be fragile."""
-    native, model = target_named(job.recipe.target).native, balanced.model
-    left_out = balanced.leaves_out(left_out_by(model, job))
+def place_first(ready: Ready, job: Job) -> Placement:
+    """What may become integers before the data was looked at."""
+    model = ready.balanced.model
+    left_out = ready.balanced.leaves_out(left_out_by(model, job))
     if job.recipe.has_grids:
-        placement = place(model, left_out, native=native)
-    else:
-        placement = place_weights(model, left_out, only_products=job.recipe.is_dynamic)
-    wanted = Wanted(tuple(placement.sources), channel_axes(placement), balanced.aside)
-    seen = collect(model, feeds, wanted, custom_ops=job.custom_ops, engine=job.engine)
+        return place(model, left_out, native=target_named(job.recipe.target).native)
+    return place_weights(model, left_out, only_products=job.recipe.is_dynamic)
+
+
+def observe(ready: Ready, job: Job, placement: Placement) -> CalibrationRecord:
+    """Look at the data once."""
+    wanted = Wanted(tuple(placement.sources), channel_axes(placement), ready.balanced.aside)
+    return collect(
+        ready.balanced.model, ready.feeds, wanted, custom_ops=job.custom_ops, engine=job.engine, ledger=job.ledger
+    )
+
+
+def calibrate(ready: Ready, job: Job) -> tuple[Placement, CalibrationStatistics]:
+    """Look at the data once, then leave out the layers that it shows to be fragile."""
+    placement, model = place_first(ready, job), ready.balanced.model
+    seen = observe(ready, job, placement).statistics
     statistics = replace(seen, histograms=spread(placement, seen.histograms))
     fragile = {}
     if job.recipe.has_grids:
-        fragile = fragile_layers(placement, statistics, settings, job.recipe.min_input_sqnr_db)
+        fragile = fragile_layers(placement, statistics, ready.settings, job.recipe.min_input_sqnr_db)
     if fragile and len(fragile) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
-        placement = place(model, lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)), native=native)
+        left_out = ready.balanced.leaves_out(left_out_by(model, job))
+        placement = place(
+            model,
+            lambda node: left_out(node) or fragile.get(str(node.outputs[0].name)),
+            native=target_named(job.recipe.target).native,
+        )
     return placement, statistics
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ptq.allocation import Demand, allocate
-from ptq.calibration.collect import CalibrationStatistics
 from ptq.calibration.influence import LayerErrors
+from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.sequential import Feed, Samples, SequentialWalk
 from ptq.core.affine import QuantParams
 from ptq.core.damping import LayerMoments
@@ -31,6 +32,7 @@ from ptq.passes.stored import tensor_of, value_in
 from ptq.recipe import tag_of
 from ptq.splitting import LayerChoice, choose_split
 from ptq.weights import Rtn
+from ptq.workspace import Notes
 
 WIDE = 1024
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
@@ -100,6 +102,7 @@ class Problem:
         settings: Observer, method and grids.
         samples: The calibration set again, for methods that look at a layer's input.
         feed: One sample.
+        notes: Layers that an interrupted run has solved.
     """
 
     model: ir.Model
@@ -108,6 +111,7 @@ class Problem:
     settings: Settings
     samples: Samples
     feed: Feed
+    notes: Notes = field(default_factory=Notes)
 
 
 def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
@@ -181,7 +185,7 @@ def _solve(
     for layer, seen in walk.layers():
         job = jobs[layer.name]
         with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
-            found = job.solve(seen)
+            found = job.solve(seen) if survey else problem.notes.recall(layer.name, functools.partial(job.solve, seen))
         if demands is not None and found.output is not None:
             demands[layer.name] = job.demand(found, walk)
         solved[layer.name] = found.settled()

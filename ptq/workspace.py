@@ -1,4 +1,4 @@
-"""A folder for what is too large for memory: tensors of the model under construction, and layers already solved.
+"""A folder for what outlives an interrupted run: layers already solved, and tensors that are too large for memory.
 
 A solved layer lies under a hash of everything it depends on, so that an interrupted run goes on where it stopped and
 a changed model, recipe or version never meets an old result.
@@ -12,8 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,16 +23,27 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.calibration.ledger import SAVE_SECONDS
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding
+from ptq.core.archive import freeze, thaw
+from ptq.core.encoding import AffineEncoding, SumEncoding
 from ptq.core.errors import InputError
-from ptq.core.spec import QuantSpec
+from ptq.core.plan import BiasEncoding, FloatBias
+from ptq.core.points import Points
+from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.files import write_whole
+from ptq.linear import AtOutput, Solved
 from ptq.scratch import owned
 
 if sys.platform != "win32":
     import fcntl
 
 TENSORS = "tensors.bin"
+SUFFIX = ".layer"
+KINDS = (
+    AffineEncoding, AtOutput, BiasEncoding, FloatBias, PerAxis, PerBlock, PerTensor, Points, QuantParams, QuantSpec,
+    Solved, SumEncoding,
+)  # fmt: skip
 ALIGNMENT = 4096
 """Offsets that can be mapped into memory."""
 
@@ -107,29 +118,61 @@ class Workspace:
         """Forget the tensors of an interrupted run; solved layers stay."""
         (self.folder / TENSORS).unlink(missing_ok=True)
 
-    def find(self, key: str, spec: QuantSpec) -> AffineEncoding | None:
+    def find(self, key: str) -> AffineEncoding | None:
         """A layer solved before, or None."""
-        path = self.folder / f"{key}.npz"
-        if not path.exists():
-            return None
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                params = QuantParams(arrays["scale"], arrays["zero_point"], spec)
-                return AffineEncoding(arrays["codes"], params)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # cut short by a full disk
-            path.unlink(missing_ok=True)
-            return None
+        found = _recalled(self.folder / f"{key}{SUFFIX}")
+        return found if isinstance(found, AffineEncoding) else None
 
     def keep(self, key: str, encoding: AffineEncoding) -> None:
         """Keep a solved layer, whole or not at all."""
-        path = self.folder / f"{key}.npz"
-        temporary, params = path.with_suffix(".part"), encoding.params
-        with _named(self.folder):
-            with temporary.open("wb") as file:
-                np.savez(file, codes=encoding.codes, scale=params.scale, zero_point=params.zero_point)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        write_whole(self.folder / f"{key}{SUFFIX}", freeze(encoding))
+
+
+class Notes:
+    """Layers solved in a run that may be interrupted; written once in a while, so that short runs write nothing.
+
+    Args:
+        folder: Where they go; made when there is something to keep. None for nowhere.
+        base: All that the whole run depends on, as a hash: what earlier layers became follows from it.
+    """
+
+    def __init__(self, folder: Path | None = None, base: str = "") -> None:
+        self._folder, self._base = folder, base
+        self._waiting: dict[Path, Solved] = {}
+        self._saved = time.monotonic()
+
+    def recall(self, name: str, solve: Callable[[], Solved]) -> Solved:
+        """The layer as an interrupted run solved it, or as it is solved now."""
+        if self._folder is None:
+            return solve()
+        digest = hashlib.sha256(f"{self._base} {name}".encode()).hexdigest()
+        path = self._folder / f"{digest}{SUFFIX}"
+        found = _recalled(path)
+        if isinstance(found, Solved):
+            return found
+        self._waiting[path] = solved = solve()
+        if time.monotonic() > self._saved + SAVE_SECONDS:
+            self._write()
+        return solved
+
+    def _write(self) -> None:
+        for path, solved in self._waiting.items():
+            with suppress(InputError, OSError):  # a help, nothing that a run depends on
+                path.parent.mkdir(exist_ok=True)
+                write_whole(path, freeze(solved.settled()))
+        self._waiting.clear()
+        self._saved = time.monotonic()
+
+
+def _recalled(path: Path) -> object:
+    """What a file holds; None if there is none, or it was cut short by a full disk."""
+    if not path.is_file():
+        return None
+    try:
+        return thaw(path.read_bytes(), KINDS)
+    except (InputError, OSError):
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _locked(folder: Path) -> tuple[int | None, bool]:

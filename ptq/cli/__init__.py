@@ -9,8 +9,10 @@ from __future__ import annotations
 import click
 
 from ptq.cli.bench import bench
+from ptq.cli.calibrate import calibrate
 from ptq.cli.export import export
 from ptq.cli.inspect import inspect
+from ptq.cli.merge import merge
 from ptq.cli.methods import methods
 from ptq.cli.quantize import quantize
 from ptq.cli.running import OneLineErrors
@@ -23,5 +25,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, inspect, bench, export, methods):
+for _verb in (quantize, validate, inspect, bench, export, calibrate, merge, methods):
     main.add_command(_verb)

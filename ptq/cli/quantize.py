@@ -28,6 +28,7 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the quantized model goes.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of --data that `ptq calibrate` wrote.")
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
@@ -43,11 +44,11 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     named = [
         model,
         *given["custom_ops"],
-        *(given[name] for name in ("data", "eval_data", "recipe_path") if given[name]),
+        *(given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]),
     ]
     require_writable(output, [*map(Path, named), *external_files(model)])
     display = Display(quiet=given["quiet"] or given["as_json"])
-    workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run on a huge model goes on from here
+    workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run goes on from here
     with display.steps() as progress:
         result = run_quantize(
             model,
@@ -60,6 +61,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
             progress=progress,
             workspace=workspace,
             engine=engine_of(given),
+            calibration=given["calibration"],
         )
     passed = result.report.verdict.passed
     if passed:

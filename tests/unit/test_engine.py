@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from ptq import quantize
 from ptq.calibration import collect as collecting
 from ptq.calibration import engine as engines
+from ptq.calibration import ledger as ledgers
 from ptq.calibration.engine import Engine, Ray, Threads
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
@@ -54,7 +55,7 @@ def net() -> ir.Model:
 @pytest.mark.parametrize("engine", [Threads(1), Threads(3), Elsewhere(0), Elsewhere(1)], ids=str)
 @pytest.mark.parametrize("part", [1, 7, 1000])
 def test_any_engine_gives_the_same_bytes(engine: Engine, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "PART", part)
+    monkeypatch.setattr(ledgers, "PART", part)
     samples = feeds(40, 3, 8, 8)
     found, wanted = quantize(net(), samples, engine=engine), quantize(net(), samples)
     assert found.delivery.data == wanted.delivery.data
@@ -62,7 +63,7 @@ def test_any_engine_gives_the_same_bytes(engine: Engine, part: int, monkeypatch:
 
 
 def test_errors_name_the_sample_of_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "PART", 4)
+    monkeypatch.setattr(ledgers, "PART", 4)
     samples = feeds(12, 3, 8, 8)
     samples[9]["x"] = np.full_like(samples[9]["x"], 3e38)
     for engine in (Threads(2), Elsewhere(0)):
@@ -86,13 +87,14 @@ def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_values_that_are_empty_in_some_parts_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "PART", 3)
+    monkeypatch.setattr(ledgers, "PART", 3)
     model = model_from_text("net (float[N, S, 4] x) => (float[N, S, 4] y) { y = Relu (x) }", {})
     wanted = collecting.Wanted(("y",), {"y": 2})
     rows = [np.ones((1, index // 3, 4), np.float32) * index for index in range(9)]  # nothing in the first part
     for samples in (rows, rows[::-1]):
         given = [{"x": row} for row in samples]
         parts, whole = (collecting.collect(model, given, wanted, engine=each) for each in (Elsewhere(0), Threads(2)))
+        parts, whole = parts.statistics, whole.statistics
         assert parts.num_samples == whole.num_samples == 9
         np.testing.assert_array_equal(parts.means["y"].table, whole.means["y"].table)
         assert (parts.histograms["y"].rmin, parts.histograms["y"].rmax) == (3, 8)

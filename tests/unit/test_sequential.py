@@ -179,7 +179,7 @@ def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
     model, feeds = model_from_text(BRANCHES, WEIGHTS), [{"x": random((1, 3, 8, 8), n)} for n in range(6)]
     placement, recipe = place(model), Recipe()
     choices = settings_of(recipe, CPU_X86, model)
-    seen = collect(model, feeds, Wanted(tuple(placement.sources), channel_axes(placement)))
+    seen = collect(model, feeds, Wanted(tuple(placement.sources), channel_axes(placement))).statistics
     with ArrayStore(1 << 30) as store:
         samples = Samples(store)
         plan, _ = make_plan(Problem(model, placement, seen, choices, samples, feeds[0]))

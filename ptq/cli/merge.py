@@ -1,0 +1,26 @@
+"""Calibrations of several machines put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ptq.cli.running import guarded
+
+
+@click.command()
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .calib file to be written.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@guarded
+def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
+    """Put the .calib files RECORDS of all shards together; their order does not matter."""
+    from ptq.api import merge as run_merge
+    from ptq.display import Display
+    from ptq.files import require_apart
+
+    require_apart(output, [])
+    whole = run_merge(records)
+    whole.save(output)
+    Display(quiet=quiet).line(f"{whole.statistics.num_samples} samples in {len(whole.parts)} parts -> {output}")
