@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import onnx
 import onnx_ir as ir
@@ -99,7 +100,14 @@ def _drop_inferable(model: ir.Model) -> None:
                 value.type, value.shape = None, None
 
 
-def deliver(output: Path, delivery: Delivery | None, cards: Mapping[str, bytes]) -> None:
+class Writable(Protocol):
+    """Something that becomes a model file."""
+
+    def write(self, path: Path) -> None:
+        """Write it, and beside it what does not fit into one file."""
+
+
+def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes]) -> None:
     """Put a model and its cards in their places: whatever happens, the older ones are there or the new ones.
 
     Everything is written and synced under other names first. The model's rename is what counts; its cards follow at

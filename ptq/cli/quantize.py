@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,54 +24,108 @@ from ptq.cli.options import (
     require_data,
 )
 from ptq.cli.running import GOAL_MISSED, ending, guarded
+from ptq.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from ptq.cache import Cache, Entry
+    from ptq.pipeline import Progress, Result
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the quantized model goes.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    envvar="PTQ_CACHE",
+    help="Folder of finished runs: unchanged, done at once.",
+)
 @click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of --data that `ptq calibrate` wrote.")
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
     """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
-    from ptq.api import quantize as run_quantize
+    require_data(given)
+    cache, key = _cache(model, output, given)
+    entry = None if cache is None else cache.find(key)
+    if entry is not None and entry.fits(model.parent):
+        _repeat(entry, output, given)
+        return
     from ptq.delivery import deliver, require_writable
     from ptq.display import Display
     from ptq.modelfile import external_files
     from ptq.pipeline import cards_of
 
-    require_data(given)
-    data = None if given["random_data"] else given["data"]
-    named = [
-        model,
-        *given["custom_ops"],
-        *(given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]),
-    ]
-    require_writable(output, [*map(Path, named), *external_files(model)])
+    require_writable(output, [model, *_inputs(given), *external_files(model)])
     display = Display(quiet=given["quiet"] or given["as_json"])
-    workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run goes on from here
     with display.steps() as progress:
-        result = run_quantize(
-            model,
-            data,
-            recipe_of(given),
-            evaluation=given["eval_data"],
-            custom_ops=given["custom_ops"],
-            images=images_of(given),
-            metric=metric_of(given["metric"]),
-            progress=progress,
-            workspace=workspace,
-            engine=engine_of(given),
-            calibration=given["calibration"],
-        )
-    passed = result.report.verdict.passed
-    if passed:
-        result.save(output)
-    else:
-        deliver(output, None, cards_of(result.report, output))
+        result = _run(model, output, given, progress)
+    passed, cards = result.report.verdict.passed, cards_of(result.report, output)
+    deliver(output, result.delivery if passed else None, cards)
     if result.workspace is not None:
         result.workspace.remove()
+    if cache is not None and passed and result.delivery.data is not None:
+        beside = {os.path.relpath(path, model.parent): path for path in external_files(model)}
+        cache.keep(key, {"": result.delivery.data, **cards}, beside)
     with ending(0 if passed else GOAL_MISSED):
         if given["as_json"]:
             click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
         display.result(result.report, output)
+
+
+def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -> Result:
+    from ptq.api import quantize as run_quantize
+
+    return run_quantize(
+        model,
+        None if given["random_data"] else given["data"],
+        recipe_of(given),
+        evaluation=given["eval_data"],
+        custom_ops=given["custom_ops"],
+        images=images_of(given),
+        metric=metric_of(given["metric"]),
+        progress=progress,
+        workspace=output.with_name(f".{output.name[:80]}.partial"),  # an interrupted run goes on from here
+        engine=engine_of(given),
+        calibration=given["calibration"],
+    )
+
+
+def _inputs(given: dict[str, Any]) -> list[Path]:
+    """What is read besides the model."""
+    named = [given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]]
+    return [*map(Path, named), *given["custom_ops"]]
+
+
+def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | None, str]:
+    """Where finished runs are kept, and what this one is called there."""
+    if given["cache"] is None:
+        return None, ""
+    if given["metric"]:
+        raise RecipeError("--cache cannot tell whether the code behind --metric changed; leave one of them")
+    from ptq.cache import Cache
+
+    cache = Cache(given["cache"])
+    cache.make()
+    nothing = ("cache", "as_json", "quiet", "engine", "address", "workers")  # these change nothing about the result
+    settings = {name: value for name, value in given.items() if name not in nothing} | {"output": output.name}
+    return cache, cache.key(settings, [model, *_inputs(given)])
+
+
+def _repeat(entry: Entry, output: Path, given: dict[str, Any]) -> None:
+    """Deliver what an earlier run on the same things has made."""
+    if entry.is_at(output):
+        for suffix in entry.products:  # build tools compare times
+            output.with_name(output.name + suffix).touch()
+    else:
+        from ptq.delivery import deliver, require_writable
+
+        require_writable(output, _inputs(given))
+        cards = {suffix: contents for suffix, contents in entry.products.items() if suffix}
+        deliver(output, entry, cards)
+    with ending(0):
+        if given["as_json"]:
+            card, bench = (json.loads(entry.products[suffix]) for suffix in (".card.json", ".bench.json"))
+            click.echo(json.dumps({**card, "bench": bench}, sort_keys=True))
+        elif not given["quiet"]:
+            click.echo(f"unchanged since it was made before -> {output}, card in {output.name}.card.md")
