@@ -44,8 +44,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
 
     Args:
         model: Path, serialized bytes, `onnx.ModelProto` or `onnx_ir.Model`.
-        data: Calibration set: path of .npz, .npy, .jsonl, .parquet or an image folder; array; mapping of arrays; any
-            iterable of feeds; any onnxruntime `CalibrationDataReader`. None means random data, marked as such.
+        data: Calibration set: path or URL of .npz, .npy, .jsonl, .parquet or an image folder; array; mapping of
+            arrays; any iterable of feeds; any onnxruntime `CalibrationDataReader`. None means random data, marked as
+            such.
         recipe: Decisions; default: static int8 for this machine.
         evaluation: Data to verify on, likewise; default: part of `data` is held out.
         custom_ops: Libraries with operators that the model needs. Their code runs.

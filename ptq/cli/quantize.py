@@ -33,6 +33,7 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
     """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
     from ptq.api import quantize as run_quantize
+    from ptq.calibration.remote import local_path
     from ptq.delivery import deliver, require_writable
     from ptq.display import Display
     from ptq.modelfile import external_files
@@ -45,7 +46,8 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         *given["custom_ops"],
         *(given[name] for name in ("data", "eval_data", "recipe_path") if given[name]),
     ]
-    require_writable(output, [*map(Path, named), *external_files(model)])
+    paths = [path for path in (local_path(str(name)) for name in named) if path is not None]
+    require_writable(output, [*paths, *external_files(model)])
     display = Display(quiet=given["quiet"] or given["as_json"])
     workspace = output.with_name(f".{output.name[:80]}.partial")  # an interrupted run on a huge model goes on from here
     with display.steps() as progress:
