@@ -179,7 +179,7 @@ def labels(rng: Rng) -> bytes:
     return changed_bytes(rng, data) if rng.random() < 0.5 else data
 
 
-METHODS = ("rtn", "gpfq", "gptq", "qronos")
+METHODS = ("rtn", "hqq", "gpfq", "gptq", "qronos")
 OBSERVERS = ("auto", "minmax", "percentile", "mse", "kl", "kl_cfws", "dynamic")
 BLOCKS = ("per-tensor", "per-channel", "block-16", "block-32", "block-128")
 SPLITS = ("auto", "never", "center", "whole")
@@ -225,7 +225,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--channels": ("rgb", "bgr", "gray"),
     "--layout": ("nchw", "nhwc"),
     "--metric": ("os:getcwd", "numpy:mean", "json:", "a.b.c:d", "..:x", "numpy:linalg.norm"),
-    "--eval-data": ("../in/d.npz", "../in/m.onnx", "../in", "nope"),
+    "--eval-data": ("../in/d.npz", "../in/m.onnx", "../in", "nope", "file:///nope", "memory://d.npz", "abc://", "http://["),
     "--custom-ops": ("../in/m.onnx", "../in", "", "nope"),
 }  # fmt: skip
 FLAGS = ("--weight-only", "--no-bias-correction", "--no-equalize", "--json", "-q")
