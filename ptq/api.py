@@ -25,6 +25,7 @@ from ptq.modelfile import run as run_session
 from ptq.pipeline import Job, Progress, Result, run
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
+from ptq.trial import require_survivable
 
 
 def quantize(  # noqa: PLR0913 - the front door names every option
@@ -218,6 +219,8 @@ def validate(  # noqa: PLR0913 - the front door names every option
     forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
     samples = iter(reader)
     first = next(samples)  # an empty reader raises by itself
+    for form in forms:
+        require_survivable(form, first.feed, custom_ops)
     comparison = compare(*forms, itertools.chain([first], samples), custom_ops=custom_ops, metric=metric)
     latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
     wanted = goals or Goals()

@@ -66,6 +66,7 @@ from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
 from ptq.solve import LayerRow, Problem, make_plan
 from ptq.target import Target, target_named
+from ptq.trial import require_survivable
 from ptq.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
     if is_huge(model):
         return run_huge(job, model, progress)
     split = split_samples(job.data, hold_out=job.evaluation is None)
+    require_survivable(runnable_source(job.source, model), split.first.feed, job.custom_ops)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
     settings, evened = settings_of(job.recipe, target, prepared), tuple[str, ...]()
