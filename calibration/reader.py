@@ -289,6 +289,8 @@ def _arrays(arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str)
     key = next((key for key in LABEL_KEYS if key in arrays and key not in wanted), None)
     inputs = {name: array for name, array in arrays.items() if name != key}
     _require_names(inputs, specs, where)
+    if not specs:
+        raise InputError(f"{where}: the model takes no inputs, so arrays say of no sample; use --random-data")
     rows = {spec.name: Row(spec, inputs[spec.name].dtype, inputs[spec.name].shape, where) for spec in specs}
     labels = None if key is None else arrays[key]
     if labels is not None and (len(labels.shape) != 1 or labels.dtype.kind not in "iu"):
@@ -313,7 +315,7 @@ def _require_names(inputs: Mapping[str, ArrayFile], specs: list[InputSpec], wher
     wanted, found = sorted(spec.name for spec in specs), sorted(inputs)
     if wanted != found:
         raise InputError(
-            f"{where}: has arrays {', '.join(found) or 'none'}; the model's inputs are {', '.join(wanted)}"
+            f"{where}: has arrays {', '.join(found) or 'none'}; the model's inputs are {', '.join(wanted) or 'none'}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ def changed_arrays(rng: Rng, arrays: Arrays) -> Arrays:
 
 def _change_array(rng: Rng, made: Arrays, name: str) -> None:
     array = np.asarray(made.get(name, 0.0))
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of complex numbers becoming real ones
         match int(rng.integers(8)):
             case 0 if array.dtype.kind == "f" and array.size:
                 array = np.where(rng.random(array.shape) < pick(rng, (0.01, 0.5, 1)), pick(rng, FLOATS), array)
