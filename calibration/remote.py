@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from ptq.core.errors import InputError
@@ -54,10 +53,10 @@ def local_path(source: str) -> Path | None:
         return None
     if not source.startswith("file://"):
         return Path(source)
-    parts = urlsplit(source)
-    if parts.netloc not in ("", "localhost"):
+    machine, slash, path = source.removeprefix("file://").partition("/")
+    if machine not in ("", "localhost"):
         raise InputError(f"{source[:300]}: a file on another machine; expected file:///PATH")
-    return Path(url2pathname(parts.path))
+    return Path(url2pathname(slash + path))
 
 
 def copy_of(url: str, suffixes: tuple[str, ...], images: frozenset[str], labels: str) -> Copy:
@@ -104,7 +103,7 @@ def _system(url: str, shown: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise InputError(f'{shown}: URLs need fsspec; run pip install "ptq[remote]"') from error
-    if "::" in url or url.startswith("local:"):
+    if "::" in re.sub(r"\[.*?\]", "", url) or url.startswith("local:"):  # addresses of version 6 have brackets
         raise InputError(f"{shown}: neither chained nor local:// URLs are read; expected s3://, https:// and the like")
     with _named_errors(shown):
         system, root = url_to_fs(url)
