@@ -5,7 +5,10 @@ BIN := .venv/bin
 # onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
 HEADERS := runtime/cpp/fetch_headers.sh build/ort
 
-.PHONY: demo test check bench native kernels sanitized edge fuzz clean
+# Random tests are repeated with `make ... SEED=`.
+SEED ?= $(shell date +%Y%m%d)
+
+.PHONY: demo test check bench native kernels sanitized edge fuzz fuzz-inputs kills clean
 
 demo: .venv/demo
 	$(BIN)/python -m ptq.demo
@@ -44,6 +47,12 @@ kernels:  # product kernels against what the processor's dot products can do
 
 fuzz:  # broken operators for ten minutes, sanitized
 	PTQ_FUZZ_SECONDS=600 $(MAKE) sanitized
+
+fuzz-inputs: .venv/test  # broken models, data, recipes and options for ten minutes; what fails is kept in build/found
+	$(BIN)/python -m tests.trust.fuzz --seconds 600 --seed $(SEED) --keep build/found
+
+kills: .venv/test  # 120 kills at random instants, and one before every call that changes a file
+	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider tests/trust/test_faults.py
 
 sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
 	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON

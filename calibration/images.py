@@ -50,7 +50,9 @@ class ImageOptions:
     layout: Literal["nchw", "nhwc"] = "nchw"
 
 
-def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callable[[], Iterator[Sample]]:
+def image_folder(
+    folder: Path, spec: InputSpec, options: ImageOptions, fetch: Callable[[Path], None] = lambda _path: None
+) -> Callable[[], Iterator[Sample]]:
     """Find the images of a folder.
 
     Labels are the class subfolders in sorted order, or the columns `file` and `label` of labels.csv. Classes are taken
@@ -60,6 +62,7 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
         folder: Holds images, or one subfolder per class.
         spec: The model's only input, of rank 4.
         options: How pixels become numbers.
+        fetch: Called with each file before it is opened.
 
     Returns:
         A function that starts the stream of samples.
@@ -77,6 +80,7 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
 
     def stream() -> Iterator[Sample]:
         for path, label in files:
+            fetch(path)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

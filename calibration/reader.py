@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.calibration.images import ImageOptions, image_folder
+from ptq.calibration.images import LABELS, SUFFIXES, ImageOptions, image_folder
 from ptq.calibration.npz import ArrayFile, open_npy, open_npz
+from ptq.calibration.remote import copy_of, local_path
 from ptq.calibration.sample import (
     Row,
     Sample,
@@ -34,9 +36,10 @@ from ptq.core.errors import InputError
 from ptq.modelfile import InputSpec
 
 LABEL_KEYS = ("labels", "label")
+FILES = (".npz", ".npy", ".jsonl", ".parquet")
 ACCEPTED = (
-    "an .npz or .npy file, a folder of images, a .jsonl or .parquet file of token ids, arrays, an iterable of feeds, "
-    "or an onnxruntime CalibrationDataReader"
+    "path or URL of an .npz or .npy file, a folder of images, a .jsonl or .parquet file of token ids; arrays, an "
+    "iterable of feeds, or an onnxruntime CalibrationDataReader"
 )
 MOST_RANDOM = 2**28  # numbers of one input
 FREE_EXTENT, FREE_SIDE = 16, 224  # what random data puts where the model leaves an extent open
@@ -97,8 +100,8 @@ def open_data(
     """Open calibration data of any supported kind.
 
     Args:
-        source: Path of an .npz (keys = input names, leading axis = samples; a key `labels` holds classes), .npy,
-            .jsonl or .parquet file or an image folder; an array for a one-input model; a mapping of arrays; an
+        source: Path or URL of an .npz (keys = input names, leading axis = samples; a key `labels` holds classes),
+            .npy, .jsonl or .parquet file or an image folder; an array for a one-input model; a mapping of arrays; an
             iterable of feeds (mappings, or (mapping, label) pairs); an onnxruntime `CalibrationDataReader`.
         specs: The model's inputs.
         limit: Most samples to yield.
@@ -203,7 +206,8 @@ def _open(
     source: Any, specs: list[InputSpec], images: ImageOptions | None
 ) -> tuple[Callable[[], Iterator[Sample]], str]:
     if isinstance(source, str | os.PathLike):
-        return _open_path(Path(source), specs, images)
+        path = local_path(os.fspath(source))
+        return _open_url(os.fspath(source), specs, images) if path is None else _open_path(path, specs, images)
     if isinstance(source, np.ndarray):
         return _arrays({_only(specs, "an array").name: ArrayFile.of(source)}, specs, "array"), "array in memory"
     if isinstance(source, Mapping):
@@ -229,8 +233,25 @@ def _as_array(value: Any, what: str) -> NDArray[Any]:
         raise InputError(f"{what} cannot become an array ({reason}); expected numbers of one shape") from error
 
 
+def _open_url(
+    url: str, specs: list[InputSpec], images: ImageOptions | None
+) -> tuple[Callable[[], Iterator[Sample]], str]:
+    """Read a copy, which is there as long as the stream can be started."""
+    copy = copy_of(url, FILES, SUFFIXES, LABELS)
+    try:
+        start, description = _open_path(copy.path, specs, images, copy.fetch)
+    except InputError as error:
+        copy.remove()
+        raise InputError(str(error).replace(str(copy.path), copy.url)) from error
+    weakref.finalize(start, copy.remove)
+    return start, description
+
+
 def _open_path(
-    path: Path, specs: list[InputSpec], images: ImageOptions | None
+    path: Path,
+    specs: list[InputSpec],
+    images: ImageOptions | None,
+    fetch: Callable[[Path], None] = lambda _path: None,
 ) -> tuple[Callable[[], Iterator[Sample]], str]:
     try:
         found = path.exists()
@@ -240,7 +261,7 @@ def _open_path(
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         spec = _only(specs, "an image folder")
-        rows = image_folder(path, spec, images or ImageOptions())
+        rows = image_folder(path, spec, images or ImageOptions(), fetch)
         return rows, f"image folder {path.name}"
     if not path.is_file():
         raise InputError(f"{path}: expected a regular file or a folder, found a device or pipe")
@@ -268,6 +289,8 @@ def _arrays(arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str)
     key = next((key for key in LABEL_KEYS if key in arrays and key not in wanted), None)
     inputs = {name: array for name, array in arrays.items() if name != key}
     _require_names(inputs, specs, where)
+    if not specs:
+        raise InputError(f"{where}: the model takes no inputs, so arrays say of no sample; use --random-data")
     rows = {spec.name: Row(spec, inputs[spec.name].dtype, inputs[spec.name].shape, where) for spec in specs}
     labels = None if key is None else arrays[key]
     if labels is not None and (len(labels.shape) != 1 or labels.dtype.kind not in "iu"):
@@ -292,7 +315,7 @@ def _require_names(inputs: Mapping[str, ArrayFile], specs: list[InputSpec], wher
     wanted, found = sorted(spec.name for spec in specs), sorted(inputs)
     if wanted != found:
         raise InputError(
-            f"{where}: has arrays {', '.join(found) or 'none'}; the model's inputs are {', '.join(wanted)}"
+            f"{where}: has arrays {', '.join(found) or 'none'}; the model's inputs are {', '.join(wanted) or 'none'}"
         )
 
 

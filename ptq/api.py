@@ -28,6 +28,7 @@ from ptq.modelfile import run as run_session
 from ptq.pipeline import Job, Progress, Result, run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
+from ptq.trial import require_survivable
 from ptq.tuning import tune
 
 
@@ -49,8 +50,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
 
     Args:
         model: Path, serialized bytes, `onnx.ModelProto` or `onnx_ir.Model`.
-        data: Calibration set: path of .npz, .npy, .jsonl, .parquet or an image folder; array; mapping of arrays; any
-            iterable of feeds; any onnxruntime `CalibrationDataReader`. None means random data, marked as such.
+        data: Calibration set: path or URL of .npz, .npy, .jsonl, .parquet or an image folder; array; mapping of
+            arrays; any iterable of feeds; any onnxruntime `CalibrationDataReader`. None means random data, marked as
+            such.
         recipe: Decisions; default: static int8 for this machine.
         evaluation: Data to verify on, likewise; default: part of `data` is held out.
         custom_ops: Libraries with operators that the model needs. Their code runs.
@@ -305,6 +307,8 @@ def validate(  # noqa: PLR0913 - the front door names every option
     forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
     samples = iter(reader)
     first = next(samples)  # an empty reader raises by itself
+    for form in forms:
+        require_survivable(form, first.feed, custom_ops)
     comparison = compare(*forms, itertools.chain([first], samples), custom_ops=custom_ops, metric=metric)
     latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
     wanted = goals or Goals()

@@ -10,9 +10,10 @@ from typing import Any
 from ptq.calibration.reader import random_data
 from ptq.core.errors import UnsupportedModelError
 from ptq.huge import is_huge, prepare_huge, streaming_bytes
-from ptq.modelfile import ModelSource, input_specs, load_model, naming, weight_bytes
+from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, weight_bytes
 from ptq.passes import place, place_weights, prepare
 from ptq.target import host_target
+from ptq.trial import require_survivable
 
 
 def inspect_model(source: ModelSource, custom_ops: Sequence[str | Path] = ()) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def inspect_model(source: ModelSource, custom_ops: Sequence[str | Path] = ()) ->
     else:
         sample = next(iter(random_data(input_specs(model), 1, 0)))
         with naming(source):
+            require_survivable(runnable_source(source, model), sample.feed, custom_ops)
             prepared, notes = prepare(model, sample.feed, custom_ops=custom_ops)
     operators = Counter(node.op_type for node in model.graph)
     facts: dict[str, Any] = {

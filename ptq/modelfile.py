@@ -19,9 +19,10 @@ from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
 from ptq.files import read_regular_file
+from ptq.repairs import make_dense, name_apart, put_in_order
 from ptq.runtime.opening import Optimization, open_session
 from ptq.scratch import scratch_folder
-from ptq.validation import make_dense, name_apart, put_in_order, require_finite_weights, require_sound, tensors_of
+from ptq.validation import require_finite_weights, require_sound, tensors_of
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 MAX_PROTOBUF_BYTES = 2**31 - 1

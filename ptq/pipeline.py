@@ -71,6 +71,7 @@ from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
 from ptq.solve import LayerRow, Problem, make_plan
 from ptq.target import Target, target_named
+from ptq.trial import require_survivable
 from ptq.workspace import Notes, Workspace
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress)
     """All that is done to the float model before its activations are looked at."""
     target = target_named(job.recipe.target)
     split = split_samples(job.data, hold_out=job.evaluation is None)
+    require_survivable(runnable_source(job.source, model), split.first.feed, job.custom_ops)
     steps = PREPARE_BLOCKS if job.recipe.has_blocks else PREPARE_SMALL if job.recipe.has_small_weights else PREPARE
     prepared, notes = prepare(model, split.first.feed, custom_ops=job.custom_ops, steps=steps)
     settings, evened = settings_of(job.recipe, target, prepared), tuple[str, ...]()

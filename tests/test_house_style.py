@@ -61,3 +61,10 @@ def test_nothing_speaks_of_the_machine_it_was_written_on() -> None:
     ]
     pattern = re.compile("/" + r"work/|/" + r"root/|\.lib" + "rary")
     assert [path.name for path in files if pattern.search(path.read_text())] == []
+
+
+def test_workflows_make_what_the_makefile_has() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    texts = "\n".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    asked = re.findall(r"(?:make |target: \[)([\w ,-]+)\]?$", texts, re.MULTILINE)
+    assert {"test", "fuzz-inputs", "kills"} <= set(" ".join(asked).replace(",", "").split()) <= targets

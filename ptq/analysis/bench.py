@@ -136,8 +136,13 @@ def bench(models: Sequence[Path], feed: Mapping[str, NDArray[Any]], setting: Set
         )
         for i, name in enumerate(names)
     )
-    first = next(iter(feed.values()))
-    return Bench(timings, wall.shape[1], int(first.shape[0]) if first.ndim else 1, setting.num_threads)
+    return Bench(timings, wall.shape[1], batch_of(feed), setting.num_threads)
+
+
+def batch_of(feed: Mapping[str, NDArray[Any]]) -> int:
+    """Extent of the first input's first axis; 1 where there is none, as in models that take nothing at all."""
+    first = next(iter(feed.values()), None)
+    return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
 def profile(model: Path, feed: Mapping[str, NDArray[Any]], setting: Setting) -> dict[str, tuple[int, float]]:

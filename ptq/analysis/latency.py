@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.analysis.bench import take_turns
+from ptq.analysis.bench import batch_of, take_turns
 from ptq.modelfile import run, session_of
 
 
@@ -60,6 +60,5 @@ def measure_latency(
     with session_of(reference, custom_ops=custom_ops) as left, session_of(other, custom_ops=custom_ops) as right:
         calls = [functools.partial(run, session, dict(feed)) for session in (left, right)]
         _, processor = take_turns(calls, budget_seconds)
-    first = next(iter(feed.values()))
     a, b = (float(np.median(row)) * 1e3 for row in processor)
-    return Latency(a, b, processor.shape[1], int(first.shape[0]) if first.ndim else 1)
+    return Latency(a, b, processor.shape[1], batch_of(feed))

@@ -41,12 +41,14 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     goes on where it stopped.
     """
     from ptq.api import calibrate as run_calibrate
+    from ptq.calibration.remote import local_path
     from ptq.display import Display
     from ptq.files import require_apart
     from ptq.workspace import Workspace
 
     require_data(given)
-    require_apart(output, [model, *(Path(given[name]) for name in ("data", "eval_data", "recipe_path") if given[name])])
+    named = (local_path(str(given[name])) for name in ("data", "eval_data", "recipe_path") if given[name])
+    require_apart(output, [model, *(path for path in named if path is not None)])
     display = Display(quiet=given["quiet"])
     notes = output.with_name(f".{output.name[:80]}.partial") / "calibration.calib"
     with display.steps() as progress:

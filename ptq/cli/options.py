@@ -32,7 +32,7 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 DATA_OPTIONS = options(
-    click.option("--data", help="Calibration set: .npz, .npy, .jsonl, .parquet or an image folder."),
+    click.option("--data", help="Calibration set, path or URL: .npz, .npy, .jsonl, .parquet or an image folder."),
     click.option("--eval-data", help="Data to verify on; default: every eighth calibration sample."),
     click.option("--random-data", is_flag=True, help="Calibrate on random data: a smoke test, marked in the card."),
     click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512)."),

@@ -93,8 +93,11 @@ def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -
 
 def _inputs(given: dict[str, Any]) -> list[Path]:
     """What is read besides the model."""
+    from ptq.calibration.remote import local_path
+
     named = [given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]]
-    return [*map(Path, named), *given["custom_ops"]]
+    paths = (local_path(str(name)) for name in (*named, *given["custom_ops"]))
+    return [path for path in paths if path is not None]
 
 
 def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | None, str]:
@@ -104,7 +107,11 @@ def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | No
     if given["metric"]:
         raise RecipeError("--cache cannot tell whether the code behind --metric changed; leave one of them")
     from ptq.cache import Cache
+    from ptq.calibration.remote import local_path
 
+    remote = [given[name] for name in ("data", "eval_data") if given[name] and local_path(given[name]) is None]
+    if remote:
+        raise RecipeError("--cache cannot tell whether data at a URL changed; copy it here, or leave --cache")
     cache = Cache(given["cache"])
     cache.make()
     nothing = ("cache", "as_json", "quiet", "engine", "address", "workers")  # these change nothing about the result

@@ -43,6 +43,7 @@ from ptq.recipe import Recipe
 from ptq.runtime.native import native_path
 from ptq.solve import Problem, make_plan
 from ptq.target import INTEGER_OPS, target_named
+from ptq.trial import require_survivable
 from ptq.weights import Rtn
 
 Feed = Mapping[str, NDArray[Any]]
@@ -257,6 +258,7 @@ class _Trial:
         original, split = load_model(job.source), split_samples(job.data, hold_out=False)
         if is_huge(original):
             raise RecipeError("optimize: latency is for models that fit into memory")
+        require_survivable(runnable_source(job.source, original), split.first.feed, job.custom_ops)
         model, _ = prepare(original, split.first.feed, custom_ops=job.custom_ops)
         left_out, native = left_out_by(model, job), target_named(job.recipe.target).native
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)

@@ -263,3 +263,11 @@ def branches(stage: Stage, change: Change) -> None:
     model = proto_of(BRANCH, weights)
     change(model.graph)
     stage.put(model)
+
+
+@broken("crash: onnxruntime needs a bias that may be left out", "onnxruntime crashes on the model")
+def _crash(stage: Stage) -> None:
+    net = "net (float[N, 4, 32] x) => (float[N, 4, 32] y) { y = com.microsoft.Attention <num_heads = 4> (x, w) }"
+    model = proto_of(net, {"w": random((32, 96))})
+    model.opset_import.add(domain="com.microsoft", version=1)
+    stage.put_odd(model)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.trust.forks import ROOT, _available, _obey
+from tests.trust.forks import Server, _available, _obey
 
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARY = "PTQ_FAULTS_LIBRARY"
@@ -90,8 +90,11 @@ class Order:
     constants: Mapping[str, float] = field(default_factory=dict)
 
 
-class Saboteur:
+class Saboteur(Server):
     """Runs `ptq` with faults; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__("tests.trust.faults")
 
     def __enter__(self) -> Self:
         """Build the library and start the server."""
@@ -100,22 +103,12 @@ class Saboteur:
         compiler = shutil.which("cc")
         assert compiler, "needs a C compiler"
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.trust.faults"],
-            cwd=ROOT,
-            env={**os.environ, "LD_PRELOAD": str(library), LIBRARY: str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
+        self.environment = {"LD_PRELOAD": str(library), LIBRARY: str(library)}
+        return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop the server."""
-        if self._server.stdin and self._server.stdout:
-            self._server.stdin.close()
-            self._server.stdout.close()
-        self._server.wait()
+        super().__exit__(kind, error, at)
         self._folder.cleanup()
 
     def run(self, order: Order) -> Ended:
@@ -124,11 +117,7 @@ class Saboteur:
 
     def run_all(self, orders: Sequence[Order]) -> list[Ended]:
         """Run several at once."""
-        assert self._server.stdin
-        assert self._server.stdout
-        self._server.stdin.write(json.dumps([asdict(order) for order in orders]) + "\n")
-        self._server.stdin.flush()
-        return [Ended(**answer) for answer in json.loads(self._server.stdout.readline())]
+        return [Ended(**answer) for answer in self.ask([asdict(order) for order in orders])]
 
 
 @dataclass

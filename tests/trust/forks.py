@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,17 +46,24 @@ class Finished:
     stderr: str
 
 
-class CommandLine:
-    """Runs `ptq` again and again, or the server of another module; a context manager."""
+class Server:
+    """A process that answers each order, a line of JSON, with another one; a context manager.
 
-    def __init__(self, module: str = "tests.trust.forks") -> None:
-        self._module = module
+    Attributes:
+        module: What it runs.
+        environment: Variables on top of this process's own.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.environment: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
-        """Start the server."""
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", self._module],
+        """Start it."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.module],
             cwd=ROOT,
+            env={**os.environ, **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -64,20 +71,30 @@ class CommandLine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Stop the server."""
-        if self._server.stdin and self._server.stdout:
-            self._server.stdin.close()
-            self._server.stdout.close()
-        self._server.wait()
+        """Stop it."""
+        if self._process.stdin and self._process.stdout:
+            self._process.stdin.close()
+            self._process.stdout.close()
+        self._process.wait()
+
+    def ask(self, order: Any) -> Any:
+        """The answer to an order."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+class CommandLine(Server):
+    """Runs `ptq` again and again, or what else a module serves."""
+
+    def __init__(self, module: str = "tests.trust.forks") -> None:
+        super().__init__(module)
 
     def run(self, arguments: list[str], *, root: Path, limits: dict[str, int], seconds: float) -> Finished:
         """Run once, in folder root/cwd with temporary files in root/temp."""
-        order = {"arguments": arguments, "root": str(root), "limits": limits, "seconds": seconds}
-        assert self._server.stdin
-        assert self._server.stdout
-        self._server.stdin.write(json.dumps(order) + "\n")
-        self._server.stdin.flush()
-        return Finished(**json.loads(self._server.stdout.readline()))
+        return Finished(**self.ask({"arguments": arguments, "root": str(root), "limits": limits, "seconds": seconds}))
 
 
 def serve(main: Callable[..., Any]) -> None:

@@ -310,7 +310,8 @@ def fuzz(seconds: float, seed: int, keep: Path | None = None, first: int = 0) ->
     """Execute until the time is up."""
     corpus()
     with Fuzzer(seed, keep) as fuzzer:
-        end, number = time.monotonic() + seconds, first
+        fuzzer.execute(first)  # which waits for the servers to stand
+        end, number = time.monotonic() + seconds, first + 1
         while time.monotonic() < end:
             fuzzer.execute(number)
             number += 1

@@ -195,7 +195,9 @@ def attribute_count(rng: Rng, model: onnx.ModelProto, other: onnx.ModelProto) ->
     if node.attribute and rng.random() < 0.5:
         node.attribute.pop(int(rng.integers(len(node.attribute))))
     else:
-        node.attribute.add().CopyFrom(_attribute(rng, pick(rng, (model, other))))
+        copy = onnx.AttributeProto()
+        copy.CopyFrom(_attribute(rng, pick(rng, (model, other))))  # protobuf crashes on one that holds the node
+        node.attribute.append(copy)
 
 
 def dims(rng: Rng, model: onnx.ModelProto, _: onnx.ModelProto) -> None:

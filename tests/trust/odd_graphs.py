@@ -15,6 +15,7 @@ from tests.trust.cases import (
     Arrays,
     Stage,
     as_inputs,
+    broken,
     each,
     either,
     odd,
@@ -294,3 +295,19 @@ def reverse(stage: Stage) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     stage.put(model)
+
+
+@odd("graph: no inputs, all is constant")
+def _no_inputs(stage: Stage) -> None:
+    _put_constant(stage)
+    stage.options, stage.data = ["--random-data"], None
+
+
+@broken("npz: no arrays for a model without inputs", "d.npz: the model takes no inputs")
+def _no_arrays(stage: Stage) -> None:
+    _put_constant(stage)
+
+
+def _put_constant(stage: Stage) -> None:
+    stage.put_text("net () => (float[8, 8] y) { a = MatMul (w, v)  y = Relu (a) }", W)
+    stage.feeds = [{}]

@@ -1,0 +1,66 @@
+"""A model that onnxruntime does not survive is refused; the process that finds out is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptq import trial
+from ptq.modelfile import RunError
+from ptq.trial import require_survivable
+from tests.builders import random
+from tests.trust.cases import proto_of, small_net
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+IMAGE = {"x": random((1, 3, 8, 8))}
+ENDLESS = """net (float[1] x) => (float[1] y) {
+    y = Loop (count, , x) <body = inner (int64 i, bool go, float[1] a) => (bool on, float[1] b) {
+        on = Identity (go)
+        b = Neg (a)
+    }>
+}"""
+
+
+@pytest.fixture(autouse=True)
+def _no_child_stays() -> Iterator[None]:
+    before = _children()
+    yield
+    assert _children() == before
+
+
+def _children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def test_good_models_pass_quickly_and_quietly(capfd: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    require_survivable(small_net().SerializeToString(), IMAGE)
+    assert time.perf_counter() - start < 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnxruntime_refuses_is_left_to_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    require_survivable(b"no model", IMAGE)
+    require_survivable(small_net().SerializeToString(), {"x": np.zeros(3, np.float32)})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_crashes_are_told() -> None:
+    net = "net (float[1, 4, 32] x) => (float[1, 4, 32] y) { y = com.microsoft.Attention <num_heads = 4> (x, w) }"
+    model = proto_of(net, {"w": random((32, 96))})
+    model.opset_import.add(domain="com.microsoft", version=1)
+    with pytest.raises(RunError, match="crashes on the model"):
+        require_survivable(model.SerializeToString(), {"x": random((1, 4, 32))})
+
+
+def test_hangs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 0.3)
+    model = proto_of(ENDLESS, {"count": np.array(2**40)})
+    with pytest.raises(RunError, match="takes more than"):
+        require_survivable(model.SerializeToString(), {"x": random((1,))})
