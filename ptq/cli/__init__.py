@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from ptq.cli.bench import bench
+from ptq.cli.diff import diff
 from ptq.cli.export import export
 from ptq.cli.inspect import inspect
 from ptq.cli.methods import methods
@@ -23,5 +24,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, inspect, bench, export, methods):
+for _verb in (quantize, validate, diff, inspect, bench, export, methods):
     main.add_command(_verb)
