@@ -254,9 +254,7 @@ def diff(  # noqa: PLR0913 - the front door names every option
     Raises:
         PtqError: The models or the data cannot be used, or the models do not belong together.
     """
-    called = [
-        str(each) if isinstance(each, str | Path) else word for each, word in ((reference, "FLOAT"), (model, "QUANT"))
-    ]
-    names = Names(called[0], called[1], str(data) if isinstance(data, str | Path) else "DATA")
+    given = {"FLOAT": reference, "QUANT": model, "DATA": data}
+    names = Names(*(str(each) if isinstance(each, str | Path) else word for word, each in given.items()))
     pair = Pair(reference, model, names, tuple(custom_ops))
     return diff_models(pair, open_data(data, input_specs(load_model(reference)), limit=limit, images=images), progress)

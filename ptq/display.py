@@ -151,10 +151,8 @@ class Display:
         self._row("outputs", f"SQNR {found.sqnr_db:.2f} dB, cosine {found.cosine:.6f} over {found.num_samples} samples")
         self._row("worst", ", ".join(f"sample {each.index}: {each.sqnr_db:.2f} dB" for each in found.worst))
         if found.float_sqnr_db is not None:
-            shared = f"shares of the error on {found.num_shared} samples"
-            self._row(
-                "float inside", f"{found.float_sqnr_db:.1f} dB from the float model with every layer restored; {shared}"
-            )
+            how = f"shares of the error are from {found.num_shared} samples"
+            self._row("restored", f"with every layer in float {found.float_sqnr_db:.1f} dB from the float model; {how}")
         for note in found.notes:
             self._row("", note)
         table = Table("layer", "operator", "SQNR dB", "cosine", "alone", "restored", box=None)
@@ -166,9 +164,8 @@ class Display:
             self._row("", f"{len(found.layers) - LAYERS_SHOWN} more layers with --json")
         for finding in found.findings:
             share = "time" if finding.alone is None else f"{finding.share:.0%} of the error"
-            self._out.print(
-                f"[bold yellow]{escape(finding.kind)}[/] {escape(finding.layer)}, {share}: {escape(finding.text)}"
-            )
+            what = f"{escape(finding.layer)}, {share}: {escape(finding.text)}"
+            self._out.print(f"[bold yellow]{escape(finding.kind)}[/] {what}")
             self._out.print(f"  {escape(finding.command)}")
 
     def inspection(self, facts: dict[str, Any]) -> None:

@@ -35,6 +35,10 @@ WORST, LISTED = 5, 3
 EXPLAINED, SUSPECTS = 0.02, 10
 """Share of the error from which on a layer is a finding, and how many findings are looked at."""
 
+WITHOUT_PAIRS = (
+    "no Q/DQ pair or decoded weight in this model can be switched between float and codes: layers are compared by name, "
+    "without shares"
+)
 APART_DB = 10.0
 """How much nearer than the quantized model the float network inside it has to be to the float model."""
 
@@ -306,11 +310,7 @@ def _by_name(
                 if a.shape == b.shape:
                     tally.update(a, b)
     rows = [LayerDiff(name, names[name], each.sqnr_db, each.cosine) for name, each in tallies.items() if each.signal]
-    note = (
-        "nothing in this model can be switched between float and codes, as it holds its grids inside its operators: "
-        "layers are compared by name, without shares; quantize to Q/DQ form (any target but native) for those"
-    )
-    return Found(tuple(sorted(rows, key=lambda row: row.sqnr_db)), notes=(note,))
+    return Found(tuple(sorted(rows, key=lambda row: row.sqnr_db)), notes=(WITHOUT_PAIRS,))
 
 
 def _kernels(pair: Pair, quantized: ir.Model) -> Kernels:

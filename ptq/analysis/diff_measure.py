@@ -124,7 +124,7 @@ class Panel:
 
 def keys_of(site: Site) -> frozenset[str]:
     """Everything that is switched with a site."""
-    return frozenset(part.key for part in (*site.switches, *site.parameters))
+    return frozenset([switch.key for switch in site.switches] + [each.key for each in site.parameters])
 
 
 def parts_of(site: Site) -> tuple[frozenset[str], frozenset[str]]:
@@ -137,8 +137,8 @@ def parts_of(site: Site) -> tuple[frozenset[str], frozenset[str]]:
 def settle(panel: Panel, feed: Feed, reference: Sequence[Array]) -> tuple[Panel, float]:
     """Decide for scales of weights whether they were evened out or are faults.
 
-    What evening out does to one layer the next one undoes, so the float network tells: with a fault in it, it is not the
-    float model.
+    What evening out does to one layer the next one undoes, so the float network tells: with a fault in it, it is not
+    the float model.
 
     Args:
         panel: With every scale believed.
@@ -161,15 +161,11 @@ def settle(panel: Panel, feed: Feed, reference: Sequence[Array]) -> tuple[Panel,
         for count in (1, 2, 4, len(outliers)):
             if best >= GOOD_DB or count > len(outliers):
                 break
-            tried = current | {key: _without(each, outliers[:count]) for key, each in own.items()}
+            tried = current | {key: each.without(outliers[:count]) for key, each in own.items()}
             reached = score(tried)
             if reached > best + GAINED_DB:
                 best, current = reached, tried
     return Panel(panel.board, panel.session, panel.outputs, current), best
-
-
-def _without(restored: Restored, features: Sequence[int]) -> Restored:
-    return restored.without(features)
 
 
 @dataclass

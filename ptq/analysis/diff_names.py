@@ -89,14 +89,12 @@ def origin(value: ir.Value) -> ir.Value:
         return value
     source = quantizer.inputs[0]
     clip = source.producer()
-    if (
-        clip is not None
-        and clip.op_type == "Clip"
-        and str(source.name).endswith("_clipped")
-        and clip.inputs[0] is not None
-    ):
-        return clip.inputs[0]
-    return source
+    return clip.inputs[0] or source if clip is not None and is_limit(clip) else source
+
+
+def is_limit(node: ir.Node) -> bool:
+    """Whether a node is the Clip that short words need in front of a QuantizeLinear to bytes."""
+    return node.op_type == "Clip" and str(node.outputs[0].name).endswith("_clipped")
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
@@ -104,7 +102,7 @@ def consumers(value: ir.Value) -> list[ir.Node]:
     found: dict[ir.Node, None] = {}
     for use in value.uses():
         inner = [use.node]
-        if use.node.op_type == "Clip" and str(use.node.outputs[0].name).endswith("_clipped"):
+        if is_limit(use.node):
             inner = [each.node for each in use.node.outputs[0].uses()]
         for node in inner:
             backs = pair_of(node)

@@ -76,7 +76,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Site:
-    """What is switched together: a layer with its weights and the grid of its result, or a Concat with those of its parts.
+    """What is switched together: a layer with its weights and its result's grid, or a Concat with its parts' grids.
 
     Attributes:
         name: Name of the layer, as `--layer` and `--exclude` take it.
@@ -210,10 +210,11 @@ class _Building:
                 scales, codes = _decoding(value)
                 edge = 0 if codes is None or codes.dtype != np.int32 else _at_limits(codes)
                 self._parameter(node, index, array, scales, edge)
-        for node, index in [use for node in list(self.found) for use in self._bias_of(node, fixed)]:
-            bias = constant(node.inputs[index])
-            if bias is not None and bias.dtype == np.float32 and bias.size > 1:
-                self._parameter(node, index, bias, None, 0)
+        for layer in list(self.found):
+            for node, index in self._bias_of(layer, fixed):
+                bias = constant(node.inputs[index])
+                if bias is not None and bias.dtype == np.float32 and bias.size > 1:
+                    self._parameter(node, index, bias, None, 0)
 
     def _bias_of(self, node: ir.Node, fixed: Mapping[ir.Value, bool]) -> Iterator[tuple[ir.Node, int]]:
         """Where the float bias of a layer is read."""
@@ -329,11 +330,7 @@ class _Building:
         was_output, out = rounded.is_graph_output(), choice.outputs[0]
         ir.convenience.replace_all_uses_with(rounded, out, replace_graph_outputs=True)
         choice.replace_input_with(1, rounded)
-        out.name, out.type, out.shape = (
-            f"{name}?mixed{len(self.mixed)}",
-            ir.TensorType(ir.DataType.FLOAT),
-            rounded.shape,
-        )
+        out.name, out.type = f"{name}?mixed{len(self.mixed)}", ir.TensorType(ir.DataType.FLOAT)
         if was_output:
             out.name, rounded.name = rounded.name, f"{name}?rounded"
         self.mixed[value] = str(out.name)
@@ -395,8 +392,7 @@ def _called(node: ir.Node) -> str:
 
 
 def _source(quantizer: ir.Node) -> ir.Value:
-    value = origin(pair_of(quantizer)[0].outputs[0])
-    return value
+    return origin(pair_of(quantizer)[0].outputs[0])
 
 
 def _constants(graph: ir.Graph) -> dict[ir.Value, bool]:
@@ -405,11 +401,12 @@ def _constants(graph: ir.Graph) -> dict[ir.Value, bool]:
     fixed = {value: False for value in graph.initializers.values() if value not in inputs}
     for node in graph:
         sources = [value for value in node.inputs if value is not None]
-        inner = any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        )
-        if inner or node.op_type in RANDOM or not all(value in fixed for value in sources):
+        kinds = {attribute.type for attribute in node.attributes.values()}
+        if (
+            kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+            or node.op_type in RANDOM
+            or not all(value in fixed for value in sources)
+        ):
             continue
         widens = node.op_type == "Cast" and sources and sources[0].dtype is not None and sources[0].dtype.is_integer()
         decodes = node.op_type == "DequantizeLinear" or widens or any(fixed[value] for value in sources)

@@ -1,4 +1,4 @@
-"""The float numbers behind what a quantized model decodes: found by name, and believed only if they explain the codes."""
+"""The float numbers behind what a quantized model decodes: found by name, believed only if they explain the codes."""
 
 from __future__ import annotations
 
