@@ -36,8 +36,8 @@ EXPLAINED, SUSPECTS = 0.02, 10
 """Share of the error from which on a layer is a finding, and how many findings are looked at."""
 
 WITHOUT_PAIRS = (
-    "no Q/DQ pair or decoded weight in this model can be switched between float and codes: layers are compared by name, "
-    "without shares"
+    "no Q/DQ pair or decoded weight in this model can be switched between float and codes: layers are compared by "
+    "name, without shares"
 )
 APART_DB = 10.0
 """How much nearer than the quantized model the float network inside it has to be to the float model."""

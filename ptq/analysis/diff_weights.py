@@ -105,7 +105,8 @@ def _restore_bias(parameter: Parameter, node: ir.Node, floats: FloatNodes, weigh
     plain = next(_candidates(parameter, node, floats), np.zeros_like(parameter.value))
     value = plain * weight.rows
     # Where both sides of a weight have scales, a factor common to all features is known from the bias alone.
-    common = float(parameter.value @ value) / max(float(value @ value), 1e-300) if weight.is_ambiguous else 1.0
+    seen = np.abs(value) > np.abs(value).max(initial=0.0) * UNCERTAIN
+    common = float(np.median(parameter.value[seen] / value[seen])) if weight.is_ambiguous and seen.any() else 1.0
     return Restored(parameter, (value * (common if common > 0 else 1.0)).astype(np.float32), plain, weight.rows, 0)
 
 
