@@ -70,7 +70,9 @@ def clipped(quantized: ir.Model, value: str) -> ir.Model:
     """The grid of one value reaches an eighth as far as it should."""
     model = quantized.clone()
     pair = next(
-        node for node in model.graph if node.op_type == "QuantizeLinear" and node.inputs[0] and node.inputs[0].name == value
+        node
+        for node in model.graph
+        if node.op_type == "QuantizeLinear" and node.inputs[0] and node.inputs[0].name == value
     )
     scale = pair.inputs[1]
     assert scale is not None

@@ -25,6 +25,7 @@ from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.calibration.reader import Sample
 from ptq.modelfile import ModelSource, load_model, naming, run, runnable_source, session_of
 from ptq.passes import prepare
+from ptq.passes._linear import name_of
 from ptq.passes.infer_shapes import exposed
 from ptq.scratch import scratch_folder
 
@@ -309,7 +310,8 @@ def _by_name(
             for tally, a, b in zip(tallies.values(), *values, strict=True):
                 if a.shape == b.shape:
                     tally.update(a, b)
-    rows = [LayerDiff(name, names[name], each.sqnr_db, each.cosine) for name, each in tallies.items() if each.signal]
+    kinds = {name_of(node): node.op_type for node in prepared.graph}
+    rows = [LayerDiff(name, kinds[name], each.sqnr_db, each.cosine) for name, each in tallies.items() if each.signal]
     return Found(tuple(sorted(rows, key=lambda row: row.sqnr_db)), notes=(WITHOUT_PAIRS,))
 
 

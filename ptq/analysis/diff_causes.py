@@ -155,8 +155,8 @@ def _rows(array: NDArray[Any], axis: int) -> NDArray[np.float64]:
 
 
 def _wrong_features(site: Site, each: Restored) -> Symptom | None:
-    """Features that do not resemble the float ones, while most do."""
-    if each.out_axis is None or each.value is None:
+    """Features that do not resemble the float ones, while most do; biases may have been corrected."""
+    if each.out_axis is None or each.value is None or each.value.ndim < 2:
         return None
     codes, floats = _rows(each.parameter.value, each.out_axis), _rows(each.value, each.out_axis)
     power, error = np.square(floats).sum(1), np.square(codes - floats).sum(1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from ptq.analysis.diff_causes import Names
+from ptq.analysis.diff_names import ACTIVATIONS, consumers
 from ptq.core.errors import InputError
 from ptq.modelfile import input_specs
 from ptq.passes._linear import name_of
@@ -68,16 +69,28 @@ def integer_operators(model: ir.Model) -> tuple[str, ...]:
 
 
 def shared_values(reference: ir.Model, quantized: ir.Model) -> dict[str, str]:
-    """Values of the float model that the quantized one has too, decoded or on codes -> operator, in dataflow order."""
+    """Values of the float model that the quantized one has too, decoded or on codes.
+
+    Args:
+        reference: Prepared float model.
+        quantized: The quantized model.
+
+    Returns:
+        Name in the float model -> name in the quantized one, in dataflow order. A Relu that became part of a grid makes
+        them differ.
+    """
     there = {_decoded_name(node): node for node in quantized.graph if _decoded_name(node)}
     names = {}
     for node in reference.graph:
-        other, value = there.get(name_of(node)), node.outputs[0]
+        name, value = name_of(node), node.outputs[0]
+        other = there.get(name)
         if other is None or value.dtype not in FLOAT_TYPES:
             continue
+        readers = consumers(value)
+        behind = name_of(readers[0]) if len(readers) == 1 and readers[0].op_type in ACTIVATIONS else name
         shapes = [None if v.shape is None else tuple(v.shape) for v in (value, other.outputs[0])]
         if not _clash(*shapes):
-            names[name_of(node)] = node.op_type
+            names[name if behind in there or other.op_type not in GRIDS_AT else behind] = name
     return names
 
 
@@ -86,7 +99,7 @@ def exposed_codes(quantized: ir.Model, names: Mapping[str, str]) -> ir.Model:
     model = quantized.clone()
     there = {_decoded_name(node): node for node in model.graph if _decoded_name(node)}
     outputs = []
-    for name in names:
+    for name in names.values():
         node = there[name]
         value = node.outputs[0]
         if node.op_type in GRIDS_AT:

@@ -27,6 +27,9 @@ WORTH_DB = 3.0
 UNCERTAIN = 0.01
 """Relative error of a scale that is estimated from rounded weights."""
 
+TINY = 0.1
+"""Width of a channel, relative to the median one, below which all its weights may have been rounded to zero."""
+
 ROUNDS = 12
 
 
@@ -190,7 +193,9 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
             columns = _positive(decoded * even, original * rows * even, (1, 3))
     rows = _positive(decoded, original * columns, (2, 3))
     common = np.median(rows) if _spread(rows) < _spread(columns) else 1 / np.median(columns)
-    return rows / common, columns * common
+    reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
+    taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
+    return rows / common, np.where(taken_out, 0.0, columns * common)
 
 
 def _spread(scales: Array) -> float:
