@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
-from ptq.analysis.diff_switches import Site, Switch, Switchboard
+from ptq.analysis.diff_board import Site, Switch, Switchboard
 from ptq.analysis.diff_weights import Restored
 from ptq.analysis.metrics import sqnr_db
 from ptq.modelfile import run

@@ -14,113 +14,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.analysis.diff_names import FloatNodes, consumers, origin, pair_of
-from ptq.modelfile import run, session_of
-from ptq.passes._graph import add_initializer
-from ptq.passes._guards import take_over
-from ptq.passes._linear import constant
-from ptq.passes.infer_shapes import exposed
-from ptq.target import LINEAR_OPS
-
-MOVES = frozenset(
-    {"Pad", "SpaceToDepth", "DepthToSpace", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
-    | {"Slice", "Identity", "Split", "Concat"}
+from ptq.analysis.diff_board import Parameter, Site, Switch, Switchboard
+from ptq.analysis.diff_codes import (
+    MOVES,
+    at_limits,
+    constants,
+    decoding,
+    evaluate,
+    limits_of,
+    move_floats,
+    picked_rows,
+    same_grid,
 )
-"""Operators that move values and compute none: on codes or on decoded values they are the same."""
+from ptq.analysis.diff_names import FloatNodes, consumers, origin, pair_of
+from ptq.passes._graph import add_initializer
+from ptq.passes._linear import constant
+from ptq.target import LINEAR_OPS
 
 FOLLOWERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Max", "HardSwish"})
 """Operators that belong to the layer in front of them."""
-
-RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A place where values are rounded.
-
-    Attributes:
-        name: The value, as the float model calls it.
-        key: Input of the switchboard: true rounds.
-        source: Value before rounding.
-        rounded: Value after it.
-        limits: Smallest and largest value that the grid holds; None for an embedding table.
-    """
-
-    name: str
-    key: str
-    source: str
-    rounded: str
-    limits: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A constant that the quantized model decodes, or a bias that it changed.
-
-    Attributes:
-        node: Name of the node that reads it.
-        index: At which input.
-        key: Input of the switchboard.
-        value: What the quantized model computes with.
-        num_scales: How many scales it has; None if that is unknown.
-        saturated: Codes at the limits of 32 bits.
-    """
-
-    node: str
-    index: int
-    key: str
-    value: NDArray[Any]
-    num_scales: int | None = None
-    saturated: int = 0
-
-
-@dataclass(frozen=True)
-class Site:
-    """What is switched together: a layer with its weights and its result's grid, or a Concat with its parts' grids.
-
-    Attributes:
-        name: Name of the layer, as `--layer` and `--exclude` take it.
-        op_type: Its operator.
-        value: Its result in the switchboard.
-        parts: What goes in, for a Concat.
-        switches: Its grids.
-        parameters: Its constants.
-        readers: Layers that read its result.
-    """
-
-    name: str
-    op_type: str
-    value: str
-    parts: tuple[str, ...]
-    switches: tuple[Switch, ...]
-    parameters: tuple[Parameter, ...]
-    readers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Switchboard:
-    """The graph with its switches.
-
-    Attributes:
-        model: Inputs are those of the quantized model, and the keys of all switches and parameters.
-        nodes: Node -> its name in the float model's words.
-        sites: Everything that can be switched, in dataflow order.
-    """
-
-    model: ir.Model
-    nodes: Mapping[ir.Node, str]
-    sites: tuple[Site, ...]
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """Everything worth a look: results of sites, parts of Concats, both sides of grids."""
-        results = [name for site in self.sites for name in (site.value, *site.parts)]
-        inner = [name for site in self.sites for each in site.switches for name in (each.source, each.rounded)]
-        return tuple(dict.fromkeys(results + inner))
-
-    def node(self, name: str) -> ir.Node:
-        """The node of that name."""
-        return next(node for node, called in self.nodes.items() if called == name)
 
 
 def switchboard(
@@ -138,7 +50,7 @@ def switchboard(
         The graph; no site if the model has nothing to switch.
     """
     model = quantized.clone()
-    _move_floats(model.graph)
+    move_floats(model.graph)
     building = _Building(model, floats)
     building.name_nodes()
     building.parameters(feed, custom_ops)
@@ -167,7 +79,7 @@ class _Building:
 
     def name_nodes(self) -> None:
         """Names, owners and neighbours, while the graph still is as it came."""
-        fixed = _constants(self.model.graph)
+        fixed = constants(self.model.graph)
         nodes = [n for n in self.model.graph if n.outputs and n.outputs[0] not in fixed]
         self.quantizers = [node for node in nodes if pair_of(node)]
         hidden = {"QuantizeLinear", "DequantizeLinear"}
@@ -195,7 +107,7 @@ class _Building:
 
     def parameters(self, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]) -> None:
         """Constants that come out of codes become inputs, and so do the biases of their layers."""
-        fixed = _constants(self.model.graph)
+        fixed = constants(self.model.graph)
         uses = [
             (node, index, value)
             for node in self.names
@@ -203,12 +115,12 @@ class _Building:
             if value is not None and fixed.get(value) and value.producer() is not None
         ]
         wanted = sorted({str(value.name) for _, _, value in uses})
-        arrays = dict(zip(wanted, _evaluate(self.model, wanted, feed, custom_ops), strict=True))
+        arrays = dict(zip(wanted, evaluate(self.model, wanted, feed, custom_ops), strict=True))
         for node, index, value in uses:
             array = arrays[str(value.name)]
             if array.dtype == np.float32 and array.size > 1:
-                scales, codes = _decoding(value)
-                edge = 0 if codes is None or codes.dtype != np.int32 else _at_limits(codes)
+                scales, codes = decoding(value)
+                edge = 0 if codes is None or codes.dtype != np.int32 else at_limits(codes)
                 self._parameter(node, index, array, scales, edge)
         for layer in list(self.found):
             for node, index in self._bias_of(layer, fixed):
@@ -262,7 +174,7 @@ class _Building:
             if node is None or node.op_type not in MOVES:
                 continue
             befores = [by_value.get(origin(value)) for value in node.inputs if value is not None]
-            equal = [before for before in befores if before is not None and _same_grid(before, quantizer)]
+            equal = [before for before in befores if before is not None and same_grid(before, quantizer)]
             for before in equal:
                 leader[find(quantizer)] = find(before)
             if node.op_type == "Concat":
@@ -282,7 +194,7 @@ class _Building:
         """Rows of an embedding table that were picked as codes, or the float rows."""
         for node, name in list(self.names.items()):
             table = self.floats.table(name)
-            picked = _picked_rows(node) if node.op_type == "Mul" else None
+            picked = picked_rows(node) if node.op_type == "Mul" else None
             if table is None or picked is None:
                 continue
             key = f"{name}?table"
@@ -301,7 +213,7 @@ class _Building:
             ir.convenience.replace_all_uses_with(other.outputs[0], back, replace_graph_outputs=True)
         name = next((str(r.outputs[0].name) for r in readers if r.outputs[0].is_graph_output()), str(value.name))
         plain = self._activated(quantizer, value, name)
-        made = self._switch(value, readers[0], (back, plain), (name, _limits(quantizer)))
+        made = self._switch(value, readers[0], (back, plain), (name, limits_of(quantizer)))
         self.switches.setdefault(quantizer, []).append(made)
 
     def _activated(self, quantizer: ir.Node, value: ir.Value, name: str) -> ir.Value:
@@ -393,110 +305,3 @@ def _called(node: ir.Node) -> str:
 
 def _source(quantizer: ir.Node) -> ir.Value:
     return origin(pair_of(quantizer)[0].outputs[0])
-
-
-def _constants(graph: ir.Graph) -> dict[ir.Value, bool]:
-    """Values that do not depend on an input -> whether they come out of codes."""
-    inputs = set(graph.inputs)
-    fixed = {value: False for value in graph.initializers.values() if value not in inputs}
-    for node in graph:
-        sources = [value for value in node.inputs if value is not None]
-        kinds = {attribute.type for attribute in node.attributes.values()}
-        if (
-            kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
-            or node.op_type in RANDOM
-            or not all(value in fixed for value in sources)
-        ):
-            continue
-        widens = node.op_type == "Cast" and sources and sources[0].dtype is not None and sources[0].dtype.is_integer()
-        decodes = node.op_type == "DequantizeLinear" or widens or any(fixed[value] for value in sources)
-        fixed |= dict.fromkeys(node.outputs, bool(decodes))
-    return fixed
-
-
-def _evaluate(
-    model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]
-) -> list[NDArray[Any]]:
-    if not names:
-        return []
-    part = exposed(model, names)
-    part.graph.inputs.clear()
-    with session_of(part, custom_ops=custom_ops, optimization="none") as session:
-        return run(session, {}, names)
-
-
-def _decoding(value: ir.Value) -> tuple[int | None, NDArray[Any] | None]:
-    """How many scales a constant is decoded with, and its codes if they are at hand."""
-    node = value.producer()
-    if node is None or node.op_type not in ("DequantizeLinear", "Mul"):
-        return None, None
-    scale = constant(node.inputs[1])
-    return (None if scale is None else scale.size), constant(node.inputs[0])
-
-
-def _at_limits(codes: NDArray[np.int32]) -> int:
-    ends = np.iinfo(np.int32)
-    return int(((codes >= ends.max - 1) | (codes <= ends.min + 1)).sum())
-
-
-def _picked_rows(node: ir.Node) -> ir.Value | None:
-    """The indices of Mul(Cast(Gather(codes, i)), Cast(Gather(scale, i)))."""
-    indices = []
-    for value in node.inputs:
-        cast = None if value is None else value.producer()
-        gather = None if cast is None or cast.op_type != "Cast" else cast.inputs[0].producer()  # type: ignore[union-attr]
-        indices.append(gather.inputs[1] if gather is not None and gather.op_type == "Gather" else None)
-    return indices[0] if len(indices) == 2 and indices[0] is indices[1] else None
-
-
-def _grid(quantizer: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Scale and zero point."""
-    scale = constant(quantizer.inputs[1])
-    zero = constant(quantizer.inputs[2]) if len(quantizer.inputs) > 2 else None
-    return np.asarray(1.0 if scale is None else scale), np.asarray(np.uint8(0) if zero is None else zero)
-
-
-def _same_grid(one: ir.Node, other: ir.Node) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(_grid(one), _grid(other), strict=True))
-
-
-def _limits(quantizer: ir.Node) -> tuple[float, float]:
-    scale, zero = _grid(quantizer)
-    kind = ir.DataType.from_numpy(zero.dtype)
-    signed = kind.is_signed()
-    least = -(1 << (kind.bitwidth - 1)) if signed else 0
-    codes = np.array([least, least + (1 << kind.bitwidth) - 1], np.float64)
-    ends = (codes[:, None] - zero.astype(np.float64).reshape(1, -1)) * scale.astype(np.float64).reshape(1, -1)
-    clip = quantizer.inputs[0].producer() if quantizer.inputs[0] is not None else None
-    if clip is not None and origin(pair_of(quantizer)[0].outputs[0]) is not quantizer.inputs[0]:
-        bounds = [constant(value) for value in clip.inputs[1:3]]
-        return float(np.min(bounds[0])), float(np.max(bounds[1]))  # type: ignore[arg-type]
-    return float(ends[0].min()), float(ends[1].max())
-
-
-def _move_floats(graph: ir.Graph) -> None:
-    """Write nodes that move codes on decoded values: Q, Pad, DQ becomes Q, DQ, Pad."""
-    floated: dict[ir.Value, ir.Node] = {}
-    for node in list(graph):
-        source = node.inputs[0] if node.inputs else None
-        producer = None if source is None else source.producer()
-        if node.op_type not in MOVES or source is None or producer is None or node.op_type == "Concat":
-            continue
-        if producer.op_type == "QuantizeLinear":
-            back = ir.node("DequantizeLinear", [source, *producer.inputs[1:]])
-            back.outputs[0].name = f"{node.outputs[0].name}?before"
-            graph.insert_before(node, back)
-            node.replace_input_with(0, back.outputs[0])
-            quantizer = producer
-        elif source in floated:
-            quantizer = floated[source]
-        else:
-            continue
-        if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
-            node.replace_input_with(2, add_initializer(graph, f"{node.outputs[0].name}?zero", np.array(0, np.float32)))
-        for out in node.outputs:
-            floated[out] = quantizer
-            out.type = ir.TensorType(ir.DataType.FLOAT)
-            for reader in [use.node for use in out.uses() if use.node.op_type == "DequantizeLinear"]:
-                take_over(reader.outputs[0], out)
-                graph.remove(reader, safe=True)

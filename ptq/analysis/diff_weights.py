@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.analysis.diff_board import Parameter, Switchboard
 from ptq.analysis.diff_names import FloatNodes
-from ptq.analysis.diff_switches import Parameter, Switchboard
 from ptq.analysis.metrics import sqnr_db
 from ptq.passes._linear import constant
 from ptq.target import LINEAR_OPS
@@ -200,7 +200,7 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
 
 def _spread(scales: Array) -> float:
     """Median distance from the median, which is 1 for the side that was left alone."""
-    return float(np.median(np.abs(np.log(scales / np.median(scales)))))
+    return float(np.median(np.abs(np.log(np.maximum(scales / np.median(scales), 1e-30)))))
 
 
 def _positive(wanted: Array, given: Array, axes: tuple[int, int]) -> Array:
