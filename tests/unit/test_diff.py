@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import ptq
 from ptq import api
 from ptq.analysis.diff import Diff
-from ptq.calibration.observers import Dynamic
+from ptq.calibration.observers import Dynamic, Percentile
 from ptq.cli import main
 from ptq.recipe import Weights
 from tests.builders import attention, conv_net, feeds, model_from_text, random
@@ -95,7 +95,7 @@ def test_a_restored_model_is_the_float_model(bits: int) -> None:
 
 FORMS: dict[str, tuple[ptq.Recipe, bool]] = {
     "static": (ptq.Recipe(), True),
-    "short activations": (ptq.Recipe(activation_bits=5), True),
+    "short activations": (ptq.Recipe(activation_bits=5, activations=Percentile(95.0)), True),
     "weight only": (ptq.Recipe(weight_only=True), True),
     "blocks": (ptq.Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-16")), True),
     "dynamic": (ptq.Recipe(activations=Dynamic()), False),
