@@ -40,7 +40,7 @@ class Finding:
         restored: What of the final error goes when this is in float.
         text: What was seen.
         option: What to add to `ptq quantize`; empty if quantizing again is enough.
-        command: The whole command.
+        command: The whole command; for islands, the one that says what they cost.
     """
 
     kind: str
@@ -66,6 +66,11 @@ class Names:
     reference: str
     quantized: str
     data: str
+
+    @property
+    def profile(self) -> str:
+        """The command that says what each operator costs."""
+        return shlex.join(["ptq", "bench", self.reference, self.quantized, "--profile"])
 
     def command(self, option: str) -> str:
         """The command that quantizes again."""
@@ -115,20 +120,18 @@ def share_of(seen: Measured, keys: frozenset[str]) -> float:
 
 def speed_findings(kernels: Kernels, names: Names) -> list[Finding]:
     """What costs time, not accuracy."""
+    again = names.command("")
     texts = [
-        ("unfused", op, f"{count} {op} decode their weight on every run: a float kernel between Q/DQ pairs", "")
+        ("unfused", op, f"{count} {op} decode their weight on every run: a float kernel between Q/DQ pairs", again)
         for op, count in kernels.fallbacks.items()
     ]
     if not kernels.num_linear and not kernels.fallbacks:
-        texts.append(("unfused", "all layers", "no layer became an integer kernel", ""))
+        texts.append(("unfused", "all layers", "no layer became an integer kernel", again))
     texts += [
-        ("islands", op, f"{count} {op} compute in float between codes: two conversions each", "--activations dynamic")
+        ("islands", op, f"{count} {op} compute in float between codes: two conversions each", names.profile)
         for op, count in kernels.islands.items()
     ]
-    return [
-        Finding(kind, layer, 0.0, None, None, text, option, names.command(option))
-        for kind, layer, text, option in texts
-    ]
+    return [Finding(kind, layer, 0.0, None, None, text, "", command) for kind, layer, text, command in texts]
 
 
 def exclusion(names: Sequence[str]) -> str:
