@@ -14,6 +14,9 @@ import numpy as np
 from ptq.analysis.bench import Bench, Setting, profile
 from ptq.analysis.bench import bench as bench_models
 from ptq.analysis.compare import Comparison, Metric, compare
+from ptq.analysis.diff import Diff, Pair
+from ptq.analysis.diff import diff as diff_models
+from ptq.analysis.diff_causes import Names
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.engine import HERE, Engine
@@ -314,3 +317,36 @@ def validate(  # noqa: PLR0913 - the front door names every option
     wanted = goals or Goals()
     findings = (*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted))
     return Validation(comparison, latency, Verdict(findings, count_goals(wanted)))
+
+
+def diff(  # noqa: PLR0913 - the front door names every option
+    reference: ModelSource,
+    model: ModelSource,
+    data: Any,
+    *,
+    limit: int = 64,
+    custom_ops: Sequence[str | Path] = (),
+    images: ImageOptions | None = None,
+    progress: Progress = lambda _step: None,
+) -> Diff:
+    """Find out which layers of a quantized model cost its accuracy, and what mends them.
+
+    Args:
+        reference: The float model.
+        model: Its quantized model, of this tool or another; layers are switched where it has Q/DQ pairs.
+        data: As in `quantize`.
+        limit: Most samples read; shares are measured on the first 16.
+        custom_ops: Libraries that the models need.
+        images: How to read an image folder.
+        progress: Called with the name of each step.
+
+    Returns:
+        SQNR and share of the final error for every layer, the worst samples, and findings with a command for each.
+
+    Raises:
+        PtqError: The models or the data cannot be used, or the models do not belong together.
+    """
+    given = {"FLOAT": reference, "QUANT": model, "DATA": data}
+    names = Names(*(str(each) if isinstance(each, str | Path) else word for word, each in given.items()))
+    pair = Pair(reference, model, names, tuple(custom_ops))
+    return diff_models(pair, open_data(data, input_specs(load_model(reference)), limit=limit, images=images), progress)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptq.analysis.bench import Bench
+from ptq.analysis.diff import Diff
 from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
@@ -29,7 +30,12 @@ STEPS = {
     "solve": "choosing ranges and weights",
     "lower": "writing integers",
     "verify": "running both models side by side",
+    "compare": "comparing layer by layer",
 }
+
+
+LAYERS_SHOWN = 20
+"""Rows of the table of `ptq diff`."""
 
 
 class Words(Console):
@@ -147,6 +153,28 @@ class Display:
             for name, (count, spent) in operators.items():
                 table.add_row(name, str(count), f"{spent:.4f}", f"{spent / total:.0%}")
             self._out.print(table)
+
+    def diff(self, found: Diff) -> None:
+        """Which layers cost accuracy, and what mends them."""
+        self._row("outputs", f"SQNR {found.sqnr_db:.2f} dB, cosine {found.cosine:.6f} over {found.num_samples} samples")
+        self._row("worst", ", ".join(f"sample {each.index}: {each.sqnr_db:.2f} dB" for each in found.worst))
+        if found.float_sqnr_db is not None:
+            how = f"shares of the error are from {found.num_shared} samples"
+            self._row("restored", f"with every layer in float {found.float_sqnr_db:.1f} dB from the float model; {how}")
+        for note in found.notes:
+            self._row("", note)
+        table = Table("layer", "operator", "SQNR dB", "cosine", "alone", "restored", box=None)
+        for row in found.layers[:LAYERS_SHOWN]:
+            shares = ["-" if share is None else f"{share:.1%}" for share in (row.alone, row.restored)]
+            table.add_row(escape(row.name), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares)
+        self._out.print(table)
+        if len(found.layers) > LAYERS_SHOWN:
+            self._row("", f"{len(found.layers) - LAYERS_SHOWN} more layers with --json")
+        for finding in found.findings:
+            share = "time" if finding.alone is None else f"{finding.share:.0%} of the error"
+            what = f"{escape(finding.layer)}, {share}: {escape(finding.text)}"
+            self._out.print(f"[bold yellow]{escape(finding.kind)}[/] {what}")
+            self._out.print(f"  {escape(finding.command)}")
 
     def inspection(self, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""

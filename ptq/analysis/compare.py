@@ -89,7 +89,7 @@ def compare(
         session_of(reference, custom_ops=custom_ops, num_threads=num_threads) as left,
         session_of(other, custom_ops=custom_ops, num_threads=num_threads) as right,
     ):
-        pairs = _pair_outputs(left, right)
+        pairs = pair_outputs(left, right)
         rows = [OutputComparison(name) for name, _ in pairs]
         scores = _Scores(metric, [name for name, _ in pairs])
         num_samples = 0
@@ -105,7 +105,12 @@ def compare(
     return Comparison(tuple(row.value() for row in rows), scores.value(), num_samples)
 
 
-def _pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[str, str]]:
+def pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[str, str]]:
+    """Outputs of two models by name, or by position when the names differ.
+
+    Raises:
+        InputError: They have different numbers of outputs.
+    """
     a, b = ([value.name for value in session.get_outputs()] for session in (left, right))
     if set(a) == set(b):
         return [(name, name) for name in a]

@@ -10,6 +10,7 @@ import click
 
 from ptq.cli.bench import bench
 from ptq.cli.calibrate import calibrate
+from ptq.cli.diff import diff
 from ptq.cli.export import export
 from ptq.cli.inspect import inspect
 from ptq.cli.merge import merge
@@ -25,5 +26,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, inspect, bench, export, calibrate, merge, methods):
+for _verb in (quantize, validate, diff, inspect, bench, export, calibrate, merge, methods):
     main.add_command(_verb)

@@ -1,0 +1,137 @@
+"""Questions about a quantized graph: what is constant, what decodes it, and how far a grid reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.analysis.diff_names import origin, pair_of
+from ptq.modelfile import run, session_of
+from ptq.passes._graph import add_initializer
+from ptq.passes._guards import take_over
+from ptq.passes._linear import constant
+from ptq.passes.infer_shapes import exposed
+
+MOVES = frozenset(
+    {"Pad", "SpaceToDepth", "DepthToSpace", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+    | {"Slice", "Identity", "Split", "Concat"}
+)
+"""Operators that move values and compute none: on codes or on decoded values they are the same."""
+
+RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
+
+
+def constants(graph: ir.Graph) -> dict[ir.Value, bool]:
+    """Values that do not depend on an input -> whether they come out of codes."""
+    inputs = set(graph.inputs)
+    fixed = {value: False for value in graph.initializers.values() if value not in inputs}
+    for node in graph:
+        sources = [value for value in node.inputs if value is not None]
+        kinds = {attribute.type for attribute in node.attributes.values()}
+        if (
+            kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+            or node.op_type in RANDOM
+            or not all(value in fixed for value in sources)
+        ):
+            continue
+        widens = node.op_type == "Cast" and sources and sources[0].dtype is not None and sources[0].dtype.is_integer()
+        decodes = node.op_type == "DequantizeLinear" or widens or any(fixed[value] for value in sources)
+        fixed |= dict.fromkeys(node.outputs, bool(decodes))
+    return fixed
+
+
+def evaluate(
+    model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]
+) -> list[NDArray[Any]]:
+    """Numbers of values that depend on constants alone."""
+    if not names:
+        return []
+    part = exposed(model, names)
+    part.graph.inputs.clear()
+    with session_of(part, custom_ops=custom_ops, optimization="none") as session:
+        return run(session, {}, names)
+
+
+def decoding(value: ir.Value) -> tuple[int | None, NDArray[Any] | None]:
+    """How many scales a constant is decoded with, and its codes if they are at hand."""
+    node = value.producer()
+    if node is None or node.op_type not in ("DequantizeLinear", "Mul"):
+        return None, None
+    scale = constant(node.inputs[1])
+    return (None if scale is None else scale.size), constant(node.inputs[0])
+
+
+def at_limits(codes: NDArray[np.int32]) -> int:
+    """How many codes are as large as 32 bits allow, which saturated ones are."""
+    ends = np.iinfo(np.int32)
+    return int(((codes >= ends.max - 1) | (codes <= ends.min + 1)).sum())
+
+
+def picked_rows(node: ir.Node) -> ir.Value | None:
+    """The indices of Mul(Cast(Gather(codes, i)), Cast(Gather(scale, i)))."""
+    indices = []
+    for value in node.inputs:
+        cast = None if value is None else value.producer()
+        gather = None if cast is None or cast.op_type != "Cast" else cast.inputs[0].producer()  # type: ignore[union-attr]
+        indices.append(gather.inputs[1] if gather is not None and gather.op_type == "Gather" else None)
+    return indices[0] if len(indices) == 2 and indices[0] is indices[1] else None
+
+
+def grid_of(quantizer: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Scale and zero point."""
+    scale = constant(quantizer.inputs[1])
+    zero = constant(quantizer.inputs[2]) if len(quantizer.inputs) > 2 else None
+    return np.asarray(1.0 if scale is None else scale), np.asarray(np.uint8(0) if zero is None else zero)
+
+
+def same_grid(one: ir.Node, other: ir.Node) -> bool:
+    """Whether two quantizers round alike."""
+    return all(np.array_equal(a, b) for a, b in zip(grid_of(one), grid_of(other), strict=True))
+
+
+def limits_of(quantizer: ir.Node) -> tuple[float, float]:
+    """Smallest and largest value that a grid holds."""
+    scale, zero = grid_of(quantizer)
+    kind = ir.DataType.from_numpy(zero.dtype)
+    signed = kind.is_signed()
+    least = -(1 << (kind.bitwidth - 1)) if signed else 0
+    codes = np.array([least, least + (1 << kind.bitwidth) - 1], np.float64)
+    ends = (codes[:, None] - zero.astype(np.float64).reshape(1, -1)) * scale.astype(np.float64).reshape(1, -1)
+    clip = quantizer.inputs[0].producer() if quantizer.inputs[0] is not None else None
+    if clip is not None and origin(pair_of(quantizer)[0].outputs[0]) is not quantizer.inputs[0]:
+        bounds = [constant(value) for value in clip.inputs[1:3]]
+        return float(np.min(bounds[0])), float(np.max(bounds[1]))  # type: ignore[arg-type]
+    return float(ends[0].min()), float(ends[1].max())
+
+
+def move_floats(graph: ir.Graph) -> None:
+    """Write nodes that move codes on decoded values: Q, Pad, DQ becomes Q, DQ, Pad."""
+    floated: dict[ir.Value, ir.Node] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        producer = None if source is None else source.producer()
+        if node.op_type not in MOVES or source is None or producer is None or node.op_type == "Concat":
+            continue
+        if producer.op_type == "QuantizeLinear":
+            back = ir.node("DequantizeLinear", [source, *producer.inputs[1:]])
+            back.outputs[0].name = f"{node.outputs[0].name}?before"
+            graph.insert_before(node, back)
+            node.replace_input_with(0, back.outputs[0])
+            quantizer = producer
+        elif source in floated:
+            quantizer = floated[source]
+        else:
+            continue
+        if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            node.replace_input_with(2, add_initializer(graph, f"{node.outputs[0].name}?zero", np.array(0, np.float32)))
+        for out in node.outputs:
+            floated[out] = quantizer
+            out.type = ir.TensorType(ir.DataType.FLOAT)
+            for reader in [use.node for use in out.uses() if use.node.op_type == "DequantizeLinear"]:
+                take_over(reader.outputs[0], out)
+                graph.remove(reader, safe=True)

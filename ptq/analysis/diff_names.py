@@ -1,0 +1,111 @@
+"""Which node of the float model a node of the quantized model was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.passes._linear import constant, name_of
+
+ACTIVATIONS = ("Relu", "Clip")
+"""What the limits of a grid can stand for."""
+
+
+@dataclass
+class FloatNodes:
+    """Nodes of the float model by name, as it came and as quantizers prepare it.
+
+    Attributes:
+        models: The prepared model first.
+    """
+
+    models: Sequence[ir.Model]
+    nodes: list[dict[str, ir.Node]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodes = [{name_of(node): node for node in model.graph if node.outputs} for model in self.models]
+
+    def named(self, name: str, op_type: str) -> list[ir.Node]:
+        """Nodes that may have become the one of that name, best first.
+
+        A quantizer that leaves a Relu to the limits of a grid gives its name to the layer in front of it.
+        """
+        found = []
+        for nodes in self.nodes:
+            node = nodes.get(name)
+            if node is not None and node.op_type in ACTIVATIONS and op_type != node.op_type:
+                node = None if node.inputs[0] is None else node.inputs[0].producer()
+            if node is not None and (node.op_type == op_type or {node.op_type, op_type} == {"Add", "Sum"}):
+                found.append(node)
+        return found
+
+    def missing_activation(self, name: str, op_type: str) -> ir.Node | None:
+        """The Relu or Clip of the float model that a value of the quantized model, made by `op_type`, has lost."""
+        for nodes in self.nodes:
+            node = nodes.get(name)
+            if node is None:
+                continue
+            if node.op_type in ACTIVATIONS:
+                return node if op_type not in (*ACTIVATIONS, "Max") else None
+            readers = consumers(node.outputs[0])
+            if len(readers) == 1 and readers[0].op_type in ACTIVATIONS:
+                return readers[0]
+        return None
+
+    def numbers(self, node: ir.Node) -> list[NDArray[Any]]:
+        """Constant inputs of a node; an empty array for the others."""
+        arrays = [constant(value) for value in node.inputs]
+        return [np.zeros(0, np.float32) if array is None else array for array in arrays]
+
+    def table(self, name: str) -> NDArray[Any] | None:
+        """The embedding table that a Gather of that name picks rows of."""
+        for nodes in self.nodes:
+            node = nodes.get(name)
+            if node is not None and node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
+                array = constant(node.inputs[0])
+                if array is not None and array.dtype == np.float32 and array.ndim == 2:
+                    return array
+        return None
+
+
+def pair_of(quantizer: ir.Node) -> list[ir.Node]:
+    """The DequantizeLinear nodes behind a QuantizeLinear that nothing else reads."""
+    if quantizer.op_type != "QuantizeLinear" or quantizer.domain:
+        return []
+    readers = [use.node for use in quantizer.outputs[0].uses()]
+    return readers if all(reader.op_type == "DequantizeLinear" for reader in readers) else []
+
+
+def origin(value: ir.Value) -> ir.Value:
+    """What a value was before it was rounded; the Clip that short words need belongs to the rounding."""
+    back = value.producer()
+    quantizer = None if back is None or back.op_type != "DequantizeLinear" else back.inputs[0].producer()  # type: ignore[union-attr]
+    if quantizer is None or not pair_of(quantizer) or quantizer.inputs[0] is None:
+        return value
+    source = quantizer.inputs[0]
+    clip = source.producer()
+    return clip.inputs[0] or source if clip is not None and is_limit(clip) else source
+
+
+def is_limit(node: ir.Node) -> bool:
+    """Whether a node is the Clip that short words need in front of a QuantizeLinear to bytes."""
+    return node.op_type == "Clip" and str(node.outputs[0].name).endswith("_clipped")
+
+
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """Who reads a value, rounded or not."""
+    found: dict[ir.Node, None] = {}
+    for use in value.uses():
+        inner = [use.node]
+        if is_limit(use.node):
+            inner = [each.node for each in use.node.outputs[0].uses()]
+        for node in inner:
+            backs = pair_of(node)
+            for reader in [each.node for back in backs for each in back.outputs[0].uses()] if backs else [node]:
+                found[reader] = None
+    return list(found)

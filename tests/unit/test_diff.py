@@ -1,0 +1,214 @@
+"""`ptq diff`: a planted fault is in first place, restored models are the float model, errors say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner, Result
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+import ptq
+from ptq import api
+from ptq.analysis.diff import Diff
+from ptq.calibration.observers import Dynamic, Percentile
+from ptq.cli import main
+from ptq.recipe import Weights
+from tests.builders import attention, conv_net, feeds, model_from_text, random
+from tests.planted import change, clipped, fork, scaled, wrong_scale
+
+SEEDS = range(10)
+
+
+def data(seed: int, count: int = 4) -> list[dict[str, Any]]:
+    return feeds(count, 3, 16, 16, seed=seed + 50)
+
+
+def quantized(model: ir.Model, seed: int, recipe: ptq.Recipe | None = None) -> ir.Model:
+    return ptq.quantize(model, feeds(16, 3, 16, 16, seed=seed), recipe).delivery.model
+
+
+def first(found: Diff) -> tuple[str, str]:
+    return found.findings[0].kind, found.findings[0].layer
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_wrong_scale_of_one_channel_comes_first(seed: int) -> None:
+    model, layer = fork(seed), "ace"[seed % 3]
+    found = api.diff(model, wrong_scale(quantized(model, seed), layer, seed % 8), data(seed))
+    assert first(found) == ("wrong-weights", layer)
+    assert f"channel {seed % 8} " in found.findings[0].text
+    assert found.findings[0].share > 0.5
+    assert found.layers[0].name == layer
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_wide_channel_under_one_scale_comes_first(seed: int) -> None:
+    model, channel = fork(seed), seed % 8
+    for name, axis, factor in (("w2", 0, 100), ("b2", 0, 100), ("w3", 1, 0.01), ("w4", 1, 0.01)):
+        change(model, name, scaled(channel, factor, axis))
+    recipe = ptq.Recipe(equalize=False)
+    recipe = replace(recipe, weights=replace(recipe.weights, granularity="per-tensor"))
+    found = api.diff(model, quantized(model, seed, recipe), data(seed))
+    assert first(found) == ("wide-channel", "c")
+    assert f"channel {channel} " in found.findings[0].text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_concat_of_unequal_ranges_comes_first_and_its_command_mends_it(seed: int) -> None:
+    model = fork(seed)
+    change(model, "w3", scaled(slice(None), 1 / 50))
+    change(model, "w5", scaled(slice(0, 8), 50))
+    found = api.diff(model, quantized(model, seed), data(seed))
+    assert first(found) == ("uneven-concat", "q")
+    assert found.findings[0].option == "--exclude q --exclude h"
+    mended = api.diff(model, quantized(model, seed, ptq.Recipe(exclude=("q", "h"))), data(seed))
+    assert mended.sqnr_db > found.sqnr_db + 3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_clipped_activation_comes_first(seed: int) -> None:
+    model, value = fork(seed), "rs"[seed % 2]
+    found = api.diff(model, clipped(quantized(model, seed), value), data(seed))
+    assert first(found) == ("clipped", {"r": "a", "s": "c"}[value])
+    assert found.findings[0].option == "--activations minmax"
+    assert found.findings[0].command.endswith("-o QUANT --activations minmax")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_restored_model_is_the_float_model(bits: int) -> None:
+    recipe = ptq.Recipe()
+    recipe = replace(recipe, weights=replace(recipe.weights, bits=bits))
+    model = conv_net()
+    found = api.diff(model, quantized(model, 0, recipe), data(0))
+    assert found.float_sqnr_db is not None
+    assert found.float_sqnr_db > 60
+    assert found.notes == ()
+    assert any(each.kind == "few-bits" and "bits=8" in each.option for each in found.findings) == (bits == 4)
+
+
+FORMS: dict[str, tuple[ptq.Recipe, bool]] = {
+    "static": (ptq.Recipe(), True),
+    "short activations": (ptq.Recipe(activation_bits=5, activations=Percentile(95.0)), True),
+    "weight only": (ptq.Recipe(weight_only=True), True),
+    "blocks": (ptq.Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-16")), True),
+    "dynamic": (ptq.Recipe(activations=Dynamic()), False),
+    "native": (ptq.Recipe(target="native", activations=Dynamic()), False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transformers_in_every_form(form: str) -> None:
+    model, samples = attention(), feeds(16, 6, 16)
+    recipe, switched = FORMS[form]
+    found = api.diff(model, ptq.quantize(model, samples, recipe).delivery.model, samples[:3])
+    assert len(found.layers) > 3
+    assert found.num_samples == 3
+    assert (found.float_sqnr_db is not None) == switched
+    if switched:
+        assert found.float_sqnr_db > found.sqnr_db + 10  # scales that were evened out are estimated from the codes
+    else:
+        assert "without shares" in found.notes[0]
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self._feeds = iter(feeds(8, 3, 16, 16))
+
+    def get_next(self) -> Any:
+        return next(self._feeds, None)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator], ids=lambda form: str(form.name))
+def test_models_of_onnxruntime(form: QuantFormat, tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(conv_net()), tmp_path / "m.onnx")
+    target = tmp_path / "q.onnx"
+    quantize_static(
+        str(tmp_path / "m.onnx"), str(target), Reader(), quant_format=form, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    found = api.diff(tmp_path / "m.onnx", target, data(0))
+    assert len(found.layers) > 4
+    assert all(row.sqnr_db > 10 for row in found.layers)
+    if form is QuantFormat.QDQ:
+        assert found.float_sqnr_db is not None
+        assert found.float_sqnr_db > 60
+        assert found.layers[0].share is not None
+    else:
+        assert found.layers[0].share is None
+        assert "without shares" in found.notes[0]
+
+
+def test_shares_of_parts_that_do_not_interact_add_up() -> None:
+    text = """
+    net (float[N, 8] x) => (float[N, 4] y, float[N, 4] z) {
+        y = Gemm (x, w1)
+        z = Gemm (x, w2)
+    }"""
+    model = model_from_text(text, {"w1": random((8, 4), 1), "w2": random((8, 4), 2)})
+    found = api.diff(model, ptq.quantize(model, feeds(32, 8)).delivery.model, feeds(8, 8))
+    alone = [row.alone for row in found.layers]
+    assert sum(share or 0 for share in alone) == pytest.approx(1, abs=0.3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = fork(0)
+    ir.save(model, tmp_path / "m.onnx")
+    ir.save(quantized(model, 0), tmp_path / "q.onnx")
+    np.savez(tmp_path / "d.npz", x=np.concatenate([feed["x"] for feed in data(0, 20)]))
+    return tmp_path
+
+
+def diff(folder: Path, *arguments: str) -> Result:
+    paths = [str(folder / each) if "." in each else each for each in arguments]
+    return CliRunner().invoke(main, ["diff", *paths, "--data", str(folder / "d.npz")])
+
+
+def test_the_table_and_the_commands(folder: Path) -> None:
+    done = diff(folder, "m.onnx", "q.onnx")
+    assert done.exit_code == 0, done.output
+    for word in ("SQNR dB", "alone", "restored", "worst", "20 samples", "ptq quantize", "--exclude"):
+        assert word in done.stdout
+
+
+def test_json_holds_what_the_help_says(folder: Path) -> None:
+    facts = json.loads(diff(folder, "m.onnx", "q.onnx", "--json", "--samples", "2").stdout)
+    listed = ["sqnr_db", "cosine", "num_samples", "num_shared", "float_sqnr_db", "findings", "layers", "worst", "notes"]
+    assert sorted(facts) == sorted(listed)
+    assert sorted(facts["layers"][0]) == sorted(["name", "op_type", "sqnr_db", "cosine", "alone", "restored", "share"])
+    assert sorted(facts["findings"][0]) == sorted(
+        ["kind", "layer", "share", "alone", "restored", "text", "option", "command"]
+    )
+    assert sorted(facts["worst"][0]) == ["index", "sqnr_db"]
+    assert facts["num_samples"] == 2
+    assert facts["worst"][0]["sqnr_db"] <= facts["worst"][1]["sqnr_db"]
+
+
+def test_quiet_says_nothing(folder: Path) -> None:
+    done = diff(folder, "m.onnx", "q.onnx", "--quiet", "--samples", "1")
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+def test_errors_say_what_is_wrong(folder: Path) -> None:
+    ir.save(
+        model_from_text("net (float[N, 3] u) => (float[N, 3] y) { y = Gemm (u, w) }", {"w": random((3, 3))}),
+        folder / "o.onnx",
+    )
+    cases = {
+        ("q.onnx", "m.onnx"): "swapped",
+        ("q.onnx", "q.onnx"): "already quantized",
+        ("m.onnx", "m.onnx"): "not quantized",
+        ("o.onnx", "q.onnx"): "inputs",
+    }
+    for arguments, word in cases.items():
+        done = diff(folder, *arguments)
+        assert done.exit_code == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert word in done.stderr
