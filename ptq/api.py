@@ -16,7 +16,7 @@ from ptq.analysis.bench import bench as bench_models
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.diff import Diff, Pair
 from ptq.analysis.diff import diff as diff_models
-from ptq.analysis.diff_causes import Names
+from ptq.analysis.diff.causes import Names
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.engine import HERE, Engine

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.analysis.diff_names import origin, pair_of
+from ptq.analysis.diff.names import origin, pair_of
 from ptq.modelfile import run, session_of
 from ptq.passes._graph import add_initializer
 from ptq.passes._guards import take_over

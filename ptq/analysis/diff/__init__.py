@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from ptq.analysis.compare import pair_outputs
-from ptq.analysis.diff_board import Site, Switchboard
-from ptq.analysis.diff_causes import Finding, Names, explain, share_of, speed_findings
-from ptq.analysis.diff_kinds import exposed_codes, integer_operators, require_pair, shared_values
-from ptq.analysis.diff_measure import Feed, Measured, Outputs, Panel, Tally, keys_of, look, measure, parts_of, settle
-from ptq.analysis.diff_names import FloatNodes
-from ptq.analysis.diff_switches import switchboard
-from ptq.analysis.diff_weights import restore
+from ptq.analysis.diff.board import Site, Switchboard
+from ptq.analysis.diff.causes import Finding, Names, explain, share_of, speed_findings
+from ptq.analysis.diff.kinds import exposed_codes, integer_operators, require_pair, shared_values
+from ptq.analysis.diff.measure import Feed, Measured, Outputs, Panel, Tally, keys_of, look, measure, parts_of, settle
+from ptq.analysis.diff.names import FloatNodes
+from ptq.analysis.diff.switches import switchboard
+from ptq.analysis.diff.weights import restore
 from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.calibration.reader import Sample
 from ptq.modelfile import ModelSource, load_model, naming, run, runnable_source, session_of

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ptq.analysis.diff_causes import Names
-from ptq.analysis.diff_names import ACTIVATIONS, consumers
+from ptq.analysis.diff.causes import Names
+from ptq.analysis.diff.names import ACTIVATIONS, consumers
 from ptq.core.errors import InputError
 from ptq.modelfile import input_specs
 from ptq.passes._linear import name_of

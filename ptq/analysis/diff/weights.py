@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.analysis.diff_board import Parameter, Switchboard
-from ptq.analysis.diff_names import FloatNodes
+from ptq.analysis.diff.board import Parameter, Switchboard
+from ptq.analysis.diff.names import FloatNodes
 from ptq.analysis.metrics import sqnr_db
 from ptq.passes._linear import constant
 from ptq.target import LINEAR_OPS

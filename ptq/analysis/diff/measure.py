@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
-from ptq.analysis.diff_board import Site, Switch, Switchboard
-from ptq.analysis.diff_weights import Restored
+from ptq.analysis.diff.board import Site, Switch, Switchboard
+from ptq.analysis.diff.weights import Restored
 from ptq.analysis.metrics import sqnr_db
 from ptq.modelfile import run
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.analysis.diff_board import Site, Switch
-from ptq.analysis.diff_measure import GridSeen, Measured
-from ptq.analysis.diff_weights import Restored
+from ptq.analysis.diff.board import Site, Switch
+from ptq.analysis.diff.measure import GridSeen, Measured
+from ptq.analysis.diff.weights import Restored
 from ptq.analysis.kernels import Kernels
 from ptq.analysis.metrics import sqnr_db
 

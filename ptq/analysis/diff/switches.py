@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.analysis.diff_board import Parameter, Site, Switch, Switchboard
-from ptq.analysis.diff_codes import (
+from ptq.analysis.diff.board import Parameter, Site, Switch, Switchboard
+from ptq.analysis.diff.codes import (
     MOVES,
     at_limits,
     constants,
@@ -26,7 +26,7 @@ from ptq.analysis.diff_codes import (
     picked_rows,
     same_grid,
 )
-from ptq.analysis.diff_names import FloatNodes, consumers, origin, pair_of
+from ptq.analysis.diff.names import FloatNodes, consumers, origin, pair_of
 from ptq.passes._graph import add_initializer
 from ptq.passes._linear import constant
 from ptq.target import LINEAR_OPS
