@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import bench, export, quantize, validate
+    from ptq.api import bench, export, quantize, report, validate
     from ptq.pipeline import Result
     from ptq.recipe import Goals, Recipe
 
-__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "export", "quantize", "validate"]
+__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "export", "quantize", "report", "validate"]
 
 _HOMES = {
     "bench": "ptq.api",
     "export": "ptq.api",
     "quantize": "ptq.api",
+    "report": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.pipeline",
     "Goals": "ptq.recipe",

@@ -12,13 +12,16 @@ import numpy as np
 
 from ptq.analysis.bench import Bench, Setting, profile
 from ptq.analysis.bench import bench as bench_models
+from ptq.analysis.card_file import contents, read_bench, read_card
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.latency import Latency, measure_latency
+from ptq.analysis.page import page, require_extra
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.core.errors import InputError, RecipeError
+from ptq.delivery import deliver_file, require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
@@ -39,6 +42,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     progress: Progress = lambda _step: None,
     workspace: Path | None = None,
     engine: Engine = HERE,
+    profiled: bool = False,
 ) -> Result:
     """Quantize a float model.
 
@@ -54,6 +58,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         progress: Called with the name of each step.
         workspace: Folder from which an interrupted run on a model too large for memory goes on.
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
+        profiled: Also measure which operators the time of both models goes to, for `report`.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -74,7 +79,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         else open_data(evaluation, specs, limit=EVALUATION_SAMPLES, images=images, skip_bad=recipe.skip_bad_samples)
     )
     with naming(model):
-        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine), progress)
+        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, profiled), progress)
 
 
 def bench(
@@ -112,6 +117,33 @@ def bench(
     if library is not None:
         setting = replace(setting, custom_ops=(*setting.custom_ops, library))
     return bench_models(paths, feed, setting), tuple(profile(path, feed, setting) for path in paths)
+
+
+CARD, BENCH, PAGE = ".card.json", ".bench.json", ".report.html"
+
+
+def report(card: str | Path, output: str | Path | None = None) -> Path:
+    """Write the page of a card, and of the measurements if they lie beside it.
+
+    Args:
+        card: Path of a .card.json.
+        output: Where the page goes; default: beside the card, as .report.html.
+
+    Returns:
+        Where it went.
+
+    Raises:
+        PtqError: The card or its measurements are none, the page cannot be written, or a package is missing.
+    """
+    require_extra()
+    source = Path(card)
+    facts, stem = read_card(contents(source), str(source)), source.name.removesuffix(CARD)
+    measured = source.with_name(stem + BENCH)
+    bench = read_bench(contents(measured), str(measured)) if measured.exists() else None
+    place = source.with_name(stem + PAGE) if output is None else Path(output)
+    require_writable(place, [source, measured], ("",))
+    deliver_file(place, page(facts, bench))
+    return place
 
 
 def export(

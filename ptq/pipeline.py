@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from ptq.analysis.compare import Metric
 from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
-from ptq.analysis.verify import Verification, verify
+from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import CalibrationStatistics, Wanted, collect
 from ptq.calibration.engine import Engine, Threads
@@ -32,6 +32,7 @@ from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.plan import QuantPlan
+from ptq.core.spread import Spread
 from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
@@ -39,6 +40,7 @@ from ptq.layerwise import (
     Settings,
     channel_axes,
     fragile_layers,
+    grid_spreads,
     settings_of,
     split_branches,
     spread,
@@ -129,6 +131,7 @@ class Job:
         workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
             None for a temporary one.
         engine: Where the calibration set is run.
+        profiled: Also measure which operators the time of both models goes to.
     """
 
     source: ModelSource
@@ -139,6 +142,7 @@ class Job:
     metric: tuple[str, Metric] | None = None
     workspace: Path | None = None
     engine: Engine = field(default_factory=Threads)
+    profiled: bool = False
 
 
 def run(job: Job, progress: Progress = lambda _step: None) -> Result:
@@ -207,7 +211,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         *uneven_concats(prepared, placement, statistics.histograms),
     )
     equalized = bool(evened) or balanced.evened_out
-    outcome = Outcome(model, delivery, placement, rows, notes, proof, _data_facts(job, split, proof), equalized)
+    facts, spreads = _data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)
+    outcome = Outcome(model, delivery, placement, rows, notes, proof, facts, equalized, spreads)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops)
 
 
@@ -224,6 +229,7 @@ class Outcome:
         proof: What was measured.
         data: On which data.
         equalized: Whether widths of channels were evened out.
+        spreads: What was seen on each grid of activations.
     """
 
     model: ir.Model
@@ -234,6 +240,7 @@ class Outcome:
     proof: Verification
     data: DataFacts
     equalized: bool = False
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
 
 
 def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
@@ -251,6 +258,7 @@ def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
         layers=outcome.rows,
         left_float=outcome.placement.left_float,
         num_grids=len(outcome.placement.groups),
+        spreads=outcome.spreads,
         equalized=outcome.equalized,
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=outcome.notes,
@@ -347,9 +355,9 @@ def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> 
     library = native_path() if target_named(job.recipe.target).native else None
     libraries = (*job.custom_ops, *(() if library is None else (library,)))
     with delivery.as_file() as path:
-        return verify(
-            runnable_source(job.source, model), path, samples, split.first, custom_ops=libraries, metric=job.metric
-        )
+        source = runnable_source(job.source, model)
+        proof = verify(source, path, samples, split.first, custom_ops=libraries, metric=job.metric)
+        return with_operators(proof, source, path, split.first, libraries) if job.profiled else proof
 
 
 def peak_rss_mb() -> float:

@@ -13,6 +13,7 @@ from ptq.cli.export import export
 from ptq.cli.inspect import inspect
 from ptq.cli.methods import methods
 from ptq.cli.quantize import quantize
+from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
 
@@ -23,5 +24,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, inspect, bench, export, methods):
+for _verb in (quantize, validate, report, inspect, bench, export, methods):
     main.add_command(_verb)
