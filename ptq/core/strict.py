@@ -21,6 +21,7 @@ def strict_converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
     converter.register_structure_hook(float, _number)
     for kind in (int, str, bool):
         converter.register_structure_hook(kind, _exactly(kind))
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _texts)
     return converter
 
 
@@ -40,6 +41,12 @@ def _number(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"expected a number, found {value!r:.80}")
     return float(value)
+
+
+def _texts(value: Any, _: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):  # a text is a row of texts too
+        raise TypeError(f"expected a list of texts, found {value!r:.80}")
+    return tuple(value)
 
 
 def _exactly(kind: type) -> Any:

@@ -53,17 +53,19 @@ def _drawn(edges: list[float], kinds: dict[str, list[float]], limits: tuple[floa
     from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import StepPatch
+    from matplotlib.transforms import Affine2D
 
     with style.context(["default", {"svg.hashsalt": "ptq", "svg.fonttype": "none", "path.simplify": False}]):
-        figure = Figure(figsize=(3.2, 0.8))
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.2, 1))
+        figure = Figure(figsize=(3.2, 0.8), frameon=False)  # without axes, which cost ten times the rest
+        place = Affine2D.from_values(0.98, 0, 0, 0.83, 0.01, 0.17) + figure.transFigure
         for colour, heights in kinds.items():
             if any(heights):
-                axes.stairs(heights, edges, fill=True, facecolor=colour, linewidth=0, clip_on=False)
+                figure.add_artist(StepPatch(heights, edges, facecolor=colour, fill=True, linewidth=0, transform=place))
         low, high = limits
-        axes.plot([low, low, high, high], [-0.04, -0.15, -0.15, -0.04], color=RANGE, linewidth=1, clip_on=False)
+        foot = [-0.04, -0.15, -0.15, -0.04]
+        figure.add_artist(Line2D([low, low, high, high], foot, color=RANGE, linewidth=1, transform=place))
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(written, metadata=nothing)
@@ -74,7 +76,6 @@ def _inline(text: str) -> str:
     """What belongs into a page: its own style sheet, ids and size would meet those of others."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>.*?</defs>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="patch_1">.*?</g>', "", text, flags=re.DOTALL)  # the white sheet
     text = re.sub(r' (?:id|width|height|version|xmlns:xlink|clip-path)="[^"]*"', "", text)
     text = re.sub(r"(\d\.\d)\d+", r"\1", text)
     text = re.sub(r"\s+", " ", text).replace("> <", "><")

@@ -16,11 +16,7 @@ from ptq.layerwise import NO_ERROR_DB
 from ptq.recipe import recipe_to, recipe_toml
 from ptq.solve import LayerRow
 
-MOST_LAYERS, MOST_FIGURES, MOST_LINES = 500, 200, 200
-FIRST = 12
-"""Histograms of a kind that show at once; the others open with a click."""
-
-MOST_OPERATORS = 12
+MOST_LAYERS, MOST_FIGURES, MOST_LINES, MOST_OPERATORS = 500, 100, 200, 12
 
 
 @dataclass(frozen=True)
