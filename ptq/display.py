@@ -53,7 +53,7 @@ class Display:
         with self._err.status("reading") as status:
             yield lambda step: status.update(STEPS.get(step, step))
 
-    def result(self, report: QuantReport, output: Path) -> None:
+    def result(self, report: QuantReport, output: Path, page: Path | None = None) -> None:
         """The end of a run: figures, findings, verdict."""
         data, kernels, latency = report.data, report.proof.kernels, report.proof.latency
         kind = "held-out samples" if data.held_out else "samples it was calibrated on"
@@ -90,11 +90,8 @@ class Display:
         else:
             row("latency", f"{latency.value_ms:.3f} ms ({where}; float was too large to be timed)")
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
-        self.verdict(
-            report.verdict,
-            f"{output}, card in {output.name}.card.md",
-            f"no model at {output}; see {output.name}.card.md",
-        )
+        beside = f"{output.name}.card.md" + (f", report in {page}" if page else "")
+        self.verdict(report.verdict, f"{output}, card in {beside}", f"no model at {output}; see {beside}")
 
     def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
         """Findings, then the one line that counts. Missed goals show even when quiet."""

@@ -73,7 +73,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     with ending(0 if passed else GOAL_MISSED):
         if given["as_json"]:
             click.echo(json.dumps({**report.card(), "bench": report.bench()}, sort_keys=True))
-        display.result(report, output)
+        display.result(report, output, given["page"])
 
 
 def _require_writable(model: Path, output: Path, given: Mapping[str, Any]) -> None:
