@@ -162,6 +162,14 @@ def test_the_recipe_of_the_page_makes_the_same_model(made: Path, card: dict[str,
     assert (tmp_path / "q.onnx").read_bytes() == (made / "q.onnx").read_bytes()
 
 
+def test_the_markdown_has_the_same_recipe_and_shares(made: Path, card: dict[str, Any]) -> None:
+    text = (made / "q.onnx.card.md").read_text()
+    recipe = recipe_from(tomllib.loads(text.split("```toml\n")[1].split("```")[0]), "markdown")
+    assert recipe == replace(recipe_from(card["recipe"], "card"), target=card["quantization"]["target"])
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{card['layers'][0]['name']}` "))
+    assert f"| {card['spreads']['activations'][card['layers'][0]['grid']]['clipped']:.2%} |" in row
+
+
 def test_a_recipe_comes_back_from_toml() -> None:
     rules = (LayerRule("x", method=Gptq(), bits=8), LayerRule("y", skip=True))
     recipe = Recipe(
