@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import bench, calibrate, export, merge, quantize, validate
+    from ptq.api import bench, calibrate, export, merge, quantize, report, validate
     from ptq.pipeline import Result
     from ptq.recipe import Goals, Recipe
 
-__all__ = ["Goals", "PtqError", "Recipe", "Result", "bench", "calibrate", "export", "merge", "quantize", "validate"]
+__all__ = [
+    "Goals", "PtqError", "Recipe", "Result", "bench", "calibrate", "export", "merge", "quantize", "report", "validate",
+]  # fmt: skip
 
 _HOMES = {
     "bench": "ptq.api",
@@ -25,6 +27,7 @@ _HOMES = {
     "export": "ptq.api",
     "merge": "ptq.api",
     "quantize": "ptq.api",
+    "report": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.pipeline",
     "Goals": "ptq.recipe",

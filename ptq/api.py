@@ -13,11 +13,13 @@ import numpy as np
 
 from ptq.analysis.bench import Bench, Setting, profile
 from ptq.analysis.bench import bench as bench_models
+from ptq.analysis.card_file import contents, read_bench, read_card
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.diff import Diff, Pair
 from ptq.analysis.diff import diff as diff_models
 from ptq.analysis.diff.causes import Names
 from ptq.analysis.latency import Latency, measure_latency
+from ptq.analysis.page import page, require_extra
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
 from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.images import ImageOptions
@@ -25,7 +27,9 @@ from ptq.calibration.ledger import Ledger, Shard
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.calibration.record import CalibrationRecord
 from ptq.core.errors import InputError, RecipeError
+from ptq.delivery import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
+from ptq.files import write_whole
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
 from ptq.pipeline import Job, Progress, Result, run_calibration
@@ -48,6 +52,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     workspace: Path | None = None,
     engine: Engine = HERE,
     calibration: str | Path | None = None,
+    profiled: bool = False,
 ) -> Result:
     """Quantize a float model.
 
@@ -65,6 +70,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         workspace: Folder from which an interrupted run goes on. Its content may be lost any time.
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
         calibration: Statistics of the whole of `data`, made by `calibrate` with the same model and recipe.
+        profiled: Also measure which operators the time of both models goes to, for `report`.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -80,7 +86,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if calibration is not None:
         ledger = Ledger(known=CalibrationRecord.load(calibration), source=str(calibration))
     with naming(model):
-        return tune(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger), progress)
+        return tune(
+            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger, profiled), progress
+        )
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option
@@ -202,6 +210,33 @@ def bench(
     if library is not None:
         setting = replace(setting, custom_ops=(*setting.custom_ops, library))
     return bench_models(paths, feed, setting), tuple(profile(path, feed, setting) for path in paths)
+
+
+CARD, BENCH, PAGE = ".card.json", ".bench.json", ".report.html"
+
+
+def report(card: str | Path, output: str | Path | None = None) -> Path:
+    """Write the page of a card, and of the measurements if they lie beside it.
+
+    Args:
+        card: Path of a .card.json.
+        output: Where the page goes; default: beside the card, as .report.html.
+
+    Returns:
+        Where it went.
+
+    Raises:
+        PtqError: The card or its measurements are none, the page cannot be written, or a package is missing.
+    """
+    require_extra()
+    source = Path(card)
+    facts, stem = read_card(contents(source), str(source)), source.name.removesuffix(CARD)
+    measured = source.with_name(stem + BENCH)
+    bench = read_bench(contents(measured), str(measured)) if measured.exists() else None
+    place = source.with_name(stem + PAGE) if output is None else Path(output)
+    require_writable(place, [source, measured], ("",))
+    write_whole(place, page(facts, bench))
+    return place
 
 
 def export(

@@ -250,24 +250,39 @@ def alone_in(folder: Path) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def require_writable(output: Path, inputs: Sequence[Path]) -> None:
+def require_writable(output: Path, inputs: Sequence[Path], suffixes: Sequence[str] = PRODUCTS) -> None:
     """Find out before the work starts whether the result can be written.
 
     Args:
         output: Where the model goes; its card, measurements and weights go beside it.
         inputs: Files and folders of files that must not be overwritten.
+        suffixes: What is written, as suffixes of the path.
 
     Raises:
         InputError: One of the paths is a folder, a device or pipe, or an input, or cannot be written.
     """
     try:
-        _require_writable(output, inputs)
+        _require_writable(output, inputs, suffixes)
     except OSError as error:
         raise InputError(f"cannot write {str(output)[:300]}: {error.strerror}") from error
 
 
-def _require_writable(output: Path, inputs: Sequence[Path]) -> None:
-    for path in (output.with_name(output.name + suffix) for suffix in PRODUCTS) if output.name else (output,):
+def require_apart(output: Path, other: Path) -> None:
+    """Refuse a second output that the first would overwrite, or be overwritten by.
+
+    Args:
+        output: Where the model goes.
+        other: Where the second output goes.
+
+    Raises:
+        InputError: They meet.
+    """
+    if other.resolve() in {output.with_name(output.name + suffix).resolve() for suffix in PRODUCTS if output.name}:
+        raise InputError(f"cannot write {other}: the quantized model goes there with its cards; choose another path")
+
+
+def _require_writable(output: Path, inputs: Sequence[Path], suffixes: Sequence[str]) -> None:
+    for path in (output.with_name(output.name + suffix) for suffix in suffixes) if output.name else (output,):
         if not _is_there(path):
             continue
         if path.is_dir():

@@ -65,7 +65,7 @@ class Display:
         """One line."""
         self._out.print(escape(text))
 
-    def result(self, report: QuantReport, output: Path) -> None:
+    def result(self, report: QuantReport, output: Path, page: Path | None = None) -> None:
         """The end of a run: figures, findings, verdict."""
         data, kernels, latency = report.data, report.proof.kernels, report.proof.latency
         kind = "held-out samples" if data.held_out else "samples it was calibrated on"
@@ -104,11 +104,8 @@ class Display:
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
         for plan in report.plans:
             row("tried", f"{plan.name}: {plan.milliseconds:.3f} ms")
-        self.verdict(
-            report.verdict,
-            f"{output}, card in {output.name}.card.md",
-            f"no model at {output}; see {output.name}.card.md",
-        )
+        beside = f"{output.name}.card.md" + (f", report in {page}" if page else "")
+        self.verdict(report.verdict, f"{output}, card in {beside}", f"no model at {output}; see {beside}")
 
     def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
         """Findings, then the one line that counts. Missed goals show even when quiet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,24 +38,6 @@ def read_regular_file(path: Path, limit: int, what: str, remedy: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read it: {error.strerror}") from error
-
-
-def require_apart(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to overwrite what is read, before the work starts.
-
-    Raises:
-        InputError: The output is one of the inputs, a folder or a device, or in no folder.
-    """
-    try:
-        if output.exists() and not output.is_file():
-            raise InputError(f"cannot write {output}: expected a regular file, found a folder or a device")
-        if not output.parent.is_dir():
-            raise InputError(f"cannot write {output}: no such folder {output.parent}; create it first")
-        for path in inputs:
-            if output.exists() and path.exists() and output.samefile(path):
-                raise InputError(f"cannot write {output}: it is also the input {path}; choose another output path")
-    except OSError as error:
-        raise InputError(f"cannot write {str(output)[:300]}: {error.strerror}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

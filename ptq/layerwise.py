@@ -12,8 +12,10 @@ from ptq.calibration.observers import Auto, MinMax, Observer
 from ptq.calibration.record import CalibrationStatistics
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
+from ptq.core.plan import QuantPlan
 from ptq.core.problem import Needs
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.core.spread import Spread, spread_of_values
 from ptq.core.statistics import Histogram
 from ptq.passes._linear import LinearLayer
 from ptq.passes.placement import Placement
@@ -97,10 +99,12 @@ class Grids:
     Attributes:
         of_value: Value name -> grid.
         sqnr_db: Value name -> what its group keeps on that grid, dB.
+        group: Value name -> first value of its group.
     """
 
     of_value: Mapping[str, QuantParams]
     sqnr_db: Mapping[str, float]
+    group: Mapping[str, str]
 
 
 def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], settings: Settings) -> Grids:
@@ -117,7 +121,26 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     grids = [choose_qparams(o.choose_range(h, s), s) for o, h, s in zip(observers, groups, specs, strict=True)]
     noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
     index = {name: i for i, members in enumerate(placement.groups) for name in members}
-    return Grids({name: grids[i] for name, i in index.items()}, {name: noise[i] for name, i in index.items()})
+    return Grids(
+        {name: grids[i] for name, i in index.items()},
+        {name: noise[i] for name, i in index.items()},
+        {name: placement.groups[i][0] for name, i in index.items()},
+    )
+
+
+def grid_spreads(placement: Placement, histograms: Mapping[str, Histogram], plan: QuantPlan) -> dict[str, Spread]:
+    """What was seen on each grid of activations, by the first value of its group.
+
+    Args:
+        placement: The groups.
+        histograms: Of `placement.sources`.
+        plan: Holds their grids.
+    """
+    spreads = {}
+    for members, histogram in zip(placement.groups, _merge_groups(placement, histograms), strict=True):
+        grid = plan.activations[members[0]]
+        spreads[members[0]] = spread_of_values(histogram, grid, _activation_sqnr_db(histogram, grid))
+    return spreads
 
 
 def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from ptq.analysis.compare import Metric
 from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
 from ptq.analysis.verdict import judge
-from ptq.analysis.verify import Verification, verify
+from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import Wanted, collect
 from ptq.calibration.engine import Engine, Threads
@@ -37,6 +37,7 @@ from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.plan import QuantPlan
+from ptq.core.spread import Spread
 from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
@@ -44,6 +45,7 @@ from ptq.layerwise import (
     Settings,
     channel_axes,
     fragile_layers,
+    grid_spreads,
     settings_of,
     split_branches,
     spread,
@@ -136,6 +138,7 @@ class Job:
             None for a temporary one.
         engine: Where the calibration set is run.
         ledger: Which parts of it were run before.
+        profiled: Also measure which operators the time of both models goes to.
     """
 
     source: ModelSource
@@ -147,6 +150,7 @@ class Job:
     workspace: Path | None = None
     engine: Engine = field(default_factory=Threads)
     ledger: Ledger = field(default_factory=Ledger)
+    profiled: bool = False
 
 
 def run(job: Job, progress: Progress = lambda _step: None) -> Result:
@@ -193,8 +197,8 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         *_native_note(delivery.model),
         *uneven_concats(prepared, placement, statistics.histograms),
     )
-    data = _data_facts(job, split, proof)
-    outcome = Outcome(model, delivery, placement, rows, notes, proof, data, ready.equalized)
+    data, spreads = _data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)
+    outcome = Outcome(model, delivery, placement, rows, notes, proof, data, ready.equalized, spreads)
     workspace = None if job.workspace is None else Workspace(job.workspace)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
@@ -290,6 +294,7 @@ class Outcome:
         proof: What was measured.
         data: On which data.
         equalized: Whether widths of channels were evened out.
+        spreads: What was seen on each grid of activations.
     """
 
     model: ir.Model
@@ -300,6 +305,7 @@ class Outcome:
     proof: Verification
     data: DataFacts
     equalized: bool = False
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
 
 
 def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
@@ -317,6 +323,7 @@ def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
         layers=outcome.rows,
         left_float=outcome.placement.left_float,
         num_grids=len(outcome.placement.groups),
+        spreads=outcome.spreads,
         equalized=outcome.equalized,
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=outcome.notes,
@@ -436,7 +443,9 @@ def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> 
     libraries = (*job.custom_ops, *(() if library is None else (library,)))
     timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
     with delivery.as_file() as path:
-        return verify(runnable_source(job.source, model), path, samples, timed, custom_ops=libraries, metric=job.metric)
+        source = runnable_source(job.source, model)
+        proof = verify(source, path, samples, timed, custom_ops=libraries, metric=job.metric)
+        return with_operators(proof, source, path, timed, libraries) if job.profiled else proof
 
 
 def peak_rss_mb() -> float:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import stat
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import cattrs
 from cattrs.errors import ClassValidationError
-from cattrs.v import format_exception
 
 from ptq.calibration.observers import Auto, Dynamic, Observer
-from ptq.core.errors import PtqError, RecipeError
+from ptq.core.errors import RecipeError
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
+from ptq.core.strict import explained, strict_converter
 from ptq.splitting import Split
 from ptq.target import TARGETS
 from ptq.weights import Rtn, WeightMethod
@@ -299,8 +301,7 @@ def recipe_from(table: dict[str, Any], where: str) -> Recipe:
     try:
         return _converter().structure(table, Recipe)
     except ClassValidationError as error:
-        reasons = "; ".join(cattrs.transform_error(error, path=where, format_exception=_explain))
-        raise RecipeError(" ".join(reasons.split())) from error
+        raise RecipeError(explained(error, where)) from error
 
 
 def recipe_to(recipe: Recipe) -> dict[str, Any]:
@@ -316,6 +317,34 @@ def _without_none(value: Any) -> Any:
     return [_without_none(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def recipe_toml(table: Mapping[str, Any]) -> str:
+    """Nested tables as the TOML that `load_recipe` reads.
+
+    Args:
+        table: From `recipe_to`.
+    """
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not _is_table(value)]
+    for key, value in table.items():
+        tables = value if isinstance(value, list) else [value]
+        for each in tables if value and _is_table(value) else ():
+            lines += ["", f"[{key}]" if each is value else f"[[{key}]]"]
+            lines += [f"{name} = {_toml(own)}" for name, own in each.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _toml(value: Any) -> str:
+    """A value in one line; JSON writes strings, numbers and truths as TOML does, but for one character."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def describe_method(member: type) -> tuple[str, str, str]:
     """Tag, settings with defaults, and first line of the docstring."""
     settings = ", ".join(f"{f.name}={getattr(member(), f.name)!r}" for f in fields(member))
@@ -323,12 +352,9 @@ def describe_method(member: type) -> tuple[str, str, str]:
 
 
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter = strict_converter(forbid_extra_keys=True)
     for union in (Observer, WeightMethod):
         _register_tagged(converter, union)
-    converter.register_structure_hook(float, _number)
-    for kind in (int, str, bool):
-        converter.register_structure_hook(kind, _exactly(kind))
     return converter
 
 
@@ -355,24 +381,3 @@ def _register_tagged(converter: cattrs.Converter, union: Any) -> None:
     converter.register_unstructure_hook(union | None, unstructure)
     for member in known.values():
         converter.register_unstructure_hook(member, unstructure)
-
-
-def _explain(error: BaseException, kind: type | None) -> str:
-    """Our own hooks say best what they expected; the rest is worded by the library."""
-    plain = isinstance(error, PtqError) or type(error) in (ValueError, TypeError, Exception)
-    return str(error) if plain else format_exception(error, kind)
-
-
-def _number(value: Any, _: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, found {value!r}")
-    return float(value)
-
-
-def _exactly(kind: type) -> Any:
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is not kind:
-            raise TypeError(f"expected {kind.__name__}, found {value!r}")
-        return value
-
-    return structure

@@ -22,6 +22,7 @@ from ptq.core.plan import BiasEncoding, QuantPlan
 from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis
+from ptq.core.spread import Spread, spread_of_weight
 from ptq.layerwise import NO_ERROR_DB, Grids, Settings, choose_grids, decibels
 from ptq.linear import InputMeans, LinearArrays, Seen, Solved, solve_layer
 from ptq.passes._graph import initializer_of
@@ -70,6 +71,8 @@ class LayerRow:
         sparsity: Share of codes that are 0.
         accumulator: Largest magnitude that a 32-bit sum of this layer can reach, whatever its input, the bias included;
             0 where nothing is summed in integers.
+        grid: First of the values that share a grid with its input; empty if the input has none.
+        spread: How its weights lie; None if they were never in memory at once.
     """
 
     name: str
@@ -89,6 +92,8 @@ class LayerRow:
     levels: int
     sparsity: float
     accumulator: int
+    grid: str = ""
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,7 @@ class _Job:
         error, signal = solved.weight_error
         codes, spec, output = solved.encoding.codes, solved.encoding.params.spec, solved.output
         extra = solved.encoding.points.extra if isinstance(solved.encoding, SumEncoding) else 0
+        weight_sqnr_db = decibels(signal, error)
         return LayerRow(
             self.layer.name,
             self.layer.op_type,
@@ -267,7 +273,7 @@ class _Job:
             0 if self.layer.name in self.settings.coarse else macs,
             macs if self.layer.name in self.settings.coarse else macs * extra // self.arrays.weight.size,
             macs if self.layer.name in self.settings.coarse else 0,
-            decibels(signal, error),
+            weight_sqnr_db,
             self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
             solved.bias_guarded,
             tag_of(type(self.choice.method)),
@@ -276,6 +282,8 @@ class _Job:
             len(np.unique(codes)),
             float(np.mean(codes == 0)),
             self._accumulator(solved),
+            self.grids.group.get(self.layer.source, ""),
+            spread_of_weight(self.arrays.weight, solved.encoding, weight_sqnr_db),
         )
 
     def _accumulator(self, solved: Solved) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -145,11 +144,13 @@ def batch_of(feed: Mapping[str, NDArray[Any]]) -> int:
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
-def profile(model: Path, feed: Mapping[str, NDArray[Any]], setting: Setting) -> dict[str, tuple[int, float]]:
+def profile(
+    model: str | Path | bytes, feed: Mapping[str, NDArray[Any]], setting: Setting
+) -> dict[str, tuple[int, float]]:
     """Where a model's time goes.
 
     Args:
-        model: Its path.
+        model: Its path, or its bytes.
         feed: The input.
         setting: Libraries and threads.
 
@@ -176,16 +177,19 @@ def read_profile(path: Path) -> dict[str, tuple[int, float]]:
         path: The file that `end_profiling` names.
 
     Returns:
-        Operator -> how many nodes, and their time in milliseconds over all runs; the slowest first.
+        Operator -> how many nodes, and their time in milliseconds over all runs, by the median of each node, as first
+        runs are slow; the slowest first.
     """
     try:
         events = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"onnxruntime could not write its profile to {path.parent}: {error}") from error
-    spent, nodes = Counter[str](), dict[str, set[str]]()
+    durations: dict[tuple[str, str], list[int]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            operator = event["args"]["op_name"]
-            spent[operator] += event["dur"]
-            nodes.setdefault(operator, set()).add(event["name"])
-    return {name: (len(nodes[name]), total / 1e3) for name, total in spent.most_common()}
+            durations.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"])
+    found: dict[str, tuple[int, float]] = {}
+    for (operator, _), spent in durations.items():
+        nodes, total = found.get(operator, (0, 0.0))
+        found[operator] = (nodes + 1, total + float(np.median(spent)) * len(spent) / 1e3)
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))

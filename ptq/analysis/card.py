@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptq.analysis.report import QuantReport
+from ptq.core.spread import Spread
+from ptq.recipe import recipe_toml
 
 
 def card_markdown(report: QuantReport) -> str:
@@ -22,6 +24,7 @@ def card_markdown(report: QuantReport) -> str:
         _quantization(report),
         _kernels(report),
         _layers(report),
+        _again(report),
         _versions(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -123,6 +126,8 @@ def _layers(report: QuantReport) -> str:
             row.method,
             str(row.levels),
             f"{row.sparsity:.0%}",
+            _share(row.spread),
+            _share(report.spreads.get(row.grid)),
             str(row.bias_guarded),
             f"{row.accumulator / 2**31:.1%}" if row.accumulator else "",
         )
@@ -139,12 +144,23 @@ def _layers(report: QuantReport) -> str:
         "method",
         "levels",
         "zeros",
+        "weights clipped",
+        "inputs clipped",
         "guarded biases",
         "of 32 bits at most",
     )
     text = "## Layers\n\n" + _table(head, rows)
     floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")
+
+
+def _share(spread: Spread | None) -> str:
+    return "" if spread is None else f"{spread.clipped:.2%}"
+
+
+def _again(report: QuantReport) -> str:
+    recipe = recipe_toml({**report.recipe, "target": report.target.name})
+    return f"## How to make it again\n\nWith `--recipe` and this file:\n\n```toml\n{recipe}```"
 
 
 def _versions(report: QuantReport) -> str:

@@ -10,18 +10,22 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from ptq.analysis.storage import Kind
 from ptq.analysis.verdict import Verdict
 from ptq.analysis.verify import Verification
+from ptq.core.spread import Spread
 from ptq.runtime.native import native_kernels
 from ptq.solve import LayerRow
 from ptq.target import Target
 
 SCHEMA = "ptq.card/1"
+MOST_SPREADS = 200
+"""Histograms of each kind in a card."""
+
 TOOLS = ("ptq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -93,6 +97,7 @@ class QuantReport:
         layers: A row per quantized linear layer.
         left_float: Layer name -> why it stays in float.
         num_grids: Activation grids that were chosen.
+        spreads: First value on each of them -> what was seen.
         equalized: Whether widths of channels were evened out.
         storage: Bytes of the quantized model by kind.
         notes: What preparation changed.
@@ -101,6 +106,7 @@ class QuantReport:
         seconds: Wall time.
         peak_rss_mb: Largest resident memory of the process, MiB.
         plans: Ways to run the model among which the fastest was looked for.
+        command: How it was asked for on the command line.
     """
 
     float_model: FileFacts
@@ -111,6 +117,7 @@ class QuantReport:
     layers: tuple[LayerRow, ...]
     left_float: Mapping[str, str]
     num_grids: int
+    spreads: Mapping[str, Spread]
     equalized: bool
     storage: Mapping[Kind, int]
     notes: tuple[str, ...]
@@ -119,6 +126,7 @@ class QuantReport:
     seconds: float
     peak_rss_mb: float
     plans: tuple[TimedPlan, ...] = ()
+    command: str = ""
 
     def card(self) -> dict[str, Any]:
         """The reproducible part, ready for JSON."""
@@ -140,7 +148,8 @@ class QuantReport:
             },
             "storage": dict(self.storage),
             "kernels": asdict(self.proof.kernels),
-            "layers": [_rounded(asdict(row)) for row in self.layers],
+            "layers": [_rounded(asdict(replace(row, spread=None))) for row in self.layers],
+            "spreads": self._spreads(),
             "left_float": dict(sorted(self.left_float.items())),
             "notes": list(self.notes),
             "recipe": dict(self.recipe),
@@ -161,6 +170,12 @@ class QuantReport:
                 "threads": 1,
                 "clock": "processor time, p50",
             },
+            "operators": {
+                model: {name: {"nodes": count, "ms": round(spent, 5)} for name, (count, spent) in operators.items()}
+                for model, operators in self.proof.operators.items()
+            },
+            "command": self.command,
+            "quantized_sha256": self.quantized_model.sha256,
             "seconds": round(self.seconds, 2),
             "peak_rss_mb": round(self.peak_rss_mb, 1),
             "host": {
@@ -182,6 +197,16 @@ class QuantReport:
             "executed": round(sum(row.executed_macs for row in self.layers) / total, 6),
             "why": "sums of up to 8 bits become one weight when a session opens; a coarse part beyond is a convolution",
         }
+
+    def _spreads(self) -> dict[str, Any]:
+        """How weights and activations lie; of very many the coarsest."""
+        weights = {row.name: row.spread for row in self.layers if row.spread is not None}
+        kept, omitted = {}, {}
+        for kind, spreads in (("activations", self.spreads), ("weights", weights)):
+            worst = sorted(spreads, key=lambda name: spreads[name].sqnr_db)[:MOST_SPREADS]
+            kept[kind] = {name: _rounded(asdict(spreads[name])) for name in worst}
+            omitted[kind] = len(spreads) - len(worst)
+        return {**kept, "omitted": omitted}
 
     def _confounders(self) -> dict[str, Any]:
         activation = self.target.activation

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ptq.analysis.bench import Setting, profile
 from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.analysis.latency import Latency, measure_latency
@@ -21,11 +22,14 @@ class Verification:
         comparison: Outputs against the float model's.
         kernels: What onnxruntime runs.
         latency: Time against the float model's.
+        operators: Where the time of `float` and `quantized` goes: operator -> nodes and milliseconds; empty if nobody
+            asked.
     """
 
     comparison: Comparison
     kernels: Kernels
     latency: Latency
+    operators: Mapping[str, Mapping[str, tuple[int, float]]] = field(default_factory=dict)
 
 
 def verify(
@@ -60,3 +64,11 @@ def verify(
     except InputError as error:
         raise VerificationError(f"the quantized model failed its check: {error}; please report the model") from error
     return Verification(comparison, kernels, latency)
+
+
+def with_operators(
+    proof: Verification, reference: str | Path | bytes, path: Path, first: Sample, custom_ops: Sequence[str | Path]
+) -> Verification:
+    """The same, and where the time of both models goes; arguments as of `verify`."""
+    models, setting = {"float": reference, "quantized": path}, Setting(tuple(custom_ops))
+    return replace(proof, operators={name: profile(model, first.feed, setting) for name, model in models.items()})

@@ -16,6 +16,7 @@ from ptq.cli.inspect import inspect
 from ptq.cli.merge import merge
 from ptq.cli.methods import methods
 from ptq.cli.quantize import quantize
+from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
 
@@ -26,5 +27,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, diff, inspect, bench, export, calibrate, merge, methods):
+for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods):
     main.add_command(_verb)

@@ -42,13 +42,13 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     """
     from ptq.api import calibrate as run_calibrate
     from ptq.calibration.remote import local_path
+    from ptq.delivery import require_writable
     from ptq.display import Display
-    from ptq.files import require_apart
     from ptq.workspace import Workspace
 
     require_data(given)
     named = (local_path(str(given[name])) for name in ("data", "eval_data", "recipe_path") if given[name])
-    require_apart(output, [model, *(path for path in named if path is not None)])
+    require_writable(output, [model, *(path for path in named if path is not None)], ("",))
     display = Display(quiet=given["quiet"])
     notes = output.with_name(f".{output.name[:80]}.partial") / "calibration.calib"
     with display.steps() as progress:

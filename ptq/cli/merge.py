@@ -17,10 +17,10 @@ from ptq.cli.running import guarded
 def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
     """Put the .calib files RECORDS of all shards together; their order does not matter."""
     from ptq.api import merge as run_merge
+    from ptq.delivery import require_writable
     from ptq.display import Display
-    from ptq.files import require_apart
 
-    require_apart(output, [])
+    require_writable(output, [], ("",))
     whole = run_merge(records)
     whole.save(output)
     Display(quiet=quiet).line(f"{whole.statistics.num_samples} samples in {len(whole.parts)} parts -> {output}")

@@ -104,6 +104,10 @@ GOAL_OPTIONS = options(
     ),
     click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency."),
 )
+REPORT_OPTIONS = options(
+    click.option("--report", "page", type=click.Path(path_type=Path), help="Also write a report (HTML) there."),
+    click.option("--front-matter", is_flag=True, help="Begin the .card.md as Hugging Face's model cards do."),
+)
 SHARED_OPTIONS = options(
     click.option(
         "--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."

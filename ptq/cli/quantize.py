@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from ptq.cli.options import (
     GOAL_OPTIONS,
     IMAGE_OPTIONS,
     RECIPE_OPTIONS,
+    REPORT_OPTIONS,
     SHARED_OPTIONS,
     engine_of,
     images_of,
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     help="Folder of finished runs: unchanged, done at once.",
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of --data that `ptq calibrate` wrote.")
-@options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
+@options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, REPORT_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
     """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
@@ -49,19 +53,24 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     cache, key = _cache(model, output, given)
     entry = None if cache is None else cache.find(key)
     if entry is not None and entry.fits(model.parent):
-        _repeat(entry, output, given)
+        _repeat(entry, model, output, given)
         return
-    from ptq.delivery import deliver, require_writable
+    from ptq.analysis.front_matter import front_matter
+    from ptq.delivery import deliver
     from ptq.display import Display
     from ptq.modelfile import external_files
     from ptq.pipeline import cards_of
 
-    require_writable(output, [model, *_inputs(given), *external_files(model)])
+    _require_writable(output, [model, *_inputs(given), *external_files(model)], given)
     display = Display(quiet=given["quiet"] or given["as_json"])
     with display.steps() as progress:
         result = _run(model, output, given, progress)
-    passed, cards = result.report.verdict.passed, cards_of(result.report, output)
+    report = replace(result.report, command=shlex.join(["ptq", *click.get_current_context().obj]))
+    passed, cards = report.verdict.passed, cards_of(report, output)
+    if given["front_matter"]:
+        cards[".card.md"] = front_matter(report).encode() + cards[".card.md"]
     deliver(output, result.delivery if passed else None, cards)
+    _write_page(given["page"], cards)
     if result.workspace is not None:
         result.workspace.remove()
     if cache is not None and passed and result.delivery.data is not None:
@@ -69,8 +78,33 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         cache.keep(key, {"": result.delivery.data, **cards}, beside)
     with ending(0 if passed else GOAL_MISSED):
         if given["as_json"]:
-            click.echo(json.dumps({**result.report.card(), "bench": result.report.bench()}, sort_keys=True))
-        display.result(result.report, output)
+            click.echo(json.dumps({**report.card(), "bench": report.bench()}, sort_keys=True))
+        display.result(report, output, given["page"])
+
+
+def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:
+    """Find out before the work starts that nothing given is overwritten, and all that was asked for can be written."""
+    from ptq.delivery import require_apart, require_writable
+
+    require_writable(output, inputs)
+    if given["page"] is not None:
+        from ptq.analysis.page import require_extra
+
+        require_extra()
+        require_apart(output, given["page"])
+        require_writable(given["page"], inputs, ("",))
+
+
+def _write_page(place: Path | None, cards: Mapping[str, bytes]) -> None:
+    """The page that `ptq report` would make of the cards, if one is asked for."""
+    if place is None:
+        return
+    from ptq.analysis.card_file import read_bench, read_card
+    from ptq.analysis.page import page
+    from ptq.files import write_whole
+
+    card, bench = read_card(cards[".card.json"], "the card"), read_bench(cards[".bench.json"], "its measurements")
+    write_whole(place, page(card, bench))
 
 
 def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -> Result:
@@ -88,6 +122,7 @@ def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -
         workspace=output.with_name(f".{output.name[:80]}.partial"),  # an interrupted run goes on from here
         engine=engine_of(given),
         calibration=given["calibration"],
+        profiled=given["page"] is not None,
     )
 
 
@@ -115,21 +150,24 @@ def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | No
     cache = Cache(given["cache"])
     cache.make()
     nothing = ("cache", "as_json", "quiet", "engine", "address", "workers")  # these change nothing about the result
-    settings = {name: value for name, value in given.items() if name not in nothing} | {"output": output.name}
+    settings = {name: value for name, value in given.items() if name not in nothing}
+    settings |= {"output": output.name, "page": given["page"] is not None}
     return cache, cache.key(settings, [model, *_inputs(given)])
 
 
-def _repeat(entry: Entry, output: Path, given: dict[str, Any]) -> None:
+def _repeat(entry: Entry, model: Path, output: Path, given: dict[str, Any]) -> None:
     """Deliver what an earlier run on the same things has made."""
     if entry.is_at(output):
         for suffix in entry.products:  # build tools compare times
             output.with_name(output.name + suffix).touch()
     else:
-        from ptq.delivery import deliver, require_writable
+        from ptq.delivery import deliver
 
-        require_writable(output, _inputs(given))
-        cards = {suffix: contents for suffix, contents in entry.products.items() if suffix}
-        deliver(output, entry, cards)
+        _require_writable(output, [model, *_inputs(given)], {**given, "page": None})
+        deliver(output, entry, {suffix: contents for suffix, contents in entry.products.items() if suffix})
+    if given["page"] is not None:
+        _require_writable(output, [model, *_inputs(given)], given)
+        _write_page(given["page"], entry.products)
     with ending(0):
         if given["as_json"]:
             card, bench = (json.loads(entry.products[suffix]) for suffix in (".card.json", ".bench.json"))

@@ -34,7 +34,8 @@ class OneLineErrors(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and word what click refuses."""
         try:
-            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+            words = list(args[0] if args and args[0] is not None else kwargs.get("args") or sys.argv[1:])
+            result = super().main(*args, **{**kwargs, "standalone_mode": False, "obj": words})
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ptq"
             _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")

@@ -89,6 +89,20 @@ def test_web_in_node_and_browser(exported: Any) -> None:
     assert screenshot.stat().st_size > 10_000
 
 
+def test_report_in_a_browser(tmp_path: Path) -> None:
+    _, calibration, evaluation = load()
+    calibration.save(tmp_path / "calibration.npz")
+    evaluation.save(tmp_path / "evaluation.npz")
+    command = ["quantize", MODEL, "--data", tmp_path / "calibration.npz", "--eval-data", tmp_path / "evaluation.npz"]
+    run(sys.executable, "-m", "ptq", *command, "-o", tmp_path / "q.onnx", "--report", tmp_path / "q.html")
+    shutil.copyfile(HERE / "report.mjs", FOLDER / "report.mjs")
+    found = json.loads(run("node", FOLDER / "report.mjs", tmp_path / "q.html", FOLDER))
+    down, up = found.pop("sorted")  # the first press turns the order that the page begins with
+    assert found == {"violations": [], "overflow": 0, "requests": [], "errors": []}
+    assert down == sorted(down)[::-1] == up[::-1]
+    assert len(up) == 7
+
+
 def test_arm64(exported: Any, tmp_path: Path) -> None:
     folder, python = exported("arm64"), (HERE / "arm64_python.sh", FOLDER / "arm64")
     library = folder / "_ptqops.so"

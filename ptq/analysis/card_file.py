@@ -1,0 +1,277 @@
+"""Cards and measurements read back from their files: what somebody else may have written, or broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cattrs.errors import BaseValidationError
+
+from ptq.analysis.compare import Accuracy
+from ptq.analysis.kernels import Kernels
+from ptq.analysis.metrics import OutputMetrics
+from ptq.analysis.report import SCHEMA, DataFacts, FileFacts
+from ptq.analysis.verdict import Finding
+from ptq.core.errors import InputError
+from ptq.core.spread import Spread
+from ptq.core.strict import explained, strict_converter
+from ptq.recipe import Recipe, recipe_from
+from ptq.solve import LayerRow
+
+MAX_BYTES = 64 * 2**20
+"""Of a card: 100,000 layers."""
+
+LARGEST = 2**63
+"""Integers stay below it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict of a run.
+
+    Attributes:
+        passed: Whether every goal was met.
+        findings: Missed goals and warnings.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How close the outputs are.
+
+    Attributes:
+        outputs: A row per output.
+        labelled: Figures on labelled data.
+    """
+
+    outputs: tuple[OutputMetrics, ...]
+    labelled: tuple[Accuracy, ...]
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """For what was quantized.
+
+    Attributes:
+        target: Name of the deployment target.
+        why: What it asks for.
+    """
+
+    target: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """How values lie.
+
+    Attributes:
+        activations: First value on each grid -> what was seen.
+        weights: Layer -> its weights.
+        omitted: How many of each kind a card leaves out.
+    """
+
+    activations: Mapping[str, Spread]
+    weights: Mapping[str, Spread]
+    omitted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card as `QuantReport.card` writes it; keys that are not used here are not looked at.
+
+    Attributes:
+        verdict: Whether the goals were met.
+        float_model: What came in.
+        quantized_model: What went out.
+        data: Calibration and verification data.
+        quantization: For what.
+        accuracy: How close the outputs are.
+        storage: Bytes of the quantized model by kind.
+        kernels: What onnxruntime runs.
+        layers: A row per quantized layer.
+        spreads: How weights and activations lie.
+        left_float: Node -> why it stays in float.
+        notes: What preparation changed.
+        recipe: Every decision; read by itself.
+        versions: What it was made with.
+    """
+
+    verdict: Judged
+    float_model: FileFacts
+    quantized_model: FileFacts
+    data: DataFacts
+    quantization: Aimed
+    accuracy: Figures
+    storage: Mapping[str, int]
+    kernels: Kernels
+    layers: tuple[LayerRow, ...]
+    spreads: Spreads
+    left_float: Mapping[str, str]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Latency of both models.
+
+    Attributes:
+        reference_ms: Float model, milliseconds; 0 if too large to be timed.
+        value_ms: Quantized model.
+        ratio: Quantized over float.
+        num_rounds: Interleaved rounds.
+        batch: Leading extent of the first input.
+        threads: Inside one operator.
+    """
+
+    reference_ms: float
+    value_ms: float
+    ratio: float
+    num_rounds: int
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One kind of operator in a profile.
+
+    Attributes:
+        nodes: How many.
+        ms: Milliseconds per inference, all of them.
+    """
+
+    nodes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine of a measurement.
+
+    Attributes:
+        machine: Its architecture.
+        system: Its operating system.
+        cores: How many; None if unknown.
+        native_kernels: Vector unit of the operator library.
+    """
+
+    machine: str
+    system: str
+    cores: int | None
+    native_kernels: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchFile:
+    """Measurements as `QuantReport.bench` writes them.
+
+    Attributes:
+        latency: Of both models.
+        seconds: What the run took.
+        peak_rss_mb: Largest resident memory, MiB.
+        host: Where.
+        findings: Those that rest on a time.
+        operators: `float` and `quantized` -> operator -> its time; empty if it was not measured.
+        command: The command line.
+        quantized_sha256: Hash of the model that was measured.
+    """
+
+    latency: Timed
+    seconds: float
+    peak_rss_mb: float
+    host: Host
+    findings: tuple[Finding, ...] = ()
+    operators: Mapping[str, Mapping[str, Operator]] = field(default_factory=dict)
+    command: str = ""
+    quantized_sha256: str = ""
+
+
+def read_card(data: bytes, where: str) -> Card:
+    """A card from its JSON.
+
+    Args:
+        data: Contents of a .card.json.
+        where: What messages call it.
+
+    Raises:
+        InputError: It is no card, or something in it is missing, of the wrong type or not finite.
+        RecipeError: Its recipe is not one.
+    """
+    table = _table(data, where)
+    if table.get("schema") != SCHEMA:
+        found = table.get("schema", "none")
+        raise InputError(f"{where}: no card of this version: its schema is {found!r:.80}, expected {SCHEMA!r}")
+    recipe = table.pop("recipe", None)
+    if not isinstance(recipe, dict):
+        raise InputError(f"{where}: the card has no recipe; expected a table")
+    known = recipe_from(recipe, f"{where}: recipe")
+    converter = strict_converter(forbid_extra_keys=False)
+    converter.register_structure_hook(Recipe, lambda value, _: value)
+    try:
+        return converter.structure({**table, "recipe": known}, Card)
+    except BaseValidationError as error:
+        raise InputError(explained(error, where)) from error
+
+
+def read_bench(data: bytes, where: str) -> BenchFile:
+    """Measurements from their JSON.
+
+    Args:
+        data: Contents of a .bench.json.
+        where: What messages call it.
+
+    Raises:
+        InputError: They are none.
+    """
+    try:
+        return strict_converter(forbid_extra_keys=False).structure(_table(data, where), BenchFile)
+    except BaseValidationError as error:
+        raise InputError(explained(error, where)) from error
+
+
+def contents(path: Path) -> bytes:
+    """Of a card or its measurements.
+
+    Raises:
+        InputError: It cannot be read, or is too large.
+    """
+    try:
+        entry = path.stat()
+        if not stat.S_ISREG(entry.st_mode) or entry.st_size > MAX_BYTES:
+            raise InputError(f"{path}: cannot read it: expected a regular file of at most {MAX_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def _table(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        table = json.loads(data.decode(), parse_float=_finite, parse_int=_small, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON with finite numbers: {error!s:.200}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: no card: expected a table, found {type(table).__name__}")
+    return table
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
+
+
+def _small(text: str) -> int:
+    return int(text) if len(text) < 30 and abs(int(text)) < LARGEST else _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"found {text[:40]}")

@@ -1,0 +1,173 @@
+"""What the page shows, taken from a card and its measurements, and never more of it than a page holds."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from ptq.analysis.card_file import BenchFile, Card, Operator
+from ptq.analysis.page.figures import histogram
+from ptq.analysis.verdict import Finding, count_goals
+from ptq.core.spread import Spread
+from ptq.layerwise import NO_ERROR_DB
+from ptq.recipe import recipe_to, recipe_toml
+from ptq.solve import LayerRow
+
+MOST_LAYERS, MOST_FIGURES, MOST_LINES, MOST_OPERATORS = 500, 100, 200, 12
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """A layer in the table.
+
+    Attributes:
+        row: As the card has it.
+        error_db: Signal to error at its output, dB: as measured, or of weight and input together.
+        clipped_weights: Share of its weights beyond its codes; None if the card does not say.
+        clipped_inputs: Likewise of its input.
+    """
+
+    row: LayerRow
+    error_db: float
+    clipped_weights: float | None
+    clipped_inputs: float | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A histogram with its name.
+
+    Attributes:
+        name: Layer or value.
+        spread: The figures.
+        svg: The picture; empty where there is nothing to draw.
+    """
+
+    name: str
+    spread: Spread
+    svg: str
+
+
+@dataclass(frozen=True)
+class OperatorLine:
+    """An operator in a profile.
+
+    Attributes:
+        name: What onnxruntime calls it.
+        spent: Nodes and milliseconds.
+        width: Share of the slower model's time.
+    """
+
+    name: str
+    spent: Operator
+    width: float
+
+
+class View:
+    """A card and its measurements as the page reads them.
+
+    Args:
+        card: What happened.
+        bench: What was measured; left out if it belongs to another model.
+    """
+
+    def __init__(self, card: Card, bench: BenchFile | None) -> None:
+        self.is_stale = bench is not None and bench.quantized_sha256 != card.quantized_model.sha256
+        self.card, self.bench = card, None if self.is_stale else bench
+
+    @property
+    def verdict(self) -> str:
+        """The one line that counts."""
+        goals = count_goals(self.card.recipe.goals)
+        if not self.card.verdict.passed:
+            return "Goal missed: no model was delivered"
+        return f"Every goal met ({goals} of {goals})" if goals else "The model runs; no goal was set"
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What to know, missed goals first, those that rest on a time included."""
+        measured = self.bench.findings if self.bench else ()
+        every = sorted([*self.card.verdict.findings, *measured], key=lambda finding: finding.level != "missed")
+        return every[:MOST_LINES]
+
+    @property
+    def layers(self) -> list[LayerLine]:
+        """The worst first."""
+        spreads = self.card.spreads
+        lines = [
+            LayerLine(row, _error_db(row), _clipped(spreads.weights, row.name), _clipped(spreads.activations, row.grid))
+            for row in self.card.layers
+        ]
+        return sorted(lines, key=lambda line: line.error_db)[:MOST_LAYERS]
+
+    @property
+    def bits(self) -> str:
+        """Word lengths of the weights."""
+        return ", ".join(str(bits) for bits in sorted({row.num_bits for row in self.card.layers}))
+
+    @property
+    def left_float(self) -> list[tuple[str, list[str]]]:
+        """Reasons with the nodes that they keep in float, the commonest first."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.card.left_float.items():
+            reasons.setdefault(reason, []).append(name)
+        return sorted(reasons.items(), key=lambda item: -len(item[1]))[:MOST_LINES]
+
+    @property
+    def drawings(self) -> list[tuple[str, list[Drawing], int]]:
+        """Both kinds of histograms, the coarsest first, and how many more there are."""
+        spreads = self.card.spreads
+        found = []
+        for kind, some in (("activations", spreads.activations), ("weights", spreads.weights)):
+            worst = sorted(some.items(), key=lambda item: item[1].sqnr_db)[:MOST_FIGURES]
+            drawn = [Drawing(name, spread, histogram(spread)) for name, spread in worst]
+            found.append((kind, drawn, len(some) - len(worst) + spreads.omitted.get(kind, 0)))
+        return found
+
+    @property
+    def profiles(self) -> list[tuple[str, list[OperatorLine], float]]:
+        """Where the time of each model goes, on one scale; empty if it was not measured."""
+        if self.bench is None or not {"float", "quantized"} <= self.bench.operators.keys():
+            return []
+        both = {name: self.bench.operators[name] for name in ("float", "quantized")}
+        totals = {name: sum(each.ms for each in found.values()) for name, found in both.items()}
+        longest = max(*totals.values(), 1e-9)
+        return [(name, list(_lines(found, longest)), totals[name]) for name, found in both.items()]
+
+    @property
+    def recipe(self) -> str:
+        """Every decision as TOML; the target is named even where it was this machine's."""
+        return recipe_toml(recipe_to(replace(self.card.recipe, target=self.card.quantization.target)))
+
+    @property
+    def command(self) -> str:
+        """The command that gives the same bytes."""
+        data = ["--random-data"] if self.card.data.is_random else ["--data", "DATA"]
+        names = self.card.float_model.name, self.card.quantized_model.name
+        return shlex.join(["ptq", "quantize", names[0], *data, "--recipe", "recipe.toml", "-o", names[1] or "OUT"])
+
+
+def _error_db(row: LayerRow) -> float:
+    """As measured; else, since errors of weight and input have little to do with each other, their energies add."""
+    if row.output_sqnr_db is not None:
+        return row.output_sqnr_db
+    both = (row.weight_sqnr_db, row.input_sqnr_db)
+    noise = sum(10 ** (-max(min(each, NO_ERROR_DB), -NO_ERROR_DB) / 10) for each in both if each < NO_ERROR_DB)
+    return -10 * math.log10(noise) if noise > 0 else NO_ERROR_DB
+
+
+def _clipped(spreads: Mapping[str, Spread], name: str) -> float | None:
+    return spreads[name].clipped if name in spreads else None
+
+
+def _lines(found: Mapping[str, Operator], longest: float) -> Iterator[OperatorLine]:
+    ranked = sorted(found.items(), key=lambda item: -item[1].ms)
+    rest = ranked[MOST_OPERATORS:]
+    for name, spent in islice(ranked, MOST_OPERATORS):
+        yield OperatorLine(name, spent, spent.ms / longest)
+    if rest:
+        spent = Operator(sum(each.nodes for _, each in rest), sum(each.ms for _, each in rest))
+        yield OperatorLine(f"{len(rest)} others", spent, spent.ms / longest)

@@ -1,0 +1,21 @@
+"""A page for people from a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ptq.cli.running import guarded
+
+
+@click.command()
+@click.argument("card", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the page goes; default: beside the card.")
+@guarded
+def report(card: Path, output: Path | None) -> None:
+    """Write CARD (.card.json) as one HTML file, with the measurements if .bench.json lies beside it."""
+    from ptq.api import report as write_report
+
+    place = write_report(card, output)
+    click.echo(f"{place.stat().st_size:>12,}  {place}")
