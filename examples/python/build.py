@@ -1,4 +1,4 @@
-"""A build script, `python ../model.py . && python build.py`: bad models end the build, good ones are always the same."""
+"""A build script, `python ../model.py . && python build.py`: a bad model ends it, a good one is always the same."""
 
 from __future__ import annotations
 

@@ -56,9 +56,11 @@ function(ptq_quantize)
     cmake_path(ABSOLUTE_PATH arg_CACHE BASE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}" NORMALIZE)
     list(APPEND command --cache "${arg_CACHE}")
   endif()
-  if(IS_DIRECTORY "${arg_DATA}")  # a folder's time says nothing about the files in it
+  if(IS_DIRECTORY "${arg_DATA}")  # a folder's time says nothing of its files, theirs nothing of those that came or went
     file(GLOB_RECURSE samples CONFIGURE_DEPENDS LIST_DIRECTORIES false "${arg_DATA}/*")
-    list(APPEND arg_DEPENDS ${samples})
+    set(list "${CMAKE_CURRENT_BINARY_DIR}/${arg_TARGET}.samples")
+    file(CONFIGURE OUTPUT "${list}" CONTENT "${samples}" @ONLY)
+    list(APPEND arg_DEPENDS ${samples} "${list}")
   else()
     list(APPEND arg_DEPENDS "${arg_DATA}")
   endif()

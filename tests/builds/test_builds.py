@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -123,6 +125,12 @@ def test_cmake_function(inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(inputs, folder, dirs_exist_ok=True)
     shutil.copyfile(folder / "model.onnx", folder / "v1.2.onnx")
     shutil.copyfile(folder / "calib.npz", folder / "more data" / "calib.npz")
+    (folder / "my photos").mkdir()
+    with np.load(folder / "calib.npz") as data:
+        for i, image in enumerate(data["image"][:17, 0]):
+            pixels = ((image + 1) * 100).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "my photos" / f"image {i}.png")
+    late = (folder / "my photos" / "image 16.png").rename(folder / "late.png")
     start = f'cmake_minimum_required(VERSION 3.20)\nproject(p NONE)\ninclude("{ROOT}/ptq/cmake/ptq.cmake")\n'
     lists = folder / "CMakeLists.txt"
 
@@ -136,8 +144,9 @@ def test_cmake_function(inputs: Path, tmp_path: Path) -> None:
 
     configure("""
         ptq_quantize(TARGET one MODEL v1.2.onnx DATA calib.npz CACHE kept)
-        ptq_quantize(TARGET two MODEL model.onnx DATA calib.npz CACHE kept OUTPUT "sub folder/two.onnx"
-          OPTIONS --eval-data "${CMAKE_CURRENT_SOURCE_DIR}/more data/calib.npz" --exclude "re:no such|node_linear$" --bits 7
+        ptq_quantize(TARGET two MODEL model.onnx DATA "my photos" CACHE kept OUTPUT "sub folder/two.onnx"
+          OPTIONS --channels gray --exclude "re:no such|node_linear$" --eval-data
+            "${CMAKE_CURRENT_SOURCE_DIR}/more data/calib.npz"
           DEPENDS "more data/calib.npz")
         get_target_property(path two PTQ_OUTPUT)
         file(WRITE "${CMAKE_BINARY_DIR}/path" "${path}")""")
@@ -149,6 +158,9 @@ def test_cmake_function(inputs: Path, tmp_path: Path) -> None:
     text = build()
     assert text.count("Quantizing") == text.count(UNCHANGED) == 1
     assert "no work to do" in build()
+    late.rename(folder / "my photos" / "late.png")
+    text = build()
+    assert (text.count("Quantizing"), text.count(UNCHANGED)) == (1, 0)
     assert "DATA is missing" in configure("ptq_quantize(TARGET one MODEL model.onnx)", fail)
     assert "RECIPES" in configure("ptq_quantize(TARGET one MODEL m.onnx DATA d.npz RECIPES r.toml)", fail)
     assert "RECIPE" in configure("ptq_quantize(TARGET one MODEL m.onnx DATA d.npz RECIPE)", fail)
@@ -179,6 +191,14 @@ def test_make(example: Any) -> None:
     (folder / "calib.npz").write_bytes(b"")
     assert len(re.findall("^error: .*calib.npz", fail("make", OUT, cwd=folder), re.MULTILINE)) == 1
     assert not (folder / OUT).exists()
+
+
+def holds(condition: str, values: dict[str, str]) -> bool:
+    """Whether a step of an action is to be run."""
+    found = re.fullmatch(r"inputs\.(\w+) ([!=]=) '(.*)'", condition)
+    assert found, condition
+    name, operator, text = found.groups()
+    return (values[name] == text) == (operator == "==")
 
 
 def github(folder: Path, given: dict[str, str]) -> tuple[int, str, dict[str, str], str]:

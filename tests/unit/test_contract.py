@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptq.cli import main
+from ptq.cli.running import GOAL_MISSED, INTERRUPTED, TERMINATED, USER_ERROR
 from tests.builders import conv_net, feeds
 
 SECTION = (Path(__file__).parents[2] / "README.md").read_text().partition("## In a build")[2].partition("\n## ")[0]
@@ -56,8 +57,17 @@ def test_after_an_error_stdout_is_empty(verb: str, folder: Path) -> None:
 
 
 def test_every_exit_code_is_documented() -> None:
-    codes = re.findall(r"^\| ([\d, ]+) \|", SECTION, re.MULTILINE)
-    from ptq.cli import running
+    rows = re.findall(r"^\| ([\d, ]+) \|", SECTION, re.MULTILINE)
+    assert [int(code) for row in rows for code in row.split(",")] == [
+        0,
+        GOAL_MISSED,
+        USER_ERROR,
+        INTERRUPTED,
+        TERMINATED,
+    ]
 
-    expected = {0, running.GOAL_MISSED, running.USER_ERROR, running.INTERRUPTED, running.TERMINATED}
-    assert {int(code) for row in codes for code in row.split(",")} == expected
+
+def test_cmake_is_told_where_to_look() -> None:
+    done = CliRunner().invoke(main, ["--cmakedir"])
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 1)
+    assert (Path(done.stdout.strip()) / "ptq.cmake").is_file()
