@@ -36,6 +36,11 @@ def digest_with(digest: Any, feed: Mapping[str, NDArray[Any]]) -> None:
         digest.update(array.tobytes())
 
 
+def repeated(feed: Mapping[str, NDArray[Any]], size: int) -> Mapping[str, NDArray[Any]]:
+    """A batch of one sample several times over."""
+    return {name: np.concatenate([array] * size) if array.ndim and size > 1 else array for name, array in feed.items()}
+
+
 @dataclass(frozen=True)
 class Row:
     """How rows of an array with a leading sample axis become feeds of one input.

@@ -120,7 +120,7 @@ def _rewrite_conv(graph: ir.Graph, node: ir.Node) -> bool:
     if conv is None:
         return False
     inputs = [conv.x.inputs[1], conv.x.inputs[2], conv.w.inputs[0], conv.w.inputs[1], *conv.grids, conv.b.inputs[0]]
-    _replace(graph, conv, conv.end, ir.node(CONV, [None, *inputs], conv.attributes, domain=DOMAIN, name=""))
+    _replace(graph, conv, conv.end, ir.node(CONV, [None, *inputs], conv.attributes, domain=DOMAIN, name=node.name))
     remove_between(graph, node, conv.end)
     return True
 
@@ -142,7 +142,7 @@ def _rewrite_sum(graph: ir.Graph, add: ir.Node) -> bool:
     inputs = [*fine_in, *last.inputs[1:3], fine.b.inputs[0], coarse.w.inputs[0], coarse.w.inputs[1], coarse.b.inputs[0]]
     inputs += [*fine.grids, *coarse.grids]
     attributes = {**fine.attributes, "center_pads": coarse.attributes["pads"]}
-    _replace(graph, fine, last, ir.node(CENTER, [None, *inputs], attributes, domain=DOMAIN, name=""))
+    _replace(graph, fine, last, ir.node(CENTER, [None, *inputs], attributes, domain=DOMAIN, name=fine.node.name))
     remove_between(graph, add, last)
     for conv, end in zip(found, ends, strict=True):
         if conv is not None and end is not None:

@@ -25,9 +25,10 @@ from ptq.core.errors import InputError, RecipeError
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
-from ptq.pipeline import Job, Progress, Result, run, run_calibration
+from ptq.pipeline import Job, Progress, Result, run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
+from ptq.tuning import tune
 
 
 def quantize(  # noqa: PLR0913 - the front door names every option
@@ -67,12 +68,14 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
+    if recipe.optimize != "accuracy" and (hasattr(data, "__next__") or hasattr(data, "get_next")):
+        raise RecipeError("optimize: the data is needed more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
     ledger = Ledger(notes=None if workspace is None else workspace / NOTES)
     if calibration is not None:
         ledger = Ledger(known=CalibrationRecord.load(calibration), source=str(calibration))
     with naming(model):
-        return run(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger), progress)
+        return tune(Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger), progress)
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option

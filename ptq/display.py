@@ -22,6 +22,7 @@ from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 
 STEPS = {
+    "measure": "timing layers in float and as integers",
     "prepare": "preparing the float graph",
     "equalize": "evening out channels",
     "calibrate": "running the calibration set",
@@ -95,6 +96,8 @@ class Display:
         else:
             row("latency", f"{latency.value_ms:.3f} ms ({where}; float was too large to be timed)")
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
+        for plan in report.plans:
+            row("tried", f"{plan.name}: {plan.milliseconds:.3f} ms")
         self.verdict(
             report.verdict,
             f"{output}, card in {output.name}.card.md",

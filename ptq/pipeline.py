@@ -31,6 +31,7 @@ from ptq.calibration.engine import Engine, Threads
 from ptq.calibration.ledger import Ledger
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
+from ptq.calibration.sample import repeated
 from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
@@ -431,10 +432,9 @@ def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> 
     samples: Sequence[Sample] | DataReader = split.verification if job.evaluation is None else job.evaluation
     library = native_path() if target_named(job.recipe.target).native else None
     libraries = (*job.custom_ops, *(() if library is None else (library,)))
+    timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
     with delivery.as_file() as path:
-        return verify(
-            runnable_source(job.source, model), path, samples, split.first, custom_ops=libraries, metric=job.metric
-        )
+        return verify(runnable_source(job.source, model), path, samples, timed, custom_ops=libraries, metric=job.metric)
 
 
 def peak_rss_mb() -> float:

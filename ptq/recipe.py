@@ -29,7 +29,9 @@ MAX_BYTES = 2**20
 """Of a recipe file."""
 
 
+Optimize = Literal["accuracy", "latency"]
 MOST_SAMPLES = 10**12
+MOST_BATCH = 65536
 
 
 def _or_8(bits: int | None) -> int:
@@ -135,6 +137,8 @@ class Recipe:
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
             cross-layer equalisation of convolutions, smoothing and outlier channels of products.
+        optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
+        latency_batch: Samples at once that latency is measured for.
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
@@ -151,6 +155,8 @@ class Recipe:
     activation_bits: int = 8
     weight_only: bool = False
     equalize: bool = True
+    optimize: Optimize = "accuracy"
+    latency_batch: int = 1
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512
@@ -190,6 +196,8 @@ class Recipe:
         self._check_dynamic()
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise RecipeError(f"samples is {self.samples}; expected 1 to {MOST_SAMPLES}")
+        if not 1 <= self.latency_batch <= MOST_BATCH:
+            raise RecipeError(f"latency_batch is {self.latency_batch}; expected 1 to {MOST_BATCH}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}; expected at least 0")
         if not math.isfinite(self.min_input_sqnr_db):

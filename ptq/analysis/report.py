@@ -66,6 +66,21 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class TimedPlan:
+    """A way to run the model that was tried.
+
+    Attributes:
+        name: What it is.
+        num_float: Layers that could run on integers, and do not.
+        milliseconds: Processor time of one inference, median; all plans in turns.
+    """
+
+    name: str
+    num_float: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class QuantReport:
     """What happened in a run.
 
@@ -85,6 +100,7 @@ class QuantReport:
         verdict: Goals and warnings.
         seconds: Wall time.
         peak_rss_mb: Largest resident memory of the process, MiB.
+        plans: Ways to run the model among which the fastest was looked for.
     """
 
     float_model: FileFacts
@@ -102,6 +118,7 @@ class QuantReport:
     verdict: Verdict
     seconds: float
     peak_rss_mb: float
+    plans: tuple[TimedPlan, ...] = ()
 
     def card(self) -> dict[str, Any]:
         """The reproducible part, ready for JSON."""
@@ -153,6 +170,7 @@ class QuantReport:
                 "native_kernels": native_kernels(),
             },
             "findings": [{"level": f.level, "text": f.text} for f in self.verdict.findings if f.measured],
+            "plans": [_rounded(asdict(plan)) for plan in self.plans],
         }
 
     def extra_macs(self) -> dict[str, Any]:

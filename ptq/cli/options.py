@@ -73,6 +73,12 @@ RECIPE_OPTIONS = options(
         help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity, split or skip.",
     ),
     click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are."),
+    click.option(
+        "--optimize",
+        type=click.Choice(["accuracy", "latency"]),
+        help="latency: leave in float what is faster there on this machine (measured; default accuracy).",
+    ),
+    click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that latency is measured for."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
 )
@@ -144,7 +150,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         own["bias_correction"] = False
     if given["activations"]:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
-    names = ("target", "samples", "seed", "activation_bits")
+    names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch")
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
     if given["weight_only"]:
         plain["weight_only"] = True

@@ -1,0 +1,366 @@
+"""Which layers run on integers, so that the model is as fast as it can be: measured node by node, then end to end.
+
+The float and the all-integer model are profiled. Between a float node and an integer one lies a conversion, so the
+cheapest division of the graph is a minimum cut. What a conversion costs in company is not known exactly; divisions for
+several prices are timed in turns with both whole models, and the fastest of all is taken: never slower than either.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.analysis.bench import Setting, take_turns
+from ptq.analysis.nodes import NodeTime, node_times
+from ptq.analysis.report import TimedPlan
+from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.record import CalibrationStatistics
+from ptq.calibration.sample import repeated
+from ptq.calibration.sequential import Samples
+from ptq.calibration.split import split_samples
+from ptq.calibration.store import ArrayStore
+from ptq.core.errors import InputError, RecipeError
+from ptq.core.mincut import FORBIDDEN, Division
+from ptq.huge import is_huge
+from ptq.layerwise import Settings, channel_axes, settings_of, spread
+from ptq.modelfile import load_model, run, runnable_source, session_of
+from ptq.passes import Placement, place, prepare
+from ptq.passes._linear import name_of
+from ptq.passes.infer_shapes import observe
+from ptq.passes.placement import Selector
+from ptq.pipeline import Job, Progress, left_out_by, lower
+from ptq.recipe import Recipe
+from ptq.runtime.native import native_path
+from ptq.solve import Problem, make_plan
+from ptq.target import INTEGER_OPS, target_named
+from ptq.weights import Rtn
+
+Feed = Mapping[str, NDArray[Any]]
+
+LOOKED_AT = 4
+"""Samples that ranges are taken from while only time is of interest."""
+
+SECONDS = 1.0
+"""Roughly how long a model is profiled, and how long each is timed in turns."""
+
+PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Prices of conversions that divisions are tried for, over the measured one."""
+
+CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput", "Sum"})
+FIXED = 3.0
+"""Microseconds that a conversion takes however little it converts."""
+
+SAME = 0.01
+"""Share of the time below which two plans are equally fast: then the one with more integers is taken."""
+
+MARK = "ptq"
+BLOCKED = "_nchwc"
+"""What follows a value's name in that of the node that makes it, where onnxruntime chose blocks of channels."""
+
+ROUNDS = 2
+FASTER = "faster in float"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came of measuring.
+
+    Attributes:
+        recipe: Makes the fastest model without measuring.
+        plans: What was timed, float first.
+    """
+
+    recipe: Recipe
+    plans: tuple[TimedPlan, ...]
+
+
+def fastest(job: Job, progress: Progress = lambda _step: None) -> Choice:
+    """Find out which layers should be integers on this machine.
+
+    Args:
+        job: Model, data and recipe; a few samples are read from the beginning.
+        progress: Called with the name of each step.
+
+    Returns:
+        The choice. Layers that are faster in float are excluded by name; if nothing is faster than float, the recipe
+        leaves all activations in float.
+
+    Raises:
+        RecipeError: The recipe has no static activations, or the model takes no batch of that size.
+    """
+    if not job.recipe.has_grids:
+        raise RecipeError("optimize: latency chooses between float and static integers; leave out weight-only, dynamic")
+    progress("measure")
+    trial = _Trial.of(job)
+    whole = trial.mixed(frozenset())
+    times = _Times(trial.times(trial.float_form()), trial.times(whole.form))
+    mixes, latest, tried = {whole.key: whole}, whole, {frozenset[str]()}
+    for _ in range(ROUNDS):  # the conversions of a mixed plan tell more of their price than those of the whole one
+        price = trial.price(latest)
+        for factor in PRICES:
+            floats = divide(trial.model, whole.placement, times, trial.sizes, price.times(factor))
+            if floats not in tried and len(floats & whole.layers) < len(whole.layers):
+                latest = trial.mixed(floats)
+                mixes.setdefault(latest.key, latest)
+            tried.add(floats)
+    return trial.choose(list(mixes.values()))
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a conversion between float and codes.
+
+    Attributes:
+        fixed: Microseconds, however little is converted.
+        rate: Microseconds for every number.
+    """
+
+    fixed: float
+    rate: float
+
+    def of(self, size: int) -> float:
+        """Microseconds for so many numbers."""
+        return self.fixed + self.rate * size
+
+    def times(self, factor: float) -> Price:
+        """Another price."""
+        return Price(self.fixed * factor, self.rate * factor)
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Microseconds of nodes by name, both ways."""
+
+    floats: Mapping[str, float]
+    integers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """The model with some nodes left in float."""
+
+    placement: Placement
+    form: bytes
+
+    @property
+    def layers(self) -> frozenset[str]:
+        return frozenset(layer.name for layer in self.placement.layers)
+
+    @property
+    def key(self) -> frozenset[str]:
+        return self.placement.integer_nodes
+
+
+def divide(
+    model: ir.Model, placement: Placement, times: _Times, sizes: Mapping[str, int], price: Price
+) -> frozenset[str]:
+    """Which of the nodes that could run on integers should run in float.
+
+    Args:
+        model: Prepared float model.
+        placement: Everything that can be integers.
+        times: Of its nodes.
+        sizes: Numbers in every value.
+        price: Of conversions.
+
+    Returns:
+        Names of nodes.
+    """
+    problem, able = Division(), placement.integer_nodes
+    for node in model.graph:
+        name = name_of(node)
+        if name in able:
+            problem.cost(name, here=times.integers.get(name, 0.0), there=times.floats.get(name, 0.0))
+            for leader in _leaders(node, placement):
+                problem.apart(name, leader, FORBIDDEN)
+                if _is_absorbed(node, placement):
+                    problem.apart(leader, name, FORBIDDEN)
+    with_grid = _with_grid(placement)
+    for value, readers in (each for each in _values(model) if str(each[0].name) in with_grid):
+        _add_conversions(problem, value, readers, placement, price.of(sizes.get(str(value.name), 0)))
+    return able - {name for name in problem.solve() if isinstance(name, str)}
+
+
+def _add_conversions(
+    problem: Division, value: ir.Value, readers: list[str | None], placement: Placement, cost: float
+) -> None:
+    """A value is converted once for all its readers of the other kind; None among them is one that stays float."""
+    able, producer = [name for name in readers if name in placement.integer_nodes], value.producer()
+    maker = name_of(producer) if producer is not None and str(value.name) in placement.produced else None
+    to_codes, to_float = ("codes", value.name), ("float", value.name)
+    for name in able:
+        problem.apart(name, to_codes, FORBIDDEN)
+    if maker is None or maker not in placement.integer_nodes:
+        problem.cost(to_codes, here=cost, there=0.0)
+        return
+    problem.apart(to_codes, maker, cost)
+    problem.apart(maker, to_float, cost)
+    for name in able:
+        problem.apart(to_float, name, FORBIDDEN)
+    if len(able) < len(readers):
+        problem.cost(to_float, here=FORBIDDEN, there=0.0)
+
+
+def _values(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | None]]]:
+    """Every value with the names of its readers, None for the caller."""
+    for value in (*model.graph.inputs, *(each for node in model.graph for each in node.outputs)):
+        readers: list[str | None] = [name_of(use.node) for use in value.uses()]
+        yield value, readers + ([None] if value.is_graph_output() else [])
+
+
+def _leaders(node: ir.Node, placement: Placement) -> list[str]:
+    """Nodes without whose codes a node that is no linear layer cannot run on integers."""
+    if not node.domain and node.op_type in INTEGER_OPS:
+        return []
+    producers = [value.producer() for value in node.inputs if value is not None]
+    names = [name_of(producer) for producer in producers if producer is not None]
+    return [name for name in names if name in placement.integer_nodes]
+
+
+def _is_absorbed(node: ir.Node, placement: Placement) -> bool:
+    """Whether it disappears into the zero point of the node before it."""
+    source = node.inputs[0] if node.inputs else None
+    return node.op_type in ("Relu", "Clip") and source is not None and str(source.name) not in _with_grid(placement)
+
+
+def _with_grid(placement: Placement) -> set[str]:
+    """Values that are codes where everything is."""
+    return {name for group in placement.groups for name in group}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model that is tried out; what its layers compute does not matter here, only how long they take."""
+
+    job: Job
+    original: ir.Model
+    model: ir.Model
+    feed: Feed
+    statistics: CalibrationStatistics
+    settings: Settings
+    left_out: Selector
+    sizes: Mapping[str, int]
+
+    @staticmethod
+    def of(job: Job) -> _Trial:
+        """Prepare a model, and name its nodes so that they are known again in a profile."""
+        original, split = load_model(job.source), split_samples(job.data, hold_out=False)
+        if is_huge(original):
+            raise RecipeError("optimize: latency is for models that fit into memory")
+        model, _ = prepare(original, split.first.feed, custom_ops=job.custom_ops)
+        left_out, native = left_out_by(model, job), target_named(job.recipe.target).native
+        own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
+        settings = settings_of(replace(job.recipe, weights=own, layers=()), target_named(job.recipe.target), model)
+        placement = place(model, left_out, native=native)
+        wanted = Wanted(tuple(placement.sources), channel_axes(placement))
+        seen = collect(model, split.ahead(LOOKED_AT), wanted, custom_ops=job.custom_ops).statistics
+        for index, node in enumerate(model.graph):
+            node.name = f"{MARK}{index}"
+        names = [str(value.name) for value, _ in _values(model) if value.name]
+        feed = repeated(split.first.feed, job.recipe.latency_batch)
+        try:
+            arrays = observe(model, names, feed, job.custom_ops)
+        except InputError as error:
+            batch = job.recipe.latency_batch
+            raise RecipeError(f"latency_batch is {batch}, which the model does not take: {error}") from error
+        sizes = {name: int(np.size(array)) for name, array in zip(names, arrays, strict=True)}
+        seen = replace(seen, histograms=spread(placement, seen.histograms))
+        return _Trial(job, original, model, feed, seen, settings, left_out, sizes)
+
+    def placed(self, floats: frozenset[str]) -> Placement:
+        """Where integers go with some nodes in float."""
+        native = target_named(self.job.recipe.target).native
+        return place(
+            self.model, lambda node: self.left_out(node) or (FASTER if name_of(node) in floats else None), native=native
+        )
+
+    def mixed(self, floats: frozenset[str]) -> _Mixed:
+        """The model with some nodes in float."""
+        placement, target = self.placed(floats), target_named(self.job.recipe.target)
+        with ArrayStore(0) as store:
+            samples = Samples(store, self.job.custom_ops)
+            plan, _ = make_plan(Problem(self.model, placement, self.statistics, self.settings, samples, self.feed))
+        proto = ir.to_proto(lower(self.model, placement, plan, target))
+        return _Mixed(placement, proto.SerializeToString())
+
+    def float_form(self) -> bytes:
+        """The prepared model in float."""
+        return bytes(ir.to_proto(self.model).SerializeToString())
+
+    def times(self, form: bytes) -> dict[str, float]:
+        """Microseconds of each of our nodes; of several that became one, the one whose name it has."""
+        names = {f"{MARK}{index}": name_of(node) for index, node in enumerate(self.model.graph)}
+        names |= {f"{name}{BLOCKED}": name for name in names.values()}
+        found: dict[str, float] = {}
+        for node in self._profile(form):
+            match = re.match(rf"{MARK}\d+|.*{BLOCKED}", node.name)
+            if match is not None and match.group() in names:
+                name = names[match.group()]
+                found[name] = found.get(name, 0.0) + node.microseconds
+        return found
+
+    def price(self, mixed: _Mixed) -> Price:
+        """What conversions cost in a model."""
+        nodes = [each for each in self._profile(mixed.form) if not each.name.startswith(MARK)]
+        spent = sum(each.microseconds for each in nodes if each.op_type in CONVERSIONS)
+        converted = [self.sizes[name] for name in _converted(self.model, mixed.placement)]
+        rest = max(spent - FIXED * len(converted), 0.1 * spent)
+        return Price(FIXED, rest / max(sum(converted), 1))
+
+    def choose(self, mixes: list[_Mixed]) -> Choice:
+        """Time all in turns, and take the fastest; of those as fast the one with most integers, rather than float."""
+        forms = [runnable_source(self.job.source, self.original), *(mixed.form for mixed in mixes)]
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(session_of(form, custom_ops=self._libraries)) for form in forms]
+            calls = [functools.partial(run, session, dict(self.feed)) for session in sessions]
+            _, processor = take_turns(calls, SECONDS * len(calls))
+        floats, *others = (float(each) * 1e3 for each in np.median(processor, axis=1))
+        counts = [len(mixes[0].layers - mixed.layers) for mixed in mixes]
+        plans = [TimedPlan("float", len(mixes[0].layers), floats)]
+        plans += [TimedPlan(_called(*each), *each) for each in zip(counts, others, strict=True)]
+        recipe, best = replace(self.job.recipe, optimize="accuracy"), min(others)
+        if floats < best * (1 - SAME):
+            return Choice(replace(recipe, weight_only=True), tuple(plans))
+        index = min((i for i, each in enumerate(others) if each <= best * (1 + SAME)), key=lambda i: counts[i])
+        excluded = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
+        return Choice(replace(recipe, exclude=excluded), tuple(plans))
+
+    def _to_exclude(self, whole: _Mixed, chosen: _Mixed) -> list[str]:
+        """The least that has to be excluded: linear layers, and what would still be integers without them."""
+        layers = whole.layers - chosen.layers
+        more = self.placed(layers).integer_nodes - chosen.key
+        return [name_of(node) for node in self.model.graph if name_of(node) in layers | more]
+
+    def _profile(self, form: bytes) -> tuple[NodeTime, ...]:
+        return node_times(form, self.feed, Setting(self._libraries, budget_seconds=SECONDS))
+
+    @property
+    def _libraries(self) -> tuple[str | Path, ...]:
+        library = native_path() if target_named(self.job.recipe.target).native else None
+        return (*self.job.custom_ops, *(() if library is None else (library,)))
+
+
+def _called(num_float: int, _milliseconds: float) -> str:
+    return "all integers" if not num_float else f"{num_float} layers in float"
+
+
+def _converted(model: ir.Model, placement: Placement) -> list[str]:
+    """Values that are converted between float and codes."""
+    names, with_grid = [], _with_grid(placement)
+    for value, readers in _values(model):
+        name, able = str(value.name), sum(reader in placement.integer_nodes for reader in readers)
+        if name in placement.produced and able < len(readers):
+            names.append(name)
+        if name in with_grid and name not in placement.produced and able:
+            names.append(name)
+    return names
