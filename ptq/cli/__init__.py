@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 a goal was missed, 2 the input or the command line is at f
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ptq.cli.bench import bench
@@ -21,8 +23,18 @@ from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
 
 
+def _cmakedir(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """For `execute_process` in a CMakeLists.txt."""
+    if asked:
+        click.echo((Path(__file__).parents[1] / "cmake").as_posix())
+        context.exit()
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ptq")
+@click.option(
+    "--cmakedir", is_flag=True, is_eager=True, expose_value=False, callback=_cmakedir, help="Where ptq.cmake lies."
+)
 def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
