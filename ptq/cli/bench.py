@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 
 
 @click.command()
@@ -33,7 +33,8 @@ def bench(models: tuple[Path, ...], **given: Any) -> None:
         models, given["data"], batch=given["batch"], setting=setting, native=not given["no_native"]
     )
     shown = profiles if given["profile"] else ()
-    if given["as_json"]:
-        click.echo(json.dumps(bench_table(found, shown), sort_keys=True))
-    else:
-        Display(quiet=False).bench(found, shown)
+    with ending(0):
+        if given["as_json"]:
+            click.echo(json.dumps(bench_table(found, shown), sort_keys=True))
+        else:
+            Display(quiet=False).bench(found, shown)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ptq.cli.options import IMAGE_OPTIONS, images_of, options
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 
 
 @click.command()
@@ -36,5 +36,6 @@ def export(model: Path, output: Path, **given: Any) -> None:
         float_model=given["float_model"],
         images=images_of(given),
     )
-    for path in paths:
-        click.echo(f"{path.stat().st_size:>12,}  {path}")
+    with ending(0):
+        for path in paths:
+            click.echo(f"{path.stat().st_size:>12,}  {path}")

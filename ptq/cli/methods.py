@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 
 
 @click.command()
@@ -13,4 +13,5 @@ def methods() -> None:
     """List every observer and weight method with its settings."""
     from ptq.display import Display
 
-    Display(quiet=False).methods()
+    with ending(0):
+        Display(quiet=False).methods()

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ptq.core.errors import PtqError
+from ptq.core.printable import printable
 
 GOAL_MISSED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -93,7 +94,7 @@ def _end(error: BaseException) -> None:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     line = line if len(line) < LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 3 :]}"  # the cause is last
     click.echo(f"error: {line}", err=True)
     sys.exit(USER_ERROR)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ptq.cli.options import GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS, goals_of, images_of, metric_of, options
-from ptq.cli.running import GOAL_MISSED, guarded
+from ptq.cli.running import GOAL_MISSED, ending, guarded
 
 
 @click.command()
@@ -35,7 +34,7 @@ def validate(reference: Path, model: Path, **given: Any) -> None:
         images=images_of(given),
         metric=metric_of(given["metric"]),
     )
-    if given["as_json"]:
-        click.echo(json.dumps(validation_table(validation), sort_keys=True))
-    Display(quiet=given["quiet"] or given["as_json"]).validation(validation)
-    sys.exit(0 if validation.verdict.passed else GOAL_MISSED)
+    with ending(0 if validation.verdict.passed else GOAL_MISSED):
+        if given["as_json"]:
+            click.echo(json.dumps(validation_table(validation), sort_keys=True))
+        Display(quiet=given["quiet"] or given["as_json"]).validation(validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +18,17 @@ from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
+from ptq.core.printable import printable
+from ptq.display.inspection import (
+    LEGEND,
+    MOST_ROWS,
+    operators_of,
+    reasons_of,
+    size_of,
+    summary_of,
+    tree_rows,
+    tree_table,
+)
 from ptq.recipe import describe_method, members
 from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
@@ -28,6 +40,13 @@ STEPS = {
     "lower": "writing integers",
     "verify": "running both models side by side",
 }
+
+
+UNBOUNDED = 10_000
+"""Columns of a pipe."""
+
+INDENT = 14
+"""Columns that say what a line is about."""
 
 
 class Words(Console):
@@ -44,6 +63,8 @@ class Display:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._out = Words(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self._out.is_terminal:
+            self._out.width = UNBOUNDED
         self._err = Console(stderr=True, quiet=quiet, highlight=False)
         self._always = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -81,8 +102,8 @@ class Display:
             row("accuracy", f"{figures} ({output_row.name}, {data.num_verification} {kind})")
         for score in report.proof.comparison.accuracies:
             row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
-        parts = ", ".join(f"{kind} {_size(count)}" for kind, count in report.storage.items())
-        row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%}): {parts}")
+        parts = ", ".join(f"{kind} {size_of(count)}" for kind, count in report.storage.items())
+        row("size", f"{size_of(before)} -> {size_of(after)} ({after / max(before, 1):.0%}): {parts}")
         where = f"one thread, batch {latency.batch}"
         if latency.reference_ms > 0:
             ratio = f"(x{latency.ratio:.2f}, {where})"
@@ -100,13 +121,13 @@ class Display:
         """Findings, then the one line that counts. Missed goals show even when quiet."""
         for finding in verdict.findings:
             console = self._always if finding.level == "missed" and self._quiet else self._out
-            console.print(f"[bold red]{finding.level}[/]: [red]{escape(finding.text)}[/]")
+            console.print(f"[bold red]{finding.level}[/]: [red]{_shown(finding.text)}[/]")
         if verdict.passed:
             goals = f"all {verdict.num_goals} goals met" if verdict.num_goals else "runs; no goal was set"
-            self._out.print(f"[bold green]verdict: {goals}[/] -> {escape(delivered)}")
+            self._out.print(f"[bold green]verdict: {goals}[/] -> {_shown(delivered)}")
         else:
             console = self._always if self._quiet else self._out
-            console.print(f"[bold red]verdict: goal missed[/], {escape(withheld)}")
+            console.print(f"[bold red]verdict: goal missed[/], {_shown(withheld)}")
 
     def validation(self, validation: Validation) -> None:
         """Two models side by side."""
@@ -115,7 +136,7 @@ class Display:
         for row in comparison.outputs:
             agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
             table.add_row(
-                escape(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
+                _shown(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
             )
         self._out.print(table)
         for score in comparison.accuracies:
@@ -129,29 +150,36 @@ class Display:
         """Timings, and where the time goes."""
         table = Table("model", "p50 ms", "p90 ms", "CPU ms", "x first", box=None)
         for row in found.timings:
-            table.add_row(escape(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
+            table.add_row(_shown(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
         self._out.print(table)
         setting = f"batch {found.batch}, {found.num_threads} threads, {found.num_rounds} interleaved rounds"
-        self._out.print(f"{setting}; CPU is processor time, which x first compares; {escape(native_status())}")
+        self._out.print(f"{setting}; CPU is processor time, which x first compares; {_shown(native_status())}")
         for row, operators in zip(found.timings, profiles, strict=False):
             total = max(sum(each for _, each in operators.values()), 1e-9)
-            table = Table(escape(row.name), "nodes", "ms", "share", box=None)
+            table = Table(_shown(row.name), "nodes", "ms", "share", box=None)
             for name, (count, spent) in operators.items():
-                table.add_row(name, str(count), f"{spent:.4f}", f"{spent / total:.0%}")
+                table.add_row(_shown(name), str(count), f"{spent:.4f}", f"{spent / total:.0%}")
             self._out.print(table)
 
-    def inspection(self, facts: dict[str, Any]) -> None:
+    def inspection(self, name: str, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""
+        weights = f"{facts['modules']['parameters']:,} weights in {size_of(facts['file_bytes'])}"
+        self._row("model", f"{name}: {weights}, opset {facts['opset']}, made by {facts['producer']}")
         for key in ("inputs", "outputs"):
             self._row(key, "; ".join(facts[key]))
-        self._row("made by", f"{facts['producer']}, opset {facts['opset']}")
-        self._row("weights", _size(facts["weight_bytes"]))
-        self._row("operators", ", ".join(f"{count} {op}" for op, count in facts["operators"].items()))
+        self._row("operators", operators_of(facts["operators"]))
         for note in facts["preparation"]:
             self._row("", note)
-        self._row("quantizable", f"{len(facts['quantizable'])} layers for {facts['target']} {facts.get('reason', '')}")
-        for name, reason in facts["left_float"].items():
-            self._row("left in float", f"{name}: {reason}")
+        rows = tree_rows(facts)
+        self._out.print()
+        self._out.print(tree_table(rows[:MOST_ROWS], self._out.width if self._out.is_terminal else None))
+        if len(rows) > MOST_ROWS:
+            self._out.print(f"... and {len(rows) - MOST_ROWS} more; --json lists all")
+        self._out.print(f"[dim]{LEGEND}[/]\n")
+        for line in reasons_of(facts["left_float"]):
+            self._row("left in float", line)
+        for key, text in summary_of(facts):
+            self._row(key, text)
 
     def methods(self) -> None:
         """Every family with its members."""
@@ -163,11 +191,14 @@ class Display:
             for member in members(union):
                 tag, settings, summary = describe_method(member)
                 self._out.print(
-                    f"  {tag:<12}{escape(summary)}" + (f" [dim]({escape(settings)})[/]" if settings else "")
+                    f"  {tag:<12}{_shown(summary)}" + (f" [dim]({_shown(settings)})[/]" if settings else "")
                 )
 
     def _row(self, key: str, text: str) -> None:
-        self._out.print(f"[dim]{key:<13}[/]{escape(text)}")
+        width = self._out.width - INDENT
+        lines = textwrap.wrap(text, max(width, INDENT), break_long_words=False) if self._out.is_terminal else [text]
+        for head, line in zip([key, *[""] * len(lines)], lines or [""], strict=False):
+            self._out.print(f"[dim]{head:<{INDENT}}[/]{_shown(line)}")
 
     def _why(self, report: QuantReport) -> str:
         if not report.left_float:
@@ -206,5 +237,6 @@ def bench_table(found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]
     return {"models": rows, **setting, "native": native_status()}
 
 
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
+def _shown(text: str) -> str:
+    """Text of any origin within markup."""
+    return escape(printable(text))
