@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from ptq.cli.helping import Verb
 from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq bench model.onnx model.int8.onnx --batch 32 --profile")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", help="What to run on; default: random numbers.")
+@click.option("--data", type=click.Path(), help="What to run on; default: random numbers.")
 @click.option("--batch", type=click.IntRange(1), default=1, help="Samples at once (default 1).")
 @click.option("--threads", type=click.IntRange(0), default=1, help="Threads inside one operator (default 1).")
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Roughly how long to measure (default 5).")
@@ -23,7 +24,10 @@ from ptq.cli.running import ending, guarded
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @guarded
 def bench(models: tuple[Path, ...], **given: Any) -> None:
-    """Time MODELS side by side: interleaved, medians, the first once more as a control."""
+    """Time MODELS side by side.
+
+    Interleaved, medians, the first once more as a control.
+    """
     from ptq.analysis.bench import Setting
     from ptq.api import bench as run_bench
     from ptq.display import Display, bench_table

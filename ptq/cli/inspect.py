@@ -8,19 +8,27 @@ from typing import Any
 
 import click
 
+from ptq.cli.helping import Verb, propose_targets
 from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq inspect model.onnx --data calib.npz --plot layers.svg")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(), help="Calibration set, of which a few samples show the ranges of inputs.")
-@click.option("--target", help="What it would be quantized for, see `ptq quantize --help`; default: this machine.")
+@click.option(
+    "--target",
+    shell_complete=propose_targets,
+    help="What it would be quantized for, see `ptq quantize --help`; default: this machine.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw MACs and bytes per layer to this SVG file.")
 @click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @guarded
 def inspect(model: Path, **given: Any) -> None:
-    """Say what MODEL is, which of its layers would be quantized, and what that would give and take."""
+    """Say what MODEL is and what it would become.
+
+    Its modules and layers, which of them would be quantized, and what that would give and take.
+    """
     from ptq.display import Display
     from ptq.inspection import inspect_model
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from ptq.cli.helping import Verb
 from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq methods")
 @guarded
 def methods() -> None:
-    """List every observer and weight method with its settings."""
+    """List observers and weight methods."""
     from ptq.display import Display
 
     with ending(0):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ptq.cli.helping import Verb, options
 from ptq.cli.options import (
     DATA_OPTIONS,
     ENGINE_OPTIONS,
@@ -18,20 +19,25 @@ from ptq.cli.options import (
     engine_of,
     images_of,
     metric_of,
-    options,
     recipe_of,
     require_data,
 )
 from ptq.cli.running import GOAL_MISSED, ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq quantize model.onnx --data calib.npz -o model.int8.onnx --min-sqnr-db 30")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the quantized model goes.")
+@options(
+    click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the result goes."),
+    title="Data and result",
+)
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
-    """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
+    """Quantize MODEL and write it to --output.
+
+    Calibrated on --data, checked on samples that were held out, with a card beside it that says what came of it.
+    """
     from ptq.api import quantize as run_quantize
     from ptq.delivery import deliver, require_writable
     from ptq.display import Display

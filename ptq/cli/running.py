@@ -32,6 +32,10 @@ class Terminated(BaseException):
 class OneLineErrors(click.Group):
     """A group whose usage errors look like all other errors: one line, exit code 2."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The most important ones first."""
+        return list(self.commands)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and word what click refuses."""
         try:
