@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ptq.analysis.bench import Bench
 from ptq.analysis.report import QuantReport
@@ -62,7 +62,7 @@ class Display:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._out = Words(quiet=quiet, highlight=False, soft_wrap=True)
+        self._out = Words(quiet=quiet, highlight=False)
         if not self._out.is_terminal:
             self._out.width = UNBOUNDED
         self._err = Console(stderr=True, quiet=quiet, highlight=False)
@@ -132,7 +132,7 @@ class Display:
     def validation(self, validation: Validation) -> None:
         """Two models side by side."""
         comparison, latency = validation.comparison, validation.latency
-        table = Table("output", "SQNR dB", "cosine", "agreement", "largest error", box=None)
+        table = _figures("output", "SQNR dB", "cosine", "agreement", "largest error")
         for row in comparison.outputs:
             agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
             table.add_row(
@@ -148,15 +148,15 @@ class Display:
 
     def bench(self, found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> None:
         """Timings, and where the time goes."""
-        table = Table("model", "p50 ms", "p90 ms", "CPU ms", "x first", box=None)
+        table = _figures("model", "p50 ms", "p90 ms", "CPU ms", "x first")
         for row in found.timings:
             table.add_row(_shown(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
         self._out.print(table)
-        setting = f"batch {found.batch}, {found.num_threads} threads, {found.num_rounds} interleaved rounds"
+        setting = f"batch {found.batch}, {found.num_threads} thread{'s' * (found.num_threads != 1)}, {found.num_rounds} interleaved rounds"
         self._out.print(f"{setting}; CPU is processor time, which x first compares; {_shown(native_status())}")
         for row, operators in zip(found.timings, profiles, strict=False):
             total = max(sum(each for _, each in operators.values()), 1e-9)
-            table = Table(_shown(row.name), "nodes", "ms", "share", box=None)
+            table = _figures(_shown(row.name), "nodes", "ms", "share")
             for name, (count, spent) in operators.items():
                 table.add_row(_shown(name), str(count), f"{spent:.4f}", f"{spent / total:.0%}")
             self._out.print(table)
@@ -190,15 +190,18 @@ class Display:
             self._out.print(f"[bold]{title}[/]")
             for member in members(union):
                 tag, settings, summary = describe_method(member)
-                self._out.print(
-                    f"  {tag:<12}{_shown(summary)}" + (f" [dim]({_shown(settings)})[/]" if settings else "")
-                )
+                self._hang(Text(f"  {tag}"), Text(summary).append(f" ({settings})" if settings else "", "dim"))
 
     def _row(self, key: str, text: str) -> None:
-        width = self._out.width - INDENT
-        lines = textwrap.wrap(text, max(width, INDENT), break_long_words=False) if self._out.is_terminal else [text]
-        for head, line in zip([key, *[""] * len(lines)], lines or [""], strict=False):
-            self._out.print(f"[dim]{head:<{INDENT}}[/]{_shown(line)}")
+        self._hang(Text(key, "dim"), Text(printable(text)))
+
+    def _hang(self, head: Text, text: Text) -> None:
+        """What a line is about, and the line, whose further lines in a terminal stand below its first."""
+        grid = Table.grid()
+        grid.add_column(width=INDENT)
+        grid.add_column(overflow="fold")
+        grid.add_row(head, text)
+        self._out.print(grid)
 
     def _why(self, report: QuantReport) -> str:
         if not report.left_float:
@@ -235,6 +238,14 @@ def bench_table(found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]
         row["operators"] = {name: {"nodes": count, "ms": spent} for name, (count, spent) in operators.items()}
     setting = {"rounds": found.num_rounds, "batch": found.batch, "threads": found.num_threads}
     return {"models": rows, **setting, "native": native_status()}
+
+
+def _figures(first: str, *titles: str) -> Table:
+    """A table of names and what was measured of each."""
+    table = Table(first, box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
 
 
 def _shown(text: str) -> str:
