@@ -46,6 +46,8 @@ class OneLineErrors(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
+        except OSError as error:  # help that cannot be written
+            _end(error)
         sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -147,6 +147,13 @@ def test_hostile_names_cannot_touch_the_terminal(tmp_path: Path) -> None:
     assert printable("Zähler 層/é-1") == "Zähler 層/é-1"
 
 
+def test_a_name_that_the_terminal_has_no_letters_for_is_no_bug(tmp_path: Path) -> None:
+    ir.save(chain(["", ""], ["p", "q"]), tmp_path / "Zähler.onnx")
+    said = CliRunner(charset="ascii").invoke(main, ["inspect", str(tmp_path / "Zähler.onnx")])
+    assert said.exit_code == 0
+    assert "Z\\xe4hler.onnx" in said.output
+
+
 def test_a_picture_is_drawn_and_equal_facts_give_equal_bytes(tmp_path: Path) -> None:
     ir.save(conv_net(), tmp_path / "m.onnx")
     for name in ("a.svg", "b.svg"):
