@@ -50,7 +50,7 @@ class ImageOptions:
     layout: Literal["nchw", "nhwc"] = "nchw"
 
 
-def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callable[[], Iterator[Sample]]:
+def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> tuple[Callable[[], Iterator[Sample]], int]:
     """Find the images of a folder.
 
     Labels are the class subfolders in sorted order, or the columns `file` and `label` of labels.csv. Classes are taken
@@ -89,7 +89,7 @@ def image_folder(folder: Path, spec: InputSpec, options: ImageOptions) -> Callab
             else:
                 yield Sample({spec.name: array}, label)
 
-    return stream
+    return stream, len(files)
 
 
 def _require_image_input(folder: Path, spec: InputSpec, options: ImageOptions) -> None:

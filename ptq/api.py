@@ -19,10 +19,11 @@ from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.core.errors import InputError, RecipeError
+from ptq.core.progress import Progress, counted, silent
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
-from ptq.pipeline import Job, Progress, Result, run
+from ptq.pipeline import Job, Result, run
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
 
@@ -36,7 +37,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Progress = silent,
     workspace: Path | None = None,
     engine: Engine = HERE,
 ) -> Result:
@@ -51,7 +52,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         custom_ops: Libraries with operators that the model needs. Their code runs.
         images: How to read an image folder.
         metric: Name and function of a metric over (outputs, labels), higher is better.
-        progress: Called with the name of each step.
+        progress: Called with the name of each step; a method `advance(done, total)`, if it has one, hears how far.
         workspace: Folder from which an interrupted run on a model too large for memory goes on.
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
 
@@ -193,6 +194,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
+    progress: Progress = silent,
 ) -> Validation:
     """Compare any two ONNX models on data.
 
@@ -205,6 +207,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
         custom_ops: Libraries that the models need.
         images: How to read an image folder.
         metric: Name and function of a user metric.
+        progress: As in `quantize`.
 
     Returns:
         Outputs, latency, and whether the goals were met.
@@ -217,7 +220,9 @@ def validate(  # noqa: PLR0913 - the front door names every option
     forms = (runnable_source(reference, float_model), runnable_source(model, load_model(model)))
     samples = iter(reader)
     first = next(samples)  # an empty reader raises by itself
-    comparison = compare(*forms, itertools.chain([first], samples), custom_ops=custom_ops, metric=metric)
+    progress("verify")
+    seen = counted(itertools.chain([first], samples), reader.num_samples, progress)
+    comparison = compare(*forms, seen, custom_ops=custom_ops, metric=metric)
     latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
     wanted = goals or Goals()
     findings = (*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted))

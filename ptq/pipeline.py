@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.plan import QuantPlan
+from ptq.core.progress import Progress, counted, silent
 from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
@@ -70,8 +71,6 @@ from ptq.workspace import Workspace
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Progress = Callable[[str], None]
 
 MEMORY = 256 * 2**20
 """Bytes of values that wait in memory between two layers; more go to temporary files."""
@@ -141,12 +140,12 @@ class Job:
     engine: Engine = field(default_factory=Threads)
 
 
-def run(job: Job, progress: Progress = lambda _step: None) -> Result:
+def run(job: Job, progress: Progress = silent) -> Result:
     """Quantize a float model.
 
     Args:
         job: Model, data and recipe.
-        progress: Called with the name of each step as it starts.
+        progress: Called with the name of each step as it starts; see `ptq.core.progress`.
 
     Returns:
         The quantized model and the report. A missed goal is no error: see `report.verdict`.
@@ -168,12 +167,12 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         progress("equalize")
         left_out = left_out_by(prepared, job)
         integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
-        prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops)
+        prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops, progress)
     prepared, settings, divided = split_branches(prepared, settings)
     with ArrayStore(MEMORY) as store:
         samples = Samples(store, job.custom_ops)
         progress("calibrate")
-        feeds = split.calibration_feeds()
+        feeds = counted(split.calibration_feeds(), split.expected, progress)
         feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
         balanced = Balanced(prepared)
         if balances(prepared, job):
@@ -185,17 +184,18 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
                 custom_ops=job.custom_ops,
                 terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
             )
-            feeds, prepared = samples.take(keep=settings.walks), balanced.model
+            feeds = counted(samples.take(keep=settings.walks), split.num_calibration, progress)
+            prepared = balanced.model
         placement, statistics = calibrate(balanced, feeds, job, settings)
         progress("solve")
-        plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
+        plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed, progress))
     progress("lower")
     delivery = pack(
         lower(prepared, placement, plan, target, dynamic=job.recipe.is_dynamic),
         {"ptq.float_sha256": source_fingerprint(job.source, model)},
     )
     progress("verify")
-    proof = check(job, model, delivery, split)
+    proof = check(job, model, delivery, split, progress)
     notes += (
         *evened,
         *divided,
@@ -261,7 +261,7 @@ def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
     )
 
 
-def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None) -> Result:
+def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
     """Quantize a model whose weights do not fit into memory several times over, layer by layer.
 
     Args:
@@ -341,14 +341,22 @@ def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target
     return lowered
 
 
-def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> Verification:
+def check(
+    job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit, progress: Progress = silent
+) -> Verification:
     """Run the bytes that will be delivered beside the model that came in."""
     samples: Sequence[Sample] | DataReader = split.verification if job.evaluation is None else job.evaluation
+    total = len(split.verification) if job.evaluation is None else job.evaluation.num_samples
     library = native_path() if target_named(job.recipe.target).native else None
     libraries = (*job.custom_ops, *(() if library is None else (library,)))
     with delivery.as_file() as path:
         return verify(
-            runnable_source(job.source, model), path, samples, split.first, custom_ops=libraries, metric=job.metric
+            runnable_source(job.source, model),
+            path,
+            counted(samples, total, progress),
+            split.first,
+            custom_ops=libraries,
+            metric=job.metric,
         )
 
 

@@ -33,12 +33,14 @@ def bench(models: tuple[Path, ...], **given: Any) -> None:
     from ptq.display import Display, bench_table
 
     setting = Setting(given["custom_ops"], given["threads"], given["seconds"])
-    found, profiles = run_bench(
-        models, given["data"], batch=given["batch"], setting=setting, native=not given["no_native"]
-    )
+    display = Display(quiet=given["as_json"])
+    with display.steps() as progress:
+        progress("bench")
+        found, profiles = run_bench(
+            models, given["data"], batch=given["batch"], setting=setting, native=not given["no_native"]
+        )
     shown = profiles if given["profile"] else ()
     with ending(0):
         if given["as_json"]:
             click.echo(json.dumps(bench_table(found, shown), sort_keys=True))
-        else:
-            Display(quiet=False).bench(found, shown)
+        display.bench(found, shown)

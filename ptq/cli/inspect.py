@@ -36,7 +36,10 @@ def inspect(model: Path, **given: Any) -> None:
         from ptq.inspection.plot import require_plotting
 
         require_plotting(given["plot"], model)
-    facts = inspect_model(model, given["custom_ops"], target=given["target"], data=given["data"])
+    display = Display(quiet=given["as_json"])
+    with display.steps() as progress:
+        progress("inspect")
+        facts = inspect_model(model, given["custom_ops"], target=given["target"], data=given["data"])
     if given["plot"]:
         from ptq.inspection.plot import plot
 
@@ -44,5 +47,4 @@ def inspect(model: Path, **given: Any) -> None:
     with ending(0):
         if given["as_json"]:
             click.echo(json.dumps(facts, sort_keys=True))
-        else:
-            Display(quiet=False).inspection(model.name, facts)
+        display.inspection(model.name, facts)

@@ -28,17 +28,20 @@ def validate(reference: Path, model: Path, **given: Any) -> None:
     from ptq.api import validate as run_validate
     from ptq.display import Display, validation_table
 
-    validation = run_validate(
-        reference,
-        model,
-        given["data"],
-        goals=goals_of(given),
-        limit=given["samples"],
-        custom_ops=given["custom_ops"],
-        images=images_of(given),
-        metric=metric_of(given["metric"]),
-    )
+    display = Display(quiet=given["quiet"] or given["as_json"])
+    with display.steps() as progress:
+        validation = run_validate(
+            reference,
+            model,
+            given["data"],
+            goals=goals_of(given),
+            limit=given["samples"],
+            custom_ops=given["custom_ops"],
+            images=images_of(given),
+            metric=metric_of(given["metric"]),
+            progress=progress,
+        )
     with ending(0 if validation.verdict.passed else GOAL_MISSED):
         if given["as_json"]:
             click.echo(json.dumps(validation_table(validation), sort_keys=True))
-        Display(quiet=given["quiet"] or given["as_json"]).validation(validation)
+        display.validation(validation)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,18 +31,10 @@ from ptq.display.inspection import (
     tree_rows,
     tree_table,
 )
+from ptq.display.progress import Steps
 from ptq.recipe import describe_method, members
 from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
-
-STEPS = {
-    "prepare": "preparing the float graph",
-    "calibrate": "running the calibration set",
-    "solve": "choosing ranges and weights",
-    "lower": "writing integers",
-    "verify": "running both models side by side",
-}
-
 
 UNBOUNDED = 10_000
 """Columns of a pipe."""
@@ -62,6 +56,8 @@ class Display:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names that an old terminal has no letters for are no bugs
+            sys.stdout.reconfigure(errors="backslashreplace")
         self._out = Words(quiet=quiet, highlight=False)
         if not self._out.is_terminal:
             self._out.width = UNBOUNDED
@@ -69,10 +65,10 @@ class Display:
         self._always = Console(stderr=True, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[str], None]]:
-        """Show which step runs."""
+    def steps(self) -> Iterator[Steps]:
+        """Show which step runs and how far it is; in a terminal only."""
         with self._err.status("reading") as status:
-            yield lambda step: status.update(STEPS.get(step, step))
+            yield Steps(lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")))
 
     def result(self, report: QuantReport, output: Path) -> None:
         """The end of a run: figures, findings, verdict."""
@@ -152,7 +148,8 @@ class Display:
         for row in found.timings:
             table.add_row(_shown(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
         self._out.print(table)
-        setting = f"batch {found.batch}, {found.num_threads} thread{'s' * (found.num_threads != 1)}, {found.num_rounds} interleaved rounds"
+        threads = f"{found.num_threads} thread{'s' * (found.num_threads != 1)}"
+        setting = f"batch {found.batch}, {threads}, {found.num_rounds} interleaved rounds"
         self._out.print(f"{setting}; CPU is processor time, which x first compares; {_shown(native_status())}")
         for row, operators in zip(found.timings, profiles, strict=False):
             total = max(sum(each for _, each in operators.values()), 1e-9)

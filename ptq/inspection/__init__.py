@@ -138,7 +138,7 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
         histograms = spread(placement, seen.histograms)
     convs = sum(layer.op_type == "Conv" for layer in placement.layers)
     work = Work(
-        Recipe().samples,
+        Recipe().samples if data is None else reader.num_samples or Recipe().samples,
         sum(sizes.get(name, 0) for name in observed),
         len(observed),
         convs,
