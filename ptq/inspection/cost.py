@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ptq.calibration.split import EVERY, MAX_HELD
 from ptq.modelfile import run, session_of, weight_bytes
 
-START_SECONDS, SECONDS_PER_VALUE, SECONDS_PER_WEIGHT_BYTE = 1.5, 12e-9, 5e-8
-SECONDS_PER_CONV, SECONDS_PER_PRODUCT = 0.13, 0.03
+START_SECONDS, SECONDS_PER_VALUE, SECONDS_PER_WEIGHT_BYTE = 1.5, 7e-9, 5e-8
+SECONDS_PER_CONV, SECONDS_PER_PRODUCT = 0.07, 0.03
 TIMED_RUNS, TIMED_SECONDS = 100, 2.0
 """What the steps were seen to take on five networks from 0.3 to 23 million weights, one core."""
 
