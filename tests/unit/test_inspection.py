@@ -108,6 +108,25 @@ def test_the_size_that_was_estimated_is_the_size_that_comes(build: Any, target: 
     assert estimate == pytest.approx(found, rel=0.05)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_tables_and_recurrent_weights_count_at_the_words_they_get(bits: int) -> None:
+    text = """m (int64[N, 6] i) => (float[N, 6, 24] y) {
+        e = Gather (table, i)
+        s = Transpose <perm = [1, 0, 2]> (e)
+        l = LSTM <hidden_size = 16> (s, wi, wr)
+        q = Squeeze (l, one)
+        t = Transpose <perm = [1, 0, 2]> (q)
+        y = MatMul (t, w)
+    }"""
+    weights = {"table": random((300, 32)), "wi": random((1, 64, 32)), "wr": random((1, 64, 16)), "w": random((16, 24))}
+    model = model_from_text(text, {**weights, "one": np.array([1], np.int64)})
+    facts = inspect_model(model)
+    assert facts["tables"] == ["table"]
+    data = {"i": np.random.default_rng(0).integers(0, 300, (16, 6))}
+    found = ptq.quantize(model, data, Recipe(weights=Weights(bits=bits))).delivery.num_bytes
+    assert facts["estimate"]["file_bytes"][f"int{bits}"] == pytest.approx(found, rel=0.03)
+
+
 def test_what_stays_float_says_why_and_depends_on_the_target(tmp_path: Path) -> None:
     text = "m (float[N, 16, 8, 8] x) => (float[N, 16, 8, 8] y) {\n y = Conv <pads = [1, 1, 1, 1], group = 4> (x, w)\n}"
     model = model_from_text(text, {"w": random((16, 4, 3, 3))})
