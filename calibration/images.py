@@ -52,7 +52,7 @@ class ImageOptions:
 
 def image_folder(
     folder: Path, spec: InputSpec, options: ImageOptions, fetch: Callable[[Path], None] = lambda _path: None
-) -> Callable[[], Iterator[Sample]]:
+) -> tuple[Callable[[], Iterator[Sample]], int]:
     """Find the images of a folder.
 
     Labels are the class subfolders in sorted order, or the columns `file` and `label` of labels.csv. Classes are taken
@@ -93,7 +93,7 @@ def image_folder(
             else:
                 yield Sample({spec.name: array}, label)
 
-    return stream
+    return stream, len(files)
 
 
 def _require_image_input(folder: Path, spec: InputSpec, options: ImageOptions) -> None:

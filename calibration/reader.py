@@ -61,6 +61,11 @@ class DataReader(Protocol):
         ...
 
     @property
+    def num_samples(self) -> int | None:
+        """How many there are at most, unread; None if only reading tells."""
+        ...
+
+    @property
     def skipped(self) -> Sequence[str]:
         """What the last pass left out, and why."""
         ...
@@ -78,6 +83,7 @@ class _Stream:
     start: Callable[[], Iterator[Sample]]
     is_random: bool = False
     skipped: Sequence[str] = ()
+    num_samples: int | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         return self.start()
@@ -116,7 +122,7 @@ def open_data(
         InputError: The source cannot be used; names file, input and sample, expected against found.
     """
     _require_batches(specs)
-    start, description = _open(source, list(specs), images)
+    start, description, count = _open(source, list(specs), images)
 
     skipped: list[str] = []
 
@@ -138,7 +144,7 @@ def open_data(
             fault = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
             raise InputError(f"{description}: no sample in it; expected at least one{fault}")
 
-    return _Stream(description, stream, skipped=skipped)
+    return _Stream(description, stream, skipped=skipped, num_samples=None if count is None else min(count, limit))
 
 
 def _require_batches(specs: Sequence[InputSpec]) -> None:
@@ -176,7 +182,7 @@ def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> Data
         for _ in range(num_samples):
             yield Sample({spec.name: _random(spec, extents[spec.name], generator) for spec in specs})
 
-    return _Stream(f"random data (seed {seed})", stream, is_random=True)
+    return _Stream(f"random data (seed {seed})", stream, is_random=True, num_samples=num_samples)
 
 
 def _extents(specs: Sequence[InputSpec]) -> dict[str, list[int]]:
@@ -204,19 +210,20 @@ def _random(spec: InputSpec, extents: list[int], generator: np.random.Generator)
 
 def _open(
     source: Any, specs: list[InputSpec], images: ImageOptions | None
-) -> tuple[Callable[[], Iterator[Sample]], str]:
+) -> tuple[Callable[[], Iterator[Sample]], str, int | None]:
+    """What starts the stream, what it is, and how many samples it has."""
     if isinstance(source, str | os.PathLike):
         path = local_path(os.fspath(source))
         return _open_url(os.fspath(source), specs, images) if path is None else _open_path(path, specs, images)
     if isinstance(source, np.ndarray):
-        return _arrays({_only(specs, "an array").name: ArrayFile.of(source)}, specs, "array"), "array in memory"
+        return _arrays({_only(specs, "an array").name: ArrayFile.of(source)}, specs, "array", "array in memory")
     if isinstance(source, Mapping):
         arrays = {str(name): ArrayFile.of(_as_array(value, f"data: {name}")) for name, value in source.items()}
-        return _arrays(arrays, specs, "data"), "arrays in memory"
+        return _arrays(arrays, specs, "data", "arrays in memory")
     if isinstance(source, _OrtReader):
-        return lambda: _feeds(_drain(source), specs), type(source).__name__
+        return lambda: _feeds(_drain(source), specs), type(source).__name__, None
     if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
-        return lambda: _feeds(source, specs), "iterable in memory"
+        return lambda: _feeds(source, specs), "iterable in memory", None
     raise InputError(f"calibration data of type {type(source).__name__}; expected {ACCEPTED}")
 
 
@@ -235,16 +242,16 @@ def _as_array(value: Any, what: str) -> NDArray[Any]:
 
 def _open_url(
     url: str, specs: list[InputSpec], images: ImageOptions | None
-) -> tuple[Callable[[], Iterator[Sample]], str]:
+) -> tuple[Callable[[], Iterator[Sample]], str, int | None]:
     """Read a copy, which is there as long as the stream can be started."""
     copy = copy_of(url, FILES, SUFFIXES, LABELS)
     try:
-        start, description = _open_path(copy.path, specs, images, copy.fetch)
+        start, description, count = _open_path(copy.path, specs, images, copy.fetch)
     except InputError as error:
         copy.remove()
         raise InputError(str(error).replace(str(copy.path), copy.url)) from error
     weakref.finalize(start, copy.remove)
-    return start, description
+    return start, description, count
 
 
 def _open_path(
@@ -252,7 +259,7 @@ def _open_path(
     specs: list[InputSpec],
     images: ImageOptions | None,
     fetch: Callable[[Path], None] = lambda _path: None,
-) -> tuple[Callable[[], Iterator[Sample]], str]:
+) -> tuple[Callable[[], Iterator[Sample]], str, int | None]:
     try:
         found = path.exists()
     except OSError as error:
@@ -261,18 +268,18 @@ def _open_path(
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         spec = _only(specs, "an image folder")
-        rows = image_folder(path, spec, images or ImageOptions(), fetch)
-        return rows, f"image folder {path.name}"
+        rows, count = image_folder(path, spec, images or ImageOptions(), fetch)
+        return rows, f"image folder {path.name}", count
     if not path.is_file():
         raise InputError(f"{path}: expected a regular file or a folder, found a device or pipe")
     match path.suffix.lower():
         case ".npz":
-            return _arrays(open_npz(path), specs, path.name), f"npz file {path.name}"
+            return _arrays(open_npz(path), specs, path.name, f"npz file {path.name}")
         case ".npy":
             array = {_only(specs, ".npy").name: open_npy(path)}
-            return _arrays(array, specs, path.name), f"npy file {path.name}"
+            return _arrays(array, specs, path.name, f"npy file {path.name}")
         case ".jsonl" | ".parquet":
-            return token_rows(path, specs), f"{path.suffix[1:]} file {path.name}"
+            return token_rows(path, specs), f"{path.suffix[1:]} file {path.name}", None
     raise InputError(f"{path}: unknown kind of data {path.suffix!r}; expected {ACCEPTED}")
 
 
@@ -283,7 +290,9 @@ def _only(specs: list[InputSpec], what: str) -> InputSpec:
     return specs[0]
 
 
-def _arrays(arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str) -> Callable[[], Iterator[Sample]]:
+def _arrays(
+    arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str, description: str
+) -> tuple[Callable[[], Iterator[Sample]], str, int]:
     """Arrays with a leading sample axis; checked now, read later."""
     wanted = {spec.name for spec in specs}
     key = next((key for key in LABEL_KEYS if key in arrays and key not in wanted), None)
@@ -308,7 +317,7 @@ def _arrays(arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str)
             feed = {name: sample_of_rows(rows[name], streams[name]) for name in rows}
             yield Sample(feed, None if classes is None else int(next(classes)))
 
-    return stream
+    return stream, description, num_feeds
 
 
 def _require_names(inputs: Mapping[str, ArrayFile], specs: list[InputSpec], where: str) -> None:

@@ -30,6 +30,7 @@ class SampleSplit:
     Attributes:
         held_out: Samples that were not calibrated on.
         num_calibration: Samples that were.
+        expected: Samples that will be, if the data says how many it has.
     """
 
     _samples: Iterator[Sample]
@@ -37,6 +38,7 @@ class SampleSplit:
     hold_out: bool
     held_out: list[Sample] = field(default_factory=list)
     num_calibration: int = 0
+    expected: int | None = None
     _early: list[Sample] = field(default_factory=list)
     _held_bytes: int = 0
     _digest: Any = field(default_factory=hashlib.sha256)
@@ -98,4 +100,7 @@ def split_samples(data: DataReader, *, hold_out: bool) -> SampleSplit:
     first = next(samples, None)
     if first is None:
         raise CalibrationError(f"{data.description} holds no sample; expected at least one")
-    return SampleSplit(itertools.chain([first], samples), first, hold_out)
+    count = data.num_samples
+    held = min((count or 0) // EVERY, MAX_HELD) if hold_out else 0
+    expected = None if count is None else count - held
+    return SampleSplit(itertools.chain([first], samples), first, hold_out, expected=expected)

@@ -54,6 +54,16 @@ def output_sizes(
     model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
 ) -> dict[str, int]:
     """How many numbers each of some values holds on one sample: from its shape, or by a run where that is not fixed."""
+    sizes = known_sizes(model, names)
+    unknown = [name for name in names if name not in sizes]
+    if unknown:
+        found = observe(model, unknown, feed, custom_ops)
+        sizes |= {name: array.size for name, array in zip(unknown, found, strict=True)}
+    return sizes
+
+
+def known_sizes(model: ir.Model, names: Sequence[str]) -> dict[str, int]:
+    """The same for those values alone whose shape is fixed but for the batch; nothing is run."""
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     sizes = {}
     for name in names:
@@ -61,11 +71,7 @@ def output_sizes(
         own = [] if shape is None else [dim if isinstance(dim, int) else 0 for dim in shape]
         own[:1] = [1]  # the batch
         sizes[name] = math.prod(own) if len(own) > 1 else 0
-    unknown = [name for name, size in sizes.items() if not size]
-    if unknown:
-        found = observe(model, unknown, feed, custom_ops)
-        sizes |= {name: array.size for name, array in zip(unknown, found, strict=True)}
-    return sizes
+    return {name: size for name, size in sizes.items() if size}
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

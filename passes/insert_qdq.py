@@ -196,6 +196,7 @@ class _Lowering:
             self.graph.insert_before(node, [each for each in made if each is not None])
             take_over(node.outputs[0], product)
             self.values[reader] = product
+            self.first = made[0] if self.first is node else self.first
             self.graph.remove(node, safe=True)
 
     def stored(self, model: ir.Model, weight: StoredWeight) -> None:

@@ -27,12 +27,13 @@ from ptq.calibration.ledger import Ledger, Shard
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.calibration.record import CalibrationRecord
 from ptq.core.errors import InputError, RecipeError
+from ptq.core.progress import Progress, counted, silent
 from ptq.delivery import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.files import write_whole
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
-from ptq.pipeline import Job, Progress, Result, run_calibration
+from ptq.pipeline import Job, Result, run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
 from ptq.trial import require_survivable
@@ -48,7 +49,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Progress = silent,
     workspace: Path | None = None,
     engine: Engine = HERE,
     calibration: str | Path | None = None,
@@ -66,7 +67,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         custom_ops: Libraries with operators that the model needs. Their code runs.
         images: How to read an image folder.
         metric: Name and function of a metric over (outputs, labels), higher is better.
-        progress: Called with the name of each step.
+        progress: Called with the name of each step; a method `advance(done, total)`, if it has one, hears how far.
         workspace: Folder from which an interrupted run goes on. Its content may be lost any time.
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
         calibration: Statistics of the whole of `data`, made by `calibrate` with the same model and recipe.
@@ -100,7 +101,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     evaluation: Any = None,
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Progress = silent,
     notes: Path | None = None,
     engine: Engine = HERE,
 ) -> CalibrationRecord:
@@ -321,6 +322,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
     metric: tuple[str, Metric] | None = None,
+    progress: Progress = silent,
 ) -> Validation:
     """Compare any two ONNX models on data.
 
@@ -333,6 +335,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
         custom_ops: Libraries that the models need.
         images: How to read an image folder.
         metric: Name and function of a user metric.
+        progress: As in `quantize`.
 
     Returns:
         Outputs, latency, and whether the goals were met.
@@ -347,7 +350,9 @@ def validate(  # noqa: PLR0913 - the front door names every option
     first = next(samples)  # an empty reader raises by itself
     for form in forms:
         require_survivable(form, first.feed, custom_ops)
-    comparison = compare(*forms, itertools.chain([first], samples), custom_ops=custom_ops, metric=metric)
+    progress("verify")
+    seen = counted(itertools.chain([first], samples), reader.num_samples, progress)
+    comparison = compare(*forms, seen, custom_ops=custom_ops, metric=metric)
     latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
     wanted = goals or Goals()
     findings = (*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted))
@@ -362,7 +367,7 @@ def diff(  # noqa: PLR0913 - the front door names every option
     limit: int = 64,
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
-    progress: Progress = lambda _step: None,
+    progress: Progress = silent,
 ) -> Diff:
     """Find out which layers of a quantized model cost its accuracy, and what mends them.
 

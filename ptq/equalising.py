@@ -20,6 +20,7 @@ from ptq.calibration.observers import Observer
 from ptq.calibration.sequential import Feed
 from ptq.core.affine import choose_qparams, fake_quantize
 from ptq.core.problem import LayerProblem
+from ptq.core.progress import Progress, counted, silent
 from ptq.core.smoothing import Halves, Reader, Terms, best_smoothing
 from ptq.core.spec import PerTensor, QuantSpec
 from ptq.core.statistics import HistogramAccumulator
@@ -68,7 +69,11 @@ class Integers:
 
 
 def equalise(
-    model: ir.Model, feeds: Sequence[Feed], integers: Integers, custom_ops: Sequence[str | Path] = ()
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    integers: Integers,
+    custom_ops: Sequence[str | Path] = (),
+    progress: Progress = silent,
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """Even out the channels between convolutions, without changing what the model computes.
 
@@ -77,6 +82,7 @@ def equalise(
         feeds: Calibration samples; some are enough.
         integers: What they will be.
         custom_ops: Libraries the model needs.
+        progress: Told how many pairs are measured.
 
     Returns:
         The rewritten model, the model itself where nothing is gained, and what was done, for the report.
@@ -90,9 +96,10 @@ def equalise(
     if not pairs:
         return model, ()
     names, samples = [str(pair.value.name) for pair in pairs], feeds[:MEASURED]
-    halves = collect_extremes(model, names, feeds, axis=1, custom_ops=custom_ops)
+    seen = counted(feeds, len(feeds), progress)
+    halves = collect_extremes(model, names, seen, axis=1, custom_ops=custom_ops)
     changed, gains = model, []
-    for name in halves:
+    for name in counted(halves, len(halves), progress):
         trial = _Trial(changed, name, layers, integers, halves[name], samples, tuple(custom_ops))
         scale, gain = trial.best()
         if gain > MEASURED_DB:

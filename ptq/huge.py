@@ -7,7 +7,7 @@ the float model is not opened as one session. Its outputs are computed segment b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ptq.core.encoding import AffineEncoding
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.progress import Progress
 from ptq.core.spec import PerAxis, PerBlock
 from ptq.layerwise import NO_ERROR_DB, Settings, decibels
 from ptq.modelfile import INLINE_BYTES, run, weight_bytes
@@ -46,7 +47,6 @@ from ptq.solve import LayerRow
 from ptq.splitting import LayerChoice
 from ptq.workspace import Workspace, layer_key
 
-Progress = Callable[[str], None]
 Array = NDArray[np.float32]
 
 CHUNK = 1 << 22

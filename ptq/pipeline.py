@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.plan import QuantPlan
+from ptq.core.progress import Progress, counted, silent
 from ptq.core.spread import Spread
 from ptq.delivery import Delivery, deliver, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
@@ -78,8 +79,6 @@ from ptq.workspace import Notes, Workspace
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Progress = Callable[[str], None]
 
 MEMORY = 256 * 2**20
 """Bytes of values that wait in memory between two layers; more go to temporary files."""
@@ -153,12 +152,12 @@ class Job:
     profiled: bool = False
 
 
-def run(job: Job, progress: Progress = lambda _step: None) -> Result:
+def run(job: Job, progress: Progress = silent) -> Result:
     """Quantize a float model.
 
     Args:
         job: Model, data and recipe.
-        progress: Called with the name of each step as it starts.
+        progress: Called with the name of each step as it starts; see `ptq.core.progress`.
 
     Returns:
         The quantized model and the report. A missed goal is no error: see `report.verdict`.
@@ -179,7 +178,14 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         prepared, split = ready.balanced.model, ready.split
         plan, rows = make_plan(
             Problem(
-                prepared, placement, statistics, ready.settings, ready.samples, split.first.feed, notes_of(job, split)
+                prepared,
+                placement,
+                statistics,
+                ready.settings,
+                ready.samples,
+                split.first.feed,
+                notes_of(job, split),
+                progress,
             )
         )
     progress("lower")
@@ -188,7 +194,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         {"ptq.float_sha256": source_fingerprint(job.source, model)},
     )
     progress("verify")
-    proof = check(job, model, delivery, split)
+    proof = check(job, model, delivery, split, progress)
     notes = (
         *ready.notes,
         *_skipped_note(job.data),
@@ -238,11 +244,11 @@ def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress)
         progress("equalize")
         left_out = left_out_by(prepared, job)
         integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
-        prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops)
+        prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops, progress)
     prepared, settings, divided = split_branches(prepared, settings)
     samples = Samples(store, job.custom_ops)
     progress("calibrate")
-    feeds: Iterable[Feed] = split.calibration_feeds()
+    feeds = counted(split.calibration_feeds(), split.expected, progress)
     feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
     balanced = Balanced(prepared)
     if balances(prepared, job):
@@ -254,12 +260,12 @@ def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress)
             custom_ops=job.custom_ops,
             terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
         )
-        feeds = samples.take(keep=settings.walks)
+        feeds = counted(samples.take(keep=settings.walks), split.num_calibration, progress)
     notes += (*evened, *divided, *balanced.notes)
     return Ready(balanced, settings, split, samples, feeds, notes, bool(evened) or balanced.evened_out)
 
 
-def run_calibration(job: Job, progress: Progress = lambda _step: None) -> CalibrationRecord:
+def run_calibration(job: Job, progress: Progress = silent) -> CalibrationRecord:
     """Only look at the calibration set, or at a shard of it (`job.ledger`).
 
     Args:
@@ -334,7 +340,7 @@ def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
     )
 
 
-def run_huge(job: Job, model: ir.Model, progress: Progress = lambda _step: None) -> Result:
+def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
     """Quantize a model whose weights do not fit into memory several times over, layer by layer.
 
     Args:
@@ -436,15 +442,18 @@ def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target
     return lowered
 
 
-def check(job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit) -> Verification:
+def check(
+    job: Job, model: ir.Model, delivery: Delivery, split: SampleSplit, progress: Progress = silent
+) -> Verification:
     """Run the bytes that will be delivered beside the model that came in."""
     samples: Sequence[Sample] | DataReader = split.verification if job.evaluation is None else job.evaluation
+    total = len(split.verification) if job.evaluation is None else job.evaluation.num_samples
     library = native_path() if target_named(job.recipe.target).native else None
     libraries = (*job.custom_ops, *(() if library is None else (library,)))
     timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
     with delivery.as_file() as path:
-        source = runnable_source(job.source, model)
-        proof = verify(source, path, samples, timed, custom_ops=libraries, metric=job.metric)
+        source, seen = runnable_source(job.source, model), counted(samples, total, progress)
+        proof = verify(source, path, seen, timed, custom_ops=libraries, metric=job.metric)
         return with_operators(proof, source, path, timed, libraries) if job.profiled else proof
 
 

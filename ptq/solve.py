@@ -21,6 +21,7 @@ from ptq.core.encoding import AffineEncoding, SumEncoding
 from ptq.core.plan import BiasEncoding, QuantPlan
 from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.progress import Progress, counted, silent
 from ptq.core.spec import PerAxis
 from ptq.core.spread import Spread, spread_of_weight
 from ptq.layerwise import NO_ERROR_DB, Grids, Settings, choose_grids, decibels
@@ -108,6 +109,7 @@ class Problem:
         samples: The calibration set again, for methods that look at a layer's input.
         feed: One sample.
         notes: Layers that an interrupted run has solved.
+        progress: Told how many layers are solved.
     """
 
     model: ir.Model
@@ -117,6 +119,7 @@ class Problem:
     samples: Samples
     feed: Feed
     notes: Notes = field(default_factory=Notes)
+    progress: Progress = silent
 
 
 def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
@@ -181,13 +184,13 @@ def _solve(
     demands: dict[str, Demand] | None = None,
 ) -> dict[str, Solved]:
     """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
-    solved = {name: job.start(problem.statistics) for name, job in jobs.items()}
+    solved = {name: job.start(problem.statistics) for name, job in counted(jobs.items(), len(jobs), problem.progress)}
     walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
     if not walked:
         return solved
     start, survey = replace(_plan(grids, solved), tables=tables), demands is not None
     walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
-    for layer, seen in walk.layers():
+    for layer, seen in counted(walk.layers(), len(walked), problem.progress):
         job = jobs[layer.name]
         with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
             found = job.solve(seen) if survey else problem.notes.recall(layer.name, functools.partial(job.solve, seen))

@@ -12,6 +12,7 @@ import click
 
 from ptq.cli.bench import bench
 from ptq.cli.calibrate import calibrate
+from ptq.cli.completion import completion
 from ptq.cli.diff import diff
 from ptq.cli.export import export
 from ptq.cli.inspect import inspect
@@ -22,6 +23,8 @@ from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
 
+EXAMPLE = "\b\nExample:\n  ptq quantize model.onnx --data calib.npz -o model.int8.onnx\n  ptq COMMAND --help"
+
 
 def _cmakedir(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     """For `execute_process` in a CMakeLists.txt."""
@@ -30,7 +33,7 @@ def _cmakedir(context: click.Context, _option: click.Parameter, asked: bool) -> 
         context.exit()
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineErrors, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ptq")
 @click.option(
     "--cmakedir", is_flag=True, is_eager=True, expose_value=False, callback=_cmakedir, help="Where ptq.cmake lies."
@@ -39,5 +42,5 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods):
+for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods, completion):
     main.add_command(_verb)

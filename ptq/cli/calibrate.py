@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptq.cli.helping import Verb, options
 from ptq.cli.options import (
     DATA_OPTIONS,
     ENGINE_OPTIONS,
@@ -15,7 +16,6 @@ from ptq.cli.options import (
     RECIPE_OPTIONS,
     engine_of,
     images_of,
-    options,
     recipe_of,
     require_data,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ptq.calibration.ledger import Shard
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq calibrate model.onnx --data calib.npz --shard 1/8 -o 1.calib")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .calib file to be written.")
 @click.option("--shard", help="Only the I-th of N shares of the set, as I/N from 1; `ptq merge` puts them together.")

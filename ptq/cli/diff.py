@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from ptq.cli.options import IMAGE_OPTIONS, images_of, options
+from ptq.cli.helping import Verb, options
+from ptq.cli.options import IMAGE_OPTIONS, images_of
 from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq diff model.onnx model.int8.onnx --data calib.npz")
 @click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
 @click.argument("model", metavar="QUANT", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Data to compare on, as for quantize.")

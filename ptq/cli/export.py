@@ -7,15 +7,21 @@ from typing import Any
 
 import click
 
-from ptq.cli.options import IMAGE_OPTIONS, images_of, options
-from ptq.cli.running import guarded
+from ptq.cli.helping import Verb, options, propose_exports
+from ptq.cli.options import IMAGE_OPTIONS, images_of
+from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq export model.int8.onnx --target web --data eval.npz -o page/")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="ort-mobile, web, arm64, or native (a C program here).")
+@click.option(
+    "--target",
+    required=True,
+    shell_complete=propose_exports,
+    help="ort-mobile, web, arm64, or native (a C program here).",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to be written.")
-@click.option("--data", help="Samples that go along to check the other machine with; default: random numbers.")
+@click.option("--data", type=click.Path(), help="Samples to check the other machine with; default: random numbers.")
 @click.option(
     "--float",
     "float_model",
@@ -25,7 +31,10 @@ from ptq.cli.running import guarded
 @options(IMAGE_OPTIONS)
 @guarded
 def export(model: Path, output: Path, **given: Any) -> None:
-    """Write MODEL with all that another kind of machine needs to run it and to check its outputs."""
+    """Write MODEL for another kind of machine.
+
+    With all that it needs to run it and to check its outputs.
+    """
     from ptq.api import export as run_export
 
     paths = run_export(
@@ -36,5 +45,6 @@ def export(model: Path, output: Path, **given: Any) -> None:
         float_model=given["float_model"],
         images=images_of(given),
     )
-    for path in paths:
-        click.echo(f"{path.stat().st_size:>12,}  {path}")
+    with ending(0):
+        for path in paths:
+            click.echo(f"{path.stat().st_size:>12,}  {path}")

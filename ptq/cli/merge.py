@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from ptq.cli.helping import Verb
 from ptq.cli.running import guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq merge 1.calib 2.calib -o all.calib")
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .calib file to be written.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
-from ptq.cli.running import guarded
+from ptq.cli.helping import Verb
+from ptq.cli.running import ending, guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq methods")
 @guarded
 def methods() -> None:
-    """List every observer and weight method with its settings."""
+    """List observers and weight methods."""
     from ptq.display import Display
 
-    Display(quiet=False).methods()
+    with ending(0):
+        Display(quiet=False).methods()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ptq.cli.running import Command
+from ptq.cli.helping import options, propose_observers, propose_targets, propose_weight_methods
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -20,39 +19,42 @@ if TYPE_CHECKING:
     from ptq.recipe import Goals, Recipe
 
 
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
 DATA_OPTIONS = options(
-    click.option("--data", help="Calibration set, path or URL: .npz, .npy, .jsonl, .parquet or an image folder."),
-    click.option("--eval-data", help="Data to verify on; default: every eighth calibration sample."),
+    click.option(
+        "--data",
+        type=click.Path(),
+        help="Calibration set, path or URL: .npz, .npy, .jsonl, .parquet or an image folder.",
+    ),
+    click.option("--eval-data", type=click.Path(), help="Data to verify on; default: every eighth calibration sample."),
     click.option("--random-data", is_flag=True, help="Calibrate on random data: a smoke test, marked in the card."),
     click.option("--samples", type=click.IntRange(1), help="Most samples read (default 512)."),
     click.option("--skip-bad-samples", is_flag=True, help="Leave out unreadable images, NaN and infinity, and say so."),
     click.option("--seed", type=int, help="Seed of random data (default 0)."),
+    title="Data and result",
 )
 RECIPE_OPTIONS = options(
     click.option(
         "--recipe", "recipe_path", type=click.Path(path_type=Path), help="Recipe (TOML); options win over it."
     ),
     click.option(
-        "--target", help="cpu-x86, cpu-arm, portable, or native (operators of our own); default: this machine."
+        "--target",
+        shell_complete=propose_targets,
+        help="cpu-x86, cpu-arm, portable, or native (operators of our own); default: this machine.",
     ),
-    click.option("--activations", help="Observer of activation ranges, see `ptq methods` (default auto)."),
-    click.option("--weights", help="Weight method, see `ptq methods` (default rtn)."),
+    click.option(
+        "--activations",
+        shell_complete=propose_observers,
+        help="Observer of activation ranges, see `ptq methods` (default auto).",
+    ),
+    click.option(
+        "--weights", shell_complete=propose_weight_methods, help="Weight method, see `ptq methods` (default rtn)."
+    ),
     click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8)."),
     click.option(
         "--granularity",
         type=click.Choice(["per-channel", "per-tensor", *(f"block-{size}" for size in (16, 32, 64, 128, 256))]),
-        help="Which weights share a scale; blocks with --weight-only.",
+        metavar="NAME",
+        help="Which weights share a scale: per-channel, per-tensor, or block-16 to block-256 with --weight-only.",
     ),
     click.option(
         "--split",
@@ -81,38 +83,43 @@ RECIPE_OPTIONS = options(
     click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that latency is measured for."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
+    title="Method",
 )
 ENGINE_OPTIONS = options(
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where calibration runs."),
     click.option("--address", help="Ray: address of a running cluster; default: one of this machine's own."),
     click.option("--workers", type=click.IntRange(1), help="Parts of the calibration set at once (default: cores)."),
+    title="Machines",
 )
 IMAGE_OPTIONS = options(
-    click.option("--resize", help="Images: shorter side, or HEIGHTxWIDTH."),
-    click.option("--crop", help="Images: centre crop, SIDE or HEIGHTxWIDTH."),
-    click.option("--mean", help="Images: mean per channel after scaling, comma separated."),
-    click.option("--std", help="Images: standard deviation per channel, comma separated."),
-    click.option("--scale", type=float, help="Images: factor on pixels 0..255 (default 1/255)."),
-    click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Images: channel order."),
-    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: axis order."),
+    click.option("--resize", help="Shorter side, or HEIGHTxWIDTH."),
+    click.option("--crop", help="Centre crop, SIDE or HEIGHTxWIDTH."),
+    click.option("--mean", help="Mean per channel after scaling, comma separated."),
+    click.option("--std", help="Standard deviation per channel, comma separated."),
+    click.option("--scale", type=float, help="Factor on pixels 0..255 (default 1/255)."),
+    click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Channel order."),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Axis order."),
+    title="Images",
 )
 GOAL_OPTIONS = options(
-    click.option("--min-sqnr-db", type=float, help="Goal: SQNR of the worst output, dB."),
-    click.option("--min-agreement", type=click.FloatRange(0, 1), help="Goal: share of equal decisions."),
+    click.option("--min-sqnr-db", type=float, help="SQNR of the worst output, dB."),
+    click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of equal decisions."),
     click.option(
-        "--max-drop", type=click.FloatRange(0), help="Goal: largest loss of top-1 (or the metric), 0.01 is a point."
+        "--max-drop", type=click.FloatRange(0), help="Largest loss of top-1 (or the metric), 0.01 is a point."
     ),
-    click.option("--max-latency-ratio", type=click.FloatRange(0), help="Goal: quantized over float latency."),
+    click.option("--max-latency-ratio", type=click.FloatRange(0), help="Quantized over float latency."),
+    click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
+    title="Goals",
 )
 REPORT_OPTIONS = options(
     click.option("--report", "page", type=click.Path(path_type=Path), help="Also write a report (HTML) there."),
     click.option("--front-matter", is_flag=True, help="Begin the .card.md as Hugging Face's model cards do."),
+    title="Report",
 )
 SHARED_OPTIONS = options(
     click.option(
         "--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs."
     ),
-    click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors and missed goals only."),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ptq.cli.helping import Verb, options
 from ptq.cli.options import (
     DATA_OPTIONS,
     ENGINE_OPTIONS,
@@ -23,7 +24,6 @@ from ptq.cli.options import (
     engine_of,
     images_of,
     metric_of,
-    options,
     recipe_of,
     require_data,
 )
@@ -32,23 +32,32 @@ from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from ptq.cache import Cache, Entry
-    from ptq.pipeline import Progress, Result
+    from ptq.core.progress import Progress
+    from ptq.pipeline import Result
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq quantize model.onnx --data calib.npz -o model.int8.onnx --min-sqnr-db 30")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the quantized model goes.")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    envvar="PTQ_CACHE",
-    help="Folder of finished runs: unchanged, done at once.",
+@options(
+    click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the result goes."),
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        envvar="PTQ_CACHE",
+        help="Folder of finished runs: unchanged, done at once.",
+    ),
+    click.option(
+        "--calibration", type=click.Path(path_type=Path), help="Statistics of --data that `ptq calibrate` wrote."
+    ),
+    title="Data and result",
 )
-@click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of --data that `ptq calibrate` wrote.")
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, REPORT_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
-    """Quantize MODEL with the calibration set --data and write it to --output, its card beside it."""
+    """Quantize MODEL and write it to --output.
+
+    Calibrated on --data, checked on samples that were held out, with a card beside it that says what came of it.
+    """
     require_data(given)
     cache, key = _cache(model, output, given)
     entry = None if cache is None else cache.find(key)

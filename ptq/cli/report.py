@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from ptq.cli.helping import Verb
 from ptq.cli.running import guarded
 
 
-@click.command()
+@click.command(cls=Verb, example="ptq report model.int8.onnx.card.json -o model.html")
 @click.argument("card", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the page goes; default: beside the card.")
 @guarded

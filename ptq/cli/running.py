@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ptq.core.errors import PtqError
+from ptq.core.printable import printable
 
 GOAL_MISSED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -31,6 +32,10 @@ class Terminated(BaseException):
 class OneLineErrors(click.Group):
     """A group whose usage errors look like all other errors: one line, exit code 2."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The most important ones first."""
+        return list(self.commands)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and word what click refuses."""
         try:
@@ -42,6 +47,8 @@ class OneLineErrors(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
+        except OSError as error:  # help that cannot be written
+            _end(error)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -94,7 +101,7 @@ def _end(error: BaseException) -> None:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     line = line if len(line) < LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 3 :]}"  # the cause is last
     click.echo(f"error: {line}", err=True)
     sys.exit(USER_ERROR)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ptq.pipeline import Job, Progress, Result, run
+from ptq.core.progress import Progress, silent
+from ptq.pipeline import Job, Result, run
 from ptq.tuning.latency import fastest
 
 
-def tune(job: Job, progress: Progress = lambda _step: None) -> Result:
+def tune(job: Job, progress: Progress = silent) -> Result:
     """Quantize a float model with the recipe that measuring finds, where the recipe asks for that.
 
     Args:

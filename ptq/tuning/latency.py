@@ -31,6 +31,7 @@ from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError, RecipeError
 from ptq.core.mincut import FORBIDDEN, Division
+from ptq.core.progress import Progress, silent
 from ptq.huge import is_huge
 from ptq.layerwise import Settings, channel_axes, settings_of, spread
 from ptq.modelfile import load_model, run, runnable_source, session_of
@@ -38,7 +39,7 @@ from ptq.passes import Placement, place, prepare
 from ptq.passes._linear import name_of
 from ptq.passes.infer_shapes import observe
 from ptq.passes.placement import Selector
-from ptq.pipeline import Job, Progress, left_out_by, lower
+from ptq.pipeline import Job, left_out_by, lower
 from ptq.recipe import Recipe
 from ptq.runtime.native import native_path
 from ptq.solve import Problem, make_plan
@@ -85,7 +86,7 @@ class Choice:
     plans: tuple[TimedPlan, ...]
 
 
-def fastest(job: Job, progress: Progress = lambda _step: None) -> Choice:
+def fastest(job: Job, progress: Progress = silent) -> Choice:
     """Find out which layers should be integers on this machine.
 
     Args:

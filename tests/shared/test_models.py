@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import ptq
+from ptq.inspection import inspect_model
 from ptq.recipe import Weights
 from ptq.weights import Gptq
 from tests.shared.workloads import SAMPLES, evaluator, limit
@@ -19,6 +20,11 @@ pytestmark = [
 
 FLOORS = {"resnet20": 29.5, "squeezenet": 27.5, "mobilenet_vww": 31.0, "repvgg_cifar": 28.5, "minilm": 20.0}
 """SQNR in dB against float; goals of W8A8 with default flags."""
+
+
+def estimated_bytes(shared: Path, name: str, kind: str) -> int:
+    """What `ptq inspect` says before anything is solved."""
+    return int(inspect_model(shared / f"models/{name}.onnx")["estimate"]["file_bytes"][kind])
 
 
 FLOORS_W4A8 = {"resnet20": 19.5, "squeezenet": 15.0, "mobilenet_vww": 15.0}
@@ -34,6 +40,7 @@ def test_four_bit_weights_reach_the_floor_at_half_the_bytes(shared: Path, tmp_pa
     figures = workloads.evaluate(name, out, limit=limit(name))
     assert figures["sqnr_db"] >= FLOORS_W4A8[name], figures
     assert figures["bytes"] < (shared / f"models/{name}.onnx").stat().st_size / 5
+    assert estimated_bytes(shared, name, "int4") == pytest.approx(figures["bytes"], rel=0.02)
     assert not result.report.proof.kernels.fallbacks
 
 
@@ -46,4 +53,5 @@ def test_default_flags_reach_the_floor(shared: Path, tmp_path: Path, name: str) 
     figures = workloads.evaluate(name, out, limit=limit(name))
     assert figures["sqnr_db"] >= FLOORS[name], figures
     assert figures["bytes"] < (shared / f"models/{name}.onnx").stat().st_size
+    assert estimated_bytes(shared, name, "int8") == pytest.approx(figures["bytes"], rel=0.02)
     assert not result.report.proof.kernels.fallbacks

@@ -130,7 +130,7 @@ def test_channels_near_a_bound_keep_their_width() -> None:
 
 def test_looking_ahead_consumes_nothing() -> None:
     class Reader:
-        description, is_random, skipped = "ten", False, ()
+        description, is_random, num_samples, skipped = "ten", False, 10, ()
 
         def __iter__(self) -> Any:
             from ptq.calibration.reader import Sample
@@ -140,3 +140,4 @@ def test_looking_ahead_consumes_nothing() -> None:
     split = split_samples(Reader(), hold_out=True)  # type: ignore[arg-type]
     assert [float(feed["x"][0]) for feed in split.ahead(9)] == [0, 1, 2, 3, 4, 5, 6, 8]
     assert [float(feed["x"][0]) for feed in split.calibration_feeds()] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert split.expected == split.num_calibration

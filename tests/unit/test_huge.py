@@ -146,11 +146,16 @@ def test_what_would_not_be_looked_at_is_refused(model: Path) -> None:
         ptq.quantize(model, samples(), Recipe(weight_only=True), evaluation=samples())
 
 
-def test_inspection_runs_nothing_and_says_what_memory_is_needed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspection_runs_nothing_and_says_what_it_takes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ptq import inspection
 
     monkeypatch.setattr(inspection, "is_huge", lambda _model: True)
     monkeypatch.setattr(inspection, "prepare", None)
     facts = inspection.inspect_model(model)
-    assert len(facts["quantizable"]) == 6
-    assert "MB of memory" in facts["preparation"][0]
+    assert [layer["macs"] for layer in facts["layers"]] == [64 * 200] * 6
+    assert facts["layers"][0]["weight_range"] is None
+    assert facts["estimate"]["ram_bytes"] > 160 * 2**20
+    assert "layer by layer" in facts["preparation"][0]
+    for bits, name in ((8, "int8"), (4, "int4")):
+        result = ptq.quantize(model, samples(), Recipe(weight_only=True, weights=Weights(bits=bits)))
+        assert facts["estimate"]["file_bytes"][name] == pytest.approx(result.delivery.num_bytes, rel=0.1)

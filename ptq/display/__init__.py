@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ptq.analysis.bench import Bench
 from ptq.analysis.diff import Diff
@@ -18,20 +21,27 @@ from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
+from ptq.core.printable import printable
+from ptq.display.inspection import (
+    LEGEND,
+    MOST_ROWS,
+    operators_of,
+    reasons_of,
+    size_of,
+    summary_of,
+    tree_rows,
+    tree_table,
+)
+from ptq.display.progress import Steps
 from ptq.recipe import describe_method, members
 from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 
-STEPS = {
-    "measure": "timing layers in float and as integers",
-    "prepare": "preparing the float graph",
-    "equalize": "evening out channels",
-    "calibrate": "running the calibration set",
-    "solve": "choosing ranges and weights",
-    "lower": "writing integers",
-    "verify": "running both models side by side",
-    "compare": "comparing layer by layer",
-}
+UNBOUNDED = 10_000
+"""Columns of a pipe."""
+
+INDENT = 14
+"""Columns that say what a line is about."""
 
 
 LAYERS_SHOWN = 20
@@ -51,15 +61,19 @@ class Display:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._out = Words(quiet=quiet, highlight=False, soft_wrap=True)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names that an old terminal has no letters for are no bugs
+            sys.stdout.reconfigure(errors="backslashreplace")
+        self._out = Words(quiet=quiet, highlight=False)
+        if not self._out.is_terminal:
+            self._out.width = UNBOUNDED
         self._err = Console(stderr=True, quiet=quiet, highlight=False)
         self._always = Console(stderr=True, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[str], None]]:
-        """Show which step runs."""
+    def steps(self) -> Iterator[Steps]:
+        """Show which step runs and how far it is; in a terminal only."""
         with self._err.status("reading") as status:
-            yield lambda step: status.update(STEPS.get(step, step))
+            yield Steps(lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")))
 
     def line(self, text: str) -> None:
         """One line."""
@@ -93,8 +107,8 @@ class Display:
             row("accuracy", f"{figures} ({output_row.name}, {data.num_verification} {kind})")
         for score in report.proof.comparison.accuracies:
             row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
-        parts = ", ".join(f"{kind} {_size(count)}" for kind, count in report.storage.items())
-        row("size", f"{_size(before)} -> {_size(after)} ({after / max(before, 1):.0%}): {parts}")
+        parts = ", ".join(f"{kind} {size_of(count)}" for kind, count in report.storage.items())
+        row("size", f"{size_of(before)} -> {size_of(after)} ({after / max(before, 1):.0%}): {parts}")
         where = f"one thread, batch {latency.batch}"
         if latency.reference_ms > 0:
             ratio = f"(x{latency.ratio:.2f}, {where})"
@@ -111,22 +125,22 @@ class Display:
         """Findings, then the one line that counts. Missed goals show even when quiet."""
         for finding in verdict.findings:
             console = self._always if finding.level == "missed" and self._quiet else self._out
-            console.print(f"[bold red]{finding.level}[/]: [red]{escape(finding.text)}[/]")
+            console.print(f"[bold red]{finding.level}[/]: [red]{_shown(finding.text)}[/]")
         if verdict.passed:
             goals = f"all {verdict.num_goals} goals met" if verdict.num_goals else "runs; no goal was set"
-            self._out.print(f"[bold green]verdict: {goals}[/] -> {escape(delivered)}")
+            self._out.print(f"[bold green]verdict: {goals}[/] -> {_shown(delivered)}")
         else:
             console = self._always if self._quiet else self._out
-            console.print(f"[bold red]verdict: goal missed[/], {escape(withheld)}")
+            console.print(f"[bold red]verdict: goal missed[/], {_shown(withheld)}")
 
     def validation(self, validation: Validation) -> None:
         """Two models side by side."""
         comparison, latency = validation.comparison, validation.latency
-        table = Table("output", "SQNR dB", "cosine", "agreement", "largest error", box=None)
+        table = _figures("output", "SQNR dB", "cosine", "agreement", "largest error")
         for row in comparison.outputs:
             agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
             table.add_row(
-                escape(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
+                _shown(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
             )
         self._out.print(table)
         for score in comparison.accuracies:
@@ -138,17 +152,18 @@ class Display:
 
     def bench(self, found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> None:
         """Timings, and where the time goes."""
-        table = Table("model", "p50 ms", "p90 ms", "CPU ms", "x first", box=None)
+        table = _figures("model", "p50 ms", "p90 ms", "CPU ms", "x first")
         for row in found.timings:
-            table.add_row(escape(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
+            table.add_row(_shown(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
         self._out.print(table)
-        setting = f"batch {found.batch}, {found.num_threads} threads, {found.num_rounds} interleaved rounds"
-        self._out.print(f"{setting}; CPU is processor time, which x first compares; {escape(native_status())}")
+        threads = f"{found.num_threads} thread{'s' * (found.num_threads != 1)}"
+        setting = f"batch {found.batch}, {threads}, {found.num_rounds} interleaved rounds"
+        self._out.print(f"{setting}; CPU is processor time, which x first compares; {_shown(native_status())}")
         for row, operators in zip(found.timings, profiles, strict=False):
             total = max(sum(each for _, each in operators.values()), 1e-9)
-            table = Table(escape(row.name), "nodes", "ms", "share", box=None)
+            table = _figures(_shown(row.name), "nodes", "ms", "share")
             for name, (count, spent) in operators.items():
-                table.add_row(name, str(count), f"{spent:.4f}", f"{spent / total:.0%}")
+                table.add_row(_shown(name), str(count), f"{spent:.4f}", f"{spent / total:.0%}")
             self._out.print(table)
 
     def diff(self, found: Diff) -> None:
@@ -160,31 +175,38 @@ class Display:
             self._row("restored", f"with every layer in float {found.float_sqnr_db:.1f} dB from the float model; {how}")
         for note in found.notes:
             self._row("", note)
-        table = Table("layer", "operator", "SQNR dB", "cosine", "alone", "restored", box=None)
+        table = _figures("layer", "operator", "SQNR dB", "cosine", "alone", "restored")
         for row in found.layers[:LAYERS_SHOWN]:
             shares = ["-" if share is None else f"{share:.1%}" for share in (row.alone, row.restored)]
-            table.add_row(escape(row.name), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares)
+            table.add_row(_shown(row.name), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares)
         self._out.print(table)
         if len(found.layers) > LAYERS_SHOWN:
             self._row("", f"{len(found.layers) - LAYERS_SHOWN} more layers with --json")
         for finding in found.findings:
             share = "time" if finding.alone is None else f"{finding.share:.0%} of the error"
-            what = f"{escape(finding.layer)}, {share}: {escape(finding.text)}"
-            self._out.print(f"[bold yellow]{escape(finding.kind)}[/] {what}")
-            self._out.print(f"  {escape(finding.command)}")
+            what = f"{_shown(finding.layer)}, {share}: {_shown(finding.text)}"
+            self._out.print(f"[bold yellow]{_shown(finding.kind)}[/] {what}")
+            self._out.print(f"  {_shown(finding.command)}")
 
-    def inspection(self, facts: dict[str, Any]) -> None:
+    def inspection(self, name: str, facts: dict[str, Any]) -> None:
         """What `ptq inspect` found."""
+        weights = f"{facts['modules']['parameters']:,} weights in {size_of(facts['file_bytes'])}"
+        self._row("model", f"{name}: {weights}, opset {facts['opset']}, made by {facts['producer']}")
         for key in ("inputs", "outputs"):
             self._row(key, "; ".join(facts[key]))
-        self._row("made by", f"{facts['producer']}, opset {facts['opset']}")
-        self._row("weights", _size(facts["weight_bytes"]))
-        self._row("operators", ", ".join(f"{count} {op}" for op, count in facts["operators"].items()))
+        self._row("operators", operators_of(facts["operators"]))
         for note in facts["preparation"]:
             self._row("", note)
-        self._row("quantizable", f"{len(facts['quantizable'])} layers for {facts['target']} {facts.get('reason', '')}")
-        for name, reason in facts["left_float"].items():
-            self._row("left in float", f"{name}: {reason}")
+        rows = tree_rows(facts)
+        self._out.print()
+        self._out.print(tree_table(rows[:MOST_ROWS], self._out.width if self._out.is_terminal else None))
+        if len(rows) > MOST_ROWS:
+            self._out.print(f"... and {len(rows) - MOST_ROWS} more; --json lists all")
+        self._out.print(f"[dim]{LEGEND}[/]\n")
+        for line in reasons_of(facts["left_float"]):
+            self._row("left in float", line)
+        for key, text in summary_of(facts):
+            self._row(key, text)
 
     def methods(self) -> None:
         """Every family with its members."""
@@ -195,12 +217,18 @@ class Display:
             self._out.print(f"[bold]{title}[/]")
             for member in members(union):
                 tag, settings, summary = describe_method(member)
-                self._out.print(
-                    f"  {tag:<12}{escape(summary)}" + (f" [dim]({escape(settings)})[/]" if settings else "")
-                )
+                self._hang(Text(f"  {tag}"), Text(summary).append(f" ({settings})" if settings else "", "dim"))
 
     def _row(self, key: str, text: str) -> None:
-        self._out.print(f"[dim]{key:<13}[/]{escape(text)}")
+        self._hang(Text(key, "dim"), Text(printable(text)))
+
+    def _hang(self, head: Text, text: Text) -> None:
+        """What a line is about, and the line, whose further lines in a terminal stand below its first."""
+        grid = Table.grid()
+        grid.add_column(width=INDENT)
+        grid.add_column(overflow="fold")
+        grid.add_row(head, text)
+        self._out.print(grid)
 
     def _why(self, report: QuantReport) -> str:
         if not report.left_float:
@@ -239,5 +267,14 @@ def bench_table(found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]
     return {"models": rows, **setting, "native": native_status()}
 
 
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
+def _figures(first: str, *titles: str) -> Table:
+    """A table of names and what was measured of each."""
+    table = Table(first, box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _shown(text: str) -> str:
+    """Text of any origin within markup."""
+    return escape(printable(text))

@@ -1,0 +1,66 @@
+"""Which step runs, how far it is, and how long it will take, as one line of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ptq.core.printable import printable
+
+STEPS = {
+    "measure": "timing layers in float and as integers",
+    "compare": "comparing layer by layer",
+    "prepare": "preparing the float graph",
+    "equalize": "evening out channels",
+    "calibrate": "running the calibration set",
+    "solve": "choosing ranges and weights",
+    "lower": "writing integers",
+    "verify": "running both models side by side",
+    "inspect": "looking at the model",
+    "bench": "timing the models",
+}
+
+OFTEN_SECONDS = 0.1
+"""Time between two updates: showing costs more than counting."""
+
+ESTIMATED_AFTER = 1.0
+"""Seconds of a step before its end is guessed."""
+
+
+class Steps:
+    """A `Progress` that counts and puts it into words.
+
+    Args:
+        show: Takes each new line.
+        clock: Seconds.
+    """
+
+    def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._clock = show, clock
+        self._words, self._start, self._shown, self._done = "", clock(), clock(), 0
+
+    def __call__(self, step: str) -> None:
+        """A step starts."""
+        self._words, self._start, self._done = printable(STEPS.get(step, step)), self._clock(), 0
+        self._show(self._words)
+
+    def advance(self, done: int, total: int | None) -> None:
+        """So many of its samples or layers are done."""
+        now = self._clock()
+        if done < self._done:  # another pass over the same
+            self._start = now
+        self._done = done
+        if now - self._shown < OFTEN_SECONDS:
+            return
+        self._shown = now
+        of = "" if total is None else f" of {total}"
+        spent = now - self._start
+        left = "" if total is None or spent < ESTIMATED_AFTER else f", {_time(spent / done * (total - done))} left"
+        self._show(f"{self._words}: {done}{of}{left}")
+
+
+def _time(seconds: float) -> str:
+    """In the unit that a person would take."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
