@@ -14,7 +14,7 @@ from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
     from ptq.api import bench, calibrate, export, merge, quantize, report, validate
-    from ptq.pipeline import Result
+    from ptq.job import Result
     from ptq.recipe import Goals, Recipe
 
 __all__ = [
@@ -29,7 +29,7 @@ _HOMES = {
     "quantize": "ptq.api",
     "report": "ptq.api",
     "validate": "ptq.api",
-    "Result": "ptq.pipeline",
+    "Result": "ptq.job",
     "Goals": "ptq.recipe",
     "Recipe": "ptq.recipe",
 }

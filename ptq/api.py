@@ -31,9 +31,10 @@ from ptq.core.progress import Progress, counted, silent
 from ptq.delivery import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
 from ptq.files import write_whole
+from ptq.job import Job, Result
 from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
 from ptq.modelfile import run as run_session
-from ptq.pipeline import Job, Result, run_calibration
+from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
 from ptq.trial import require_survivable

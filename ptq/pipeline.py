@@ -9,26 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import sys
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from ptq.analysis.card import card_markdown
-from ptq.analysis.compare import Metric
-from ptq.analysis.report import DataFacts, FileFacts, QuantReport
-from ptq.analysis.storage import bytes_by_kind
-from ptq.analysis.verdict import judge
 from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import Wanted, collect
-from ptq.calibration.engine import Engine, Threads
-from ptq.calibration.ledger import Ledger
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
 from ptq.calibration.sample import repeated
@@ -38,10 +28,10 @@ from ptq.calibration.store import ArrayStore
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.plan import QuantPlan
 from ptq.core.progress import Progress, counted, silent
-from ptq.core.spread import Spread
-from ptq.delivery import Delivery, deliver, pack
+from ptq.delivery import Delivery, pack
 from ptq.equalising import LOOKED_AT, Integers, equalise
 from ptq.huge import COMPARED, check_huge, is_huge, prepare_huge, require_streamable, stream
+from ptq.job import Job, Result
 from ptq.layerwise import (
     Settings,
     channel_axes,
@@ -52,7 +42,8 @@ from ptq.layerwise import (
     spread,
     uneven_concats,
 )
-from ptq.modelfile import ModelSource, load_model, runnable_source, source_bytes, source_fingerprint
+from ptq.modelfile import load_model, runnable_source, source_fingerprint
+from ptq.outcome import Outcome, data_facts, native_note, report_of, skipped_note, stored_note, table_note
 from ptq.passes import (
     PREPARE,
     PREPARE_BLOCKS,
@@ -65,91 +56,17 @@ from ptq.passes import (
     place_weights,
     prepare,
 )
-from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.placement import Selector
 from ptq.passes.selection import select_nodes
-from ptq.passes.stored import describe
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
-from ptq.runtime.opening import open_session
-from ptq.solve import LayerRow, Problem, make_plan
+from ptq.solve import Problem, make_plan
 from ptq.target import Target, target_named
 from ptq.trial import require_survivable
 from ptq.workspace import Notes, Workspace
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
 MEMORY = 256 * 2**20
 """Bytes of values that wait in memory between two layers; more go to temporary files."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run; nothing is on disk yet.
-
-    Attributes:
-        delivery: The quantized model.
-        report: What happened; `report.verdict.passed` says whether every goal was met.
-        custom_ops: Libraries the model needs.
-        workspace: Where an interrupted run would have gone on from; None if there was none.
-    """
-
-    delivery: Delivery
-    report: QuantReport
-    custom_ops: tuple[str | Path, ...] = ()
-    workspace: Workspace | None = None
-
-    def save(self, path: str | Path) -> None:
-        """Write the model to `path` and its card beside it (`path` + .card.json, .card.md): all or nothing.
-
-        Raises:
-            InputError: A file cannot be written; what was there before is still there.
-        """
-        deliver(Path(path), self.delivery, cards_of(self.report, Path(path)))
-
-    def session(self) -> InferenceSession:
-        """Open the quantized model in onnxruntime."""
-        with self.delivery.as_file() as path:
-            return open_session(path, custom_ops=self.custom_ops, num_threads=0)
-
-
-def cards_of(report: QuantReport, output: Path) -> dict[str, bytes]:
-    """The card of a model at `output` as JSON and Markdown, and what was measured; by the suffixes of their paths."""
-    named = replace(report, quantized_model=replace(report.quantized_model, name=output.name))
-    bench = json.dumps(named.bench(), indent=2, sort_keys=True) + "\n"
-    texts = {".card.json": named.card_json(), ".card.md": card_markdown(named), ".bench.json": bench}
-    return {suffix: text.encode() for suffix, text in texts.items()}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one run works on.
-
-    Attributes:
-        source: The float model as it came.
-        data: The calibration set.
-        recipe: Decisions.
-        evaluation: Data to verify on. Default: every eighth calibration sample is held out for it.
-        custom_ops: Libraries with operators that the model needs.
-        metric: Name and function of a user metric.
-        workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
-            None for a temporary one.
-        engine: Where the calibration set is run.
-        ledger: Which parts of it were run before.
-        profiled: Also measure which operators the time of both models goes to.
-    """
-
-    source: ModelSource
-    data: DataReader
-    recipe: Recipe = field(default_factory=Recipe)
-    evaluation: DataReader | None = None
-    custom_ops: tuple[str | Path, ...] = ()
-    metric: tuple[str, Metric] | None = None
-    workspace: Path | None = None
-    engine: Engine = field(default_factory=Threads)
-    ledger: Ledger = field(default_factory=Ledger)
-    profiled: bool = False
 
 
 def run(job: Job, progress: Progress = silent) -> Result:
@@ -197,13 +114,13 @@ def run(job: Job, progress: Progress = silent) -> Result:
     proof = check(job, model, delivery, split, progress)
     notes = (
         *ready.notes,
-        *_skipped_note(job.data),
-        *_table_note(plan),
-        *_stored_note(prepared, placement, plan),
-        *_native_note(delivery.model),
+        *skipped_note(job.data),
+        *table_note(plan),
+        *stored_note(prepared, placement, plan),
+        *native_note(delivery.model),
         *uneven_concats(prepared, placement, statistics.histograms),
     )
-    data, spreads = _data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)
+    data, spreads = data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)
     outcome = Outcome(model, delivery, placement, rows, notes, proof, data, ready.equalized, spreads)
     workspace = None if job.workspace is None else Workspace(job.workspace)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
@@ -287,59 +204,6 @@ def run_calibration(job: Job, progress: Progress = silent) -> CalibrationRecord:
         return observe(ready, job, place_first(ready, job))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run ends with, before it is judged.
-
-    Attributes:
-        model: As it came.
-        delivery: As it goes.
-        placement: What became integers.
-        rows: What became of each layer.
-        notes: What else a user should know.
-        proof: What was measured.
-        data: On which data.
-        equalized: Whether widths of channels were evened out.
-        spreads: What was seen on each grid of activations.
-    """
-
-    model: ir.Model
-    delivery: Delivery
-    placement: Placement
-    rows: tuple[LayerRow, ...]
-    notes: tuple[str, ...]
-    proof: Verification
-    data: DataFacts
-    equalized: bool = False
-    spreads: Mapping[str, Spread] = field(default_factory=dict)
-
-
-def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
-    """Judge a run that began at `start`, and put everything into one value."""
-    source, delivery = job.source, outcome.delivery
-    hashed = source_fingerprint(source, outcome.model)
-    facts = FileFacts(_name(source), hashed, source_bytes(source, outcome.model), _opset(outcome.model))
-    sizes = (facts.num_bytes, delivery.num_bytes)
-    return QuantReport(
-        float_model=facts,
-        quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
-        data=outcome.data,
-        recipe=recipe_to(job.recipe),
-        target=target_named(job.recipe.target),
-        layers=outcome.rows,
-        left_float=outcome.placement.left_float,
-        num_grids=len(outcome.placement.groups),
-        spreads=outcome.spreads,
-        equalized=outcome.equalized,
-        storage=bytes_by_kind(delivery.model, delivery.num_bytes),
-        notes=outcome.notes,
-        proof=outcome.proof,
-        verdict=judge(outcome.proof, outcome.rows, sizes, job.recipe.goals, random_data=job.data.is_random),
-        seconds=time.perf_counter() - start,
-        peak_rss_mb=peak_rss_mb(),
-    )
-
-
 def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
     """Quantize a model whose weights do not fit into memory several times over, layer by layer.
 
@@ -368,7 +232,7 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
     with delivery.as_file() as path:
         proof = check_huge(prepared, streamed, path, samples)
     notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
-    outcome = Outcome(model, delivery, streamed.placement, streamed.rows, notes, proof, _data_facts(job, split, proof))
+    outcome = Outcome(model, delivery, streamed.placement, streamed.rows, notes, proof, data_facts(job, split, proof))
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
 
@@ -455,59 +319,3 @@ def check(
         source, seen = runnable_source(job.source, model), counted(samples, total, progress)
         proof = verify(source, path, seen, timed, custom_ops=libraries, metric=job.metric)
         return with_operators(proof, source, path, timed, libraries) if job.profiled else proof
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's, this peak does not start with that of the parent process
-        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0][1]) / 1024
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _skipped_note(data: DataReader) -> tuple[str, ...]:
-    return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
-
-
-def _table_note(plan: QuantPlan) -> tuple[str, ...]:
-    return tuple(
-        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
-        for name, rows in plan.tables.items()
-    )
-
-
-def _stored_note(model: ir.Model, placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
-    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
-    return tuple(describe(model, placement.stored, bits) for bits in lengths)
-
-
-def _native_note(lowered: ir.Model) -> tuple[str, ...]:
-    count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
-    carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
-    return (carried,) if count else ()
-
-
-def _data_facts(job: Job, split: SampleSplit, proof: Verification) -> DataFacts:
-    return DataFacts(
-        job.data.description,
-        split.fingerprint,
-        split.num_calibration,
-        proof.comparison.num_samples,
-        held_out=bool(split.held_out) or job.evaluation is not None,
-        is_random=job.data.is_random,
-    )
-
-
-def _name(source: ModelSource) -> str:
-    return Path(source).name if isinstance(source, str | Path) else "model in memory"
-
-
-def _opset(model: ir.Model) -> int:
-    return model.opset_imports.get("", 0)

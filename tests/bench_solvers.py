@@ -26,7 +26,7 @@ from ptq.core.layer_statistics import LayerStatistics, MomentSum, add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import INT8_WEIGHT, PerAxis
 from ptq.core.unfold import Unfold
-from ptq.pipeline import peak_rss_mb
+from ptq.outcome import peak_rss_mb
 from ptq.recipe import Weights
 from ptq.weights import Gpfq, Gptq
 from ptq.weights._output_error import GroupedProblem, best_scale, in_order, round_to_nearest

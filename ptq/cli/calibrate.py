@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @guarded
 def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> None:
-    """Run MODEL over the calibration set --data and write what was seen, for `ptq quantize --calibration`.
+    """Look at calibration data and keep what was seen.
 
-    Give the recipe and the data that will be quantized with: statistics of another are refused. An interrupted run
-    goes on where it stopped.
+    `ptq quantize --calibration` takes it. Give the recipe and the data that will be quantized with: statistics of
+    another are refused. An interrupted run goes on where it stopped.
     """
     from ptq.api import calibrate as run_calibrate
     from ptq.calibration.remote import local_path

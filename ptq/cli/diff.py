@@ -25,22 +25,19 @@ from ptq.cli.running import ending, guarded
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @guarded
 def diff(reference: Path, model: Path, **given: Any) -> None:
-    """Say which layers of QUANT cost its accuracy against FLOAT, and what mends them.
+    """Say which layers of QUANT cost it accuracy, and what mends them.
 
     Every layer's SQNR and cosine; its share of the final error, alone and by what its restoring to float saves, on the
     first 16 samples; the worst samples; findings with a command each. The exit code is 0 whatever is found.
 
     \b
-    Example:
-      ptq diff model.onnx model.int8.onnx --data calib.npz
-
-    \b
-    --json gives: sqnr_db, cosine, num_samples, num_shared, float_sqnr_db (how near QUANT comes to FLOAT with every
-    layer restored), notes, and, worst first,
+    --json gives: sqnr_db, cosine, num_samples, num_shared, float_sqnr_db (how
+    near QUANT comes to FLOAT with every layer restored), notes, worst first:
       layers:   name, op_type, sqnr_db, cosine, alone, restored, share
       findings: kind, layer, share, alone, restored, text, option, command
       worst:    index, sqnr_db
-    alone, restored and share are fractions of the final error, null where nothing can be switched.
+    alone, restored and share are fractions of the final error, null where
+    nothing can be switched.
     """  # noqa: D301 - \b is click's mark of lines that stay as they are
     from ptq.api import diff as run_diff
     from ptq.display import Display

@@ -16,7 +16,7 @@ from ptq.cli.running import guarded
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @guarded
 def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
-    """Put the .calib files RECORDS of all shards together; their order does not matter."""
+    """Put .calib files of all shards together, in any order."""
     from ptq.api import merge as run_merge
     from ptq.delivery import require_writable
     from ptq.display import Display

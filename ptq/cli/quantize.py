@@ -33,7 +33,7 @@ from ptq.core.errors import RecipeError
 if TYPE_CHECKING:
     from ptq.cache import Cache, Entry
     from ptq.core.progress import Progress
-    from ptq.pipeline import Result
+    from ptq.job import Result
 
 
 @click.command(cls=Verb, example="ptq quantize model.onnx --data calib.npz -o model.int8.onnx --min-sqnr-db 30")
@@ -67,8 +67,8 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     from ptq.analysis.front_matter import front_matter
     from ptq.delivery import deliver
     from ptq.display import Display
+    from ptq.job import cards_of
     from ptq.modelfile import external_files
-    from ptq.pipeline import cards_of
 
     _require_writable(output, [model, *_inputs(given), *external_files(model)], given)
     display = Display(quiet=given["quiet"] or given["as_json"])

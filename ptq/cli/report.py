@@ -15,7 +15,10 @@ from ptq.cli.running import guarded
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the page goes; default: beside the card.")
 @guarded
 def report(card: Path, output: Path | None) -> None:
-    """Write CARD (.card.json) as one HTML file, with the measurements if .bench.json lies beside it."""
+    """Write CARD (.card.json) as one HTML file.
+
+    With the measurements, if .bench.json lies beside it.
+    """
     from ptq.api import report as write_report
 
     place = write_report(card, output)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ptq.core.progress import Progress, silent
-from ptq.pipeline import Job, Result, run
+from ptq.job import Job, Result
+from ptq.pipeline import run
 from ptq.tuning.latency import fastest
 
 

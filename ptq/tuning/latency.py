@@ -33,13 +33,14 @@ from ptq.core.errors import InputError, RecipeError
 from ptq.core.mincut import FORBIDDEN, Division
 from ptq.core.progress import Progress, silent
 from ptq.huge import is_huge
+from ptq.job import Job
 from ptq.layerwise import Settings, channel_axes, settings_of, spread
 from ptq.modelfile import load_model, run, runnable_source, session_of
 from ptq.passes import Placement, place, prepare
 from ptq.passes._linear import name_of
 from ptq.passes.infer_shapes import observe
 from ptq.passes.placement import Selector
-from ptq.pipeline import Job, left_out_by, lower
+from ptq.pipeline import left_out_by, lower
 from ptq.recipe import Recipe
 from ptq.runtime.native import native_path
 from ptq.solve import Problem, make_plan

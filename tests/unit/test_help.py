@@ -46,8 +46,8 @@ def test_the_list_of_verbs_is_whole() -> None:
 def test_options_stand_under_titles() -> None:
     text = help_of("quantize")
     titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["Data and result", "Method", "Machines", "Goals", "Images", "Other"]
-    assert text.index("Goals:") < text.index("--max-drop") < text.index("Images:")
+    assert titles == ["Data and result", "Method", "Machines", "Goals", "Report", "Images", "Other"]
+    assert text.index("Goals:") < text.index("--max-drop") < text.index("Report:")
     assert all(text.count(f"\n  {name} ") == 1 for name in ("--bits", "--resize", "--json", "-o, --output", "--seed"))
 
 

@@ -173,4 +173,4 @@ def test_what_cannot_be_optimized_is_one_line(tmp_path: Path) -> None:
     given = ["quantize", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "q.onnx")]
     result = CliRunner().invoke(main, [*given, "--optimize", "latency"])
     assert result.exit_code == 0
-    assert "tried        float:" in result.output
+    assert "tried" in result.output

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ptq import Recipe, quantize
 from ptq.core.errors import RecipeError, UnsupportedModelError
 from ptq.core.spec import QuantSpec
+from ptq.job import Result
 from ptq.passes.infer_shapes import observe
-from ptq.pipeline import Result
 from ptq.recipe import LayerRule, Weights
 from ptq.runtime import open_session
 from ptq.weights import Gpfq, Gptq, Qronos, Rtn, WeightMethod

@@ -95,7 +95,7 @@ def test_a_collector_does_not_care_about_order(order: list[int]) -> None:
     for indices in (range(6), order):
         collector = StatisticsCollector(Wanted(("x",), {"x": 1}))
         for index in indices:
-            collector.update([samples[index]])
+            collector.update([samples[index]], index)
         results.append(collector.value())
     assert as_bytes(results[0].histograms["x"]) == as_bytes(results[1].histograms["x"])
     assert results[0].means["x"].table.tobytes() == results[1].means["x"].table.tobytes()
@@ -104,9 +104,9 @@ def test_a_collector_does_not_care_about_order(order: list[int]) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_activations_name_tensor_and_sample(bad: float) -> None:
     collector = StatisticsCollector(Wanted(("t",), {}))
-    collector.update([np.ones(3, np.float32)])
+    collector.update([np.ones(3, np.float32)], 0)
     with pytest.raises(CalibrationError, match=r"'t'.*sample 1"):
-        collector.update([np.array([1, bad], np.float32)])
+        collector.update([np.array([1, bad], np.float32)], 1)
 
 
 def test_nothing_seen_is_an_error() -> None:

@@ -1,0 +1,145 @@
+"""What a run ends with, as one value for the report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ptq.analysis.report import DataFacts, FileFacts, QuantReport
+from ptq.analysis.storage import bytes_by_kind
+from ptq.analysis.verdict import judge
+from ptq.analysis.verify import Verification
+from ptq.calibration.reader import DataReader
+from ptq.calibration.split import SampleSplit
+from ptq.core.plan import QuantPlan
+from ptq.core.spread import Spread
+from ptq.delivery import Delivery
+from ptq.job import Job
+from ptq.modelfile import ModelSource, source_bytes, source_fingerprint
+from ptq.passes import (
+    Placement,
+)
+from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
+from ptq.passes.stored import describe
+from ptq.recipe import recipe_to
+from ptq.solve import LayerRow
+from ptq.target import target_named
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with, before it is judged.
+
+    Attributes:
+        model: As it came.
+        delivery: As it goes.
+        placement: What became integers.
+        rows: What became of each layer.
+        notes: What else a user should know.
+        proof: What was measured.
+        data: On which data.
+        equalized: Whether widths of channels were evened out.
+        spreads: What was seen on each grid of activations.
+    """
+
+    model: ir.Model
+    delivery: Delivery
+    placement: Placement
+    rows: tuple[LayerRow, ...]
+    notes: tuple[str, ...]
+    proof: Verification
+    data: DataFacts
+    equalized: bool = False
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+
+
+def report_of(job: Job, outcome: Outcome, start: float) -> QuantReport:
+    """Judge a run that began at `start`, and put everything into one value."""
+    source, delivery = job.source, outcome.delivery
+    hashed = source_fingerprint(source, outcome.model)
+    facts = FileFacts(_name(source), hashed, source_bytes(source, outcome.model), _opset(outcome.model))
+    sizes = (facts.num_bytes, delivery.num_bytes)
+    return QuantReport(
+        float_model=facts,
+        quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
+        data=outcome.data,
+        recipe=recipe_to(job.recipe),
+        target=target_named(job.recipe.target),
+        layers=outcome.rows,
+        left_float=outcome.placement.left_float,
+        num_grids=len(outcome.placement.groups),
+        spreads=outcome.spreads,
+        equalized=outcome.equalized,
+        storage=bytes_by_kind(delivery.model, delivery.num_bytes),
+        notes=outcome.notes,
+        proof=outcome.proof,
+        verdict=judge(outcome.proof, outcome.rows, sizes, job.recipe.goals, random_data=job.data.is_random),
+        seconds=time.perf_counter() - start,
+        peak_rss_mb=peak_rss_mb(),
+    )
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage's, this peak does not start with that of the parent process
+        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0][1]) / 1024
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def skipped_note(data: DataReader) -> tuple[str, ...]:
+    """Samples that were left out."""
+    return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
+
+
+def table_note(plan: QuantPlan) -> tuple[str, ...]:
+    """Embedding tables on codes."""
+    return tuple(
+        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
+        for name, rows in plan.tables.items()
+    )
+
+
+def stored_note(model: ir.Model, placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
+    """Weights of float kernels on codes."""
+    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
+    return tuple(describe(model, placement.stored, bits) for bits in lengths)
+
+
+def native_note(lowered: ir.Model) -> tuple[str, ...]:
+    """Operators of our own."""
+    count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
+    carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
+    return (carried,) if count else ()
+
+
+def data_facts(job: Job, split: SampleSplit, proof: Verification) -> DataFacts:
+    """What the figures are from."""
+    return DataFacts(
+        job.data.description,
+        split.fingerprint,
+        split.num_calibration,
+        proof.comparison.num_samples,
+        held_out=bool(split.held_out) or job.evaluation is not None,
+        is_random=job.data.is_random,
+    )
+
+
+def _name(source: ModelSource) -> str:
+    return Path(source).name if isinstance(source, str | Path) else "model in memory"
+
+
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)
