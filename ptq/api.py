@@ -81,8 +81,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
-    if recipe.optimize != "accuracy" and (hasattr(data, "__next__") or hasattr(data, "get_next")):
-        raise RecipeError("optimize: the data is needed more than once; give a list, arrays or a file")
+    repeats, flows = recipe.search or recipe.optimize != "accuracy", ("__next__", "get_next")
+    if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
+        raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
     ledger = Ledger(notes=None if workspace is None else workspace / NOTES)
     if calibration is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -148,6 +149,7 @@ class Recipe:
         min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
             starts to dominate the error of a transformer; convolutional networks rarely come near.
         goals: What has to be reached.
+        search: Give layers more bits, or leave them in float, until the goals are met.
         seed: Seed of everything random.
     """
 
@@ -165,6 +167,7 @@ class Recipe:
     skip_bad_samples: bool = False
     min_input_sqnr_db: float = 23.0
     goals: Goals = field(default_factory=Goals)
+    search: bool = False
     seed: int = 0
 
     @property
@@ -234,6 +237,45 @@ class Recipe:
             raise RecipeError(
                 "extra_macs is spent by output error, which rtn does not see; expected gptq, gpfq, qronos"
             )
+
+
+GOAL = re.compile(r"(?:top-?1 +|metric +)?(sqnr|agreement|drop|latency) *(>=|<=) *([\d.]+) *(%|dB)?")
+GOALS = {"sqnr": "min_sqnr_db", "agreement": "min_agreement", "drop": "max_drop", "latency": "max_latency_ratio"}
+
+
+def parse_goal(text: str) -> dict[str, float]:
+    """A goal as the command line takes it, as a field of `Goals`.
+
+    Args:
+        text: `sqnr >= 30`, `agreement >= 0.99`, `top1 drop <= 0.5` (points, or `%`), `latency <= 0.5` (over float).
+
+    Raises:
+        RecipeError: It is something else.
+
+    Example:
+        >>> parse_goal("top1 drop <= 0.5")
+        {'max_drop': 0.005}
+    """
+    found = re.fullmatch(
+        r"\s*(?:top-?1\s+|metric\s+)?(sqnr|agreement|drop|latency)\s*(>=|<=)\s*([\d.]+)\s*(%|dB)?\s*", text
+    )
+    number = None if found is None else _float_or_none(found[3])
+    wanted = {"sqnr": ">=", "agreement": ">=", "drop": "<=", "latency": "<="}
+    units = {"sqnr": (None, "dB"), "agreement": (None, "%"), "drop": (None, "%"), "latency": (None, "%")}
+    if found is None or number is None or found[2] != wanted[found[1]] or found[4] not in units[found[1]]:
+        raise RecipeError(
+            f"--goal is {text!r:.80}; expected for example 'sqnr >= 30', 'agreement >= 0.99', 'top1 drop <= 0.5' "
+            "(points) or 'latency <= 0.5'"
+        )
+    points = found[1] == "drop" or found[4] == "%"
+    return {GOALS[found[1]]: number / 100 if points else number}
+
+
+def _float_or_none(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def members(union: Any) -> tuple[type, ...]:

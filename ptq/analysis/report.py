@@ -85,6 +85,23 @@ class TimedPlan:
 
 
 @dataclass(frozen=True)
+class Try:
+    """A recipe that was tried to meet a goal.
+
+    Attributes:
+        name: What it changes.
+        sqnr_db: Of the worst output, dB.
+        num_bytes: Of the model.
+        passed: Whether every goal was met.
+    """
+
+    name: str
+    sqnr_db: float
+    num_bytes: int
+    passed: bool
+
+
+@dataclass(frozen=True)
 class QuantReport:
     """What happened in a run.
 
@@ -106,6 +123,7 @@ class QuantReport:
         seconds: Wall time.
         peak_rss_mb: Largest resident memory of the process, MiB.
         plans: Ways to run the model among which the fastest was looked for.
+        tries: Recipes among which the smallest model that meets the goals was looked for.
         command: How it was asked for on the command line.
     """
 
@@ -126,6 +144,7 @@ class QuantReport:
     seconds: float
     peak_rss_mb: float
     plans: tuple[TimedPlan, ...] = ()
+    tries: tuple[Try, ...] = ()
     command: str = ""
 
     def card(self) -> dict[str, Any]:
@@ -186,6 +205,7 @@ class QuantReport:
             },
             "findings": [{"level": f.level, "text": f.text} for f in self.verdict.findings if f.measured],
             "plans": [_rounded(asdict(plan)) for plan in self.plans],
+            "tries": [_rounded(asdict(each)) for each in self.tries],
         }
 
     def extra_macs(self) -> dict[str, Any]:

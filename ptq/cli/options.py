@@ -101,6 +101,16 @@ IMAGE_OPTIONS = options(
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Axis order."),
     title="Images",
 )
+AIM_OPTIONS = options(
+    click.option(
+        "--goal",
+        "goals",
+        multiple=True,
+        help="Search for the smallest model with 'sqnr >= 30', 'agreement >= 0.99', 'top1 drop <= 0.5' (points), ...",
+    ),
+    click.option("--save-recipe", type=click.Path(path_type=Path), help="Write the recipe that makes it in one go."),
+    title="Goals",
+)
 GOAL_OPTIONS = options(
     click.option("--min-sqnr-db", type=float, help="SQNR of the worst output, dB."),
     click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of equal decisions."),
@@ -163,12 +173,9 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
     names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch")
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
-    if given["weight_only"]:
-        plain["weight_only"] = True
-    if given["skip_bad_samples"]:
-        plain["skip_bad_samples"] = True
-    if given["no_equalize"]:
-        plain["equalize"] = False
+    flags = {"weight_only": True, "skip_bad_samples": True, "no_equalize": False, "goals": True}
+    fields = {"no_equalize": "equalize", "goals": "search"}
+    plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
     return replace(
         recipe,
         weights=replace(recipe.weights, **own),
@@ -181,10 +188,12 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
 
 def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
     """The goals of a recipe with the command line's on top."""
-    from ptq.recipe import Goals
+    from ptq.recipe import Goals, parse_goal
 
     names = ("min_sqnr_db", "min_agreement", "max_drop", "max_latency_ratio")
-    return replace(base or Goals(), **{name: given[name] for name in names if given.get(name) is not None})
+    sought = {name: value for text in given.get("goals") or () for name, value in parse_goal(text).items()}
+    judged = {name: given[name] for name in names if given.get(name) is not None}
+    return replace(base or Goals(), **sought, **judged)
 
 
 def images_of(given: dict[str, Any]) -> ImageOptions | None:

@@ -14,6 +14,7 @@ import click
 
 from ptq.cli.helping import Verb, options
 from ptq.cli.options import (
+    AIM_OPTIONS,
     DATA_OPTIONS,
     ENGINE_OPTIONS,
     GOAL_OPTIONS,
@@ -51,7 +52,16 @@ if TYPE_CHECKING:
     ),
     title="Data and result",
 )
-@options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, GOAL_OPTIONS, REPORT_OPTIONS, IMAGE_OPTIONS, SHARED_OPTIONS)
+@options(
+    DATA_OPTIONS,
+    RECIPE_OPTIONS,
+    ENGINE_OPTIONS,
+    AIM_OPTIONS,
+    GOAL_OPTIONS,
+    REPORT_OPTIONS,
+    IMAGE_OPTIONS,
+    SHARED_OPTIONS,
+)
 @guarded
 def quantize(model: Path, output: Path, **given: Any) -> None:
     """Quantize MODEL and write it to --output.
@@ -67,8 +77,10 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     from ptq.analysis.front_matter import front_matter
     from ptq.delivery import deliver
     from ptq.display import Display
+    from ptq.files import write_whole
     from ptq.job import cards_of
     from ptq.modelfile import external_files
+    from ptq.recipe import recipe_toml
 
     _require_writable(output, [model, *_inputs(given), *external_files(model)], given)
     display = Display(quiet=given["quiet"] or given["as_json"])
@@ -80,6 +92,8 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         cards[".card.md"] = front_matter(report).encode() + cards[".card.md"]
     deliver(output, result.delivery if passed else None, cards)
     _write_page(given["page"], cards)
+    if given["save_recipe"] is not None:
+        write_whole(given["save_recipe"], recipe_toml(report.recipe).encode())
     if result.workspace is not None:
         result.workspace.remove()
     if cache is not None and passed and result.delivery.data is not None:
@@ -100,8 +114,10 @@ def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, 
         from ptq.analysis.page import require_extra
 
         require_extra()
-        require_apart(output, given["page"])
-        require_writable(given["page"], inputs, ("",))
+    for place in (given["page"], given["save_recipe"]):
+        if place is not None:
+            require_apart(output, place)
+            require_writable(place, inputs, ("",))
 
 
 def _write_page(place: Path | None, cards: Mapping[str, bytes]) -> None:

@@ -28,6 +28,22 @@ def silent(_step: str) -> None:
     """Tell nobody."""
 
 
+def within(progress: Progress, name: str) -> Progress:
+    """The same progress for a part of something longer, whose name stands before that of each step."""
+    return _Within(progress, name) if isinstance(progress, Counts) else lambda step: progress(f"{name}: {step}")
+
+
+class _Within:
+    def __init__(self, progress: Counts, name: str) -> None:
+        self._progress, self._name = progress, name
+
+    def __call__(self, step: str) -> None:
+        self._progress(f"{self._name}: {step}")
+
+    def advance(self, done: int, total: int | None) -> None:
+        self._progress.advance(done, total)
+
+
 def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterable[T]:
     """The same items, each reported once the next one is asked for; untouched if nobody counts."""
     return _counted(items, total, progress) if isinstance(progress, Counts) else items

@@ -118,6 +118,9 @@ class Display:
         row("cost", f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB")
         for plan in report.plans:
             row("tried", f"{plan.name}: {plan.milliseconds:.3f} ms")
+        for each in report.tries:
+            met = "goal met" if each.passed else "missed"
+            row("tried", f"{each.name}: {each.sqnr_db:.2f} dB, {size_of(each.num_bytes)}, {met}")
         beside = f"{output.name}.card.md" + (f", report in {page}" if page else "")
         self.verdict(report.verdict, f"{output}, card in {beside}", f"no model at {output}; see {beside}")
 

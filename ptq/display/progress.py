@@ -41,7 +41,7 @@ class Steps:
 
     def __call__(self, step: str) -> None:
         """A step starts."""
-        self._words, self._start, self._done = printable(STEPS.get(step, step)), self._clock(), 0
+        self._words, self._start, self._done = printable(_in_words(step)), self._clock(), 0
         self._show(self._words)
 
     def advance(self, done: int, total: int | None) -> None:
@@ -64,3 +64,9 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"about {max(seconds, 1):.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _in_words(step: str) -> str:
+    """What a step is called; that of a part of something longer comes after a colon."""
+    before, colon, last = step.rpartition(": ")
+    return before + colon + STEPS.get(last, last)

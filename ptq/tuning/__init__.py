@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ptq.analysis.report import TimedPlan
 from ptq.core.progress import Progress, silent
 from ptq.job import Job, Result
 from ptq.pipeline import run
+from ptq.tuning.goals import reach
 from ptq.tuning.latency import fastest
 
 
@@ -20,8 +22,9 @@ def tune(job: Job, progress: Progress = silent) -> Result:
     Returns:
         As `run`. The recipe in its report makes the same model without measuring.
     """
-    if job.recipe.optimize == "accuracy":
-        return run(job, progress)
-    choice = fastest(job, progress)
-    result = run(replace(job, recipe=choice.recipe), progress)
-    return replace(result, report=replace(result.report, plans=choice.plans))
+    plans: tuple[TimedPlan, ...] = ()
+    if job.recipe.optimize == "latency":
+        choice = fastest(job, progress)
+        job, plans = replace(job, recipe=choice.recipe), choice.plans
+    result = reach(job, progress) if job.recipe.search else run(job, progress)
+    return replace(result, report=replace(result.report, plans=plans))
