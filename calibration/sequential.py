@@ -44,6 +44,10 @@ CHUNK_BYTES = 4 * 2**20
 """Size of the model inputs that are run at once: enough to make one call worth its cost."""
 
 MAX_CHUNK = 16
+
+TOGETHER = 2**20
+"""Values of a layer's input from which a second moment is taken: it costs about as much for fewer."""
+
 SAME = 1e-3  # of the largest output: how far a batch may differ from its samples one by one
 
 
@@ -152,21 +156,30 @@ class SequentialWalk:
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
 
-        def measure(chunk: tuple[int, list[NDArray[Any]], list[NDArray[Any]]]) -> list[_Parts]:
-            size, (original,), (codes,) = chunk
-            given = codes if grid is None else dequantize(codes, grid)
-            limit = MAX_ROWS * size
-            return [
-                moments.measure(unfold.rows(given, limit), unfold.rows(original, limit), size)
-                for unfold, moments in seen.items()
-            ]
+        def measure(part: _Together) -> tuple[int, list[_Parts]]:
+            half, chunks = part
+            rows: dict[Unfold, list[_Rows]] = {unfold: [] for unfold in seen}
+            for size, (original,), (codes,) in chunks:
+                given, limit = codes if grid is None else dequantize(codes, grid), MAX_ROWS * size
+                for unfold, own in rows.items():
+                    own.append((unfold.rows(given, limit), unfold.rows(original, limit), size))
+            return half, [moments.measure(rows[unfold]) for unfold, moments in seen.items()]
 
         with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
-            for parts in in_order(measure, values, os.cpu_count() or 1):
+            for half, parts in in_order(measure, _together(values), os.cpu_count() or 1):
                 for moments, part in zip(seen.values(), parts, strict=True):
-                    moments.add(part)
+                    moments.add(half, part)
         return [(layer, seen[layer.unfold].of(layer)) for layer in stage]
 
+
+_Values = tuple[int, list[NDArray[Any]], list[NDArray[Any]]]
+"""Samples of a chunk, what the float network gives a layer there, and what the quantized one gives it."""
+
+_Together = tuple[int, list[_Values]]
+"""Which half of the set, and chunks of it."""
+
+_Rows = tuple[NDArray[Any], NDArray[Any], int]
+"""Rows of the quantized and the float network, and of how many samples."""
 
 _Parts = tuple[LayerStatistics, LayerStatistics]
 
@@ -178,19 +191,18 @@ class _Moments:
     layers: list[LinearLayer]
     weight: NDArray[np.float32]
     parts: dict[tuple[str, int], MomentSum] = field(default_factory=dict)
-    count: int = 0
 
-    def measure(self, rows: NDArray[Any], float_rows: NDArray[Any], size: int) -> _Parts:
-        """Moments of the rows of a chunk of `size` samples, and of their means."""
-        means = [np.stack([part.mean(1) for part in np.array_split(each, size, 1)], 1) for each in (rows, float_rows)]
+    def measure(self, chunks: list[_Rows]) -> _Parts:
+        """Moments of the rows of some chunks, and of the means of their samples."""
+        means = [np.concatenate([_sample_means(each[i], each[2]) for each in chunks], 1) for i in (0, 1)]
+        rows, float_rows = (np.concatenate([each[i] for each in chunks], 1) for i in (0, 1))
         pooled = LayerStatistics.of(means[0], self.weight, means[1])
         return LayerStatistics.of(rows, self.weight, float_rows), pooled
 
-    def add(self, parts: _Parts) -> None:
-        """Add a chunk's moments to one half of the set."""
+    def add(self, half: int, parts: _Parts) -> None:
+        """Add moments to one half of the set."""
         for kind, part in zip(("rows", "pooled"), parts, strict=True):
-            self.parts.setdefault((kind, self.count % 2), MomentSum()).add(part)
-        self.count += 1
+            self.parts.setdefault((kind, half), MomentSum()).add(part)
 
     def of(self, layer: LinearLayer) -> LayerMoments:
         """The moments with the output energy of one of the layers."""
@@ -200,6 +212,25 @@ class _Moments:
         sums = {key: part.value() for key, part in self.parts.items()}
         own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in sums.items()}
         return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
+
+
+def _sample_means(rows: NDArray[Any], size: int) -> NDArray[Any]:
+    """Mean row of each sample of a chunk. Shape [groups, samples, in]."""
+    return np.stack([own.mean(1) for own in np.array_split(rows, size, 1)], 1)
+
+
+def _together(values: Iterable[_Values]) -> Iterator[_Together]:
+    """Chunks of each half of the set in turns, several at once where they are small."""
+    waiting: tuple[list[_Values], list[_Values]] = ([], [])
+    for index, chunk in enumerate(values):
+        own = waiting[index % 2]
+        own.append(chunk)
+        if sum(codes.size for _, _, (codes,) in own) >= TOGETHER:
+            yield index % 2, list(own)
+            own.clear()
+    for half, own in enumerate(waiting):
+        if own:
+            yield half, own
 
 
 def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | Path]) -> Iterator[Chunk]:

@@ -207,7 +207,7 @@ def _at_output(
     signal, rounding = float(seen.energy.sum()), decoded - best
     by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
     row_error = output_error(by_group, seen.gram).reshape(-1)
-    error = seen.relative_error(decoded, arrays.weight) * signal
+    error = seen.relative_error(decoded, seen.pull(arrays.weight)) * signal
     return AtOutput(signal, error, _bound(seen, scale), rounding.astype(np.float32), row_error)
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from ptq.core.layer_statistics import LayerStatistics, add_diagonal
 
+Float = NDArray[np.float64]
+
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 """Candidates; infinity asks for the float weight on the quantized input and leaves earlier errors alone."""
 
@@ -37,7 +39,7 @@ class LayerMoments:
     rows: tuple[LayerStatistics, ...]
     pooled: tuple[LayerStatistics, ...]
 
-    @property
+    @functools.cached_property
     def whole(self) -> LayerStatistics:
         """Over all positions."""
         return functools.reduce(LayerStatistics.merge, self.rows)
@@ -96,23 +98,28 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
     if moments.whole.matched:
         return np.inf
     (first, second), (first_pooled, second_pooled) = moments.rows, moments.pooled
+    turns = [
+        (half, half.pull(weight), other, other.pull(weight))
+        for half, other in ((first, second_pooled), (second, first_pooled))
+    ]
     best, least = np.inf, np.inf
     for strength in reversed(STRENGTHS):
-        error = second_pooled.relative_error(_fit(first, weight, strength), weight)
-        error += first_pooled.relative_error(_fit(second, weight, strength), weight)
+        error = sum(
+            other.relative_error(_fit(half, pull, weight, strength), asked) for half, pull, other, asked in turns
+        )
         if error > least:
             break  # weaker ones err more still, and cost the most
         best, least = strength, error
     return best
 
 
-def _fit(statistics: LayerStatistics, weight: NDArray[np.float32], strength: float) -> NDArray[np.float64]:
-    """Real weights of least damped error. Shape of `weight`."""
+def _fit(statistics: LayerStatistics, pull: Float, weight: NDArray[np.float32], strength: float) -> Float:
+    """Real weights of least damped error. Shape of `pull`."""
+    by_group = weight.reshape(pull.shape).astype(np.float64)
     if np.isinf(strength):
-        return weight.astype(np.float64)
-    seen = damped(statistics, strength)
-    size = seen.gram.shape[-1]
-    by_group = weight.reshape(len(seen.gram), -1, size).astype(np.float64)
-    floor = 1e-10 * np.einsum("gii->gi", seen.gram).max(-1)[:, None] + 1e-30
-    asked = np.matmul(seen.cross, by_group.transpose(0, 2, 1)) + floor[:, None] * by_group.transpose(0, 2, 1)
-    return np.linalg.solve(add_diagonal(seen.gram, floor), asked).transpose(0, 2, 1).reshape(weight.shape)
+        return by_group
+    diagonal = np.einsum("gii->gi", statistics.gram)
+    more = strength * diagonal
+    more = more + 1e-10 * (diagonal + more).max(-1)[:, None] + 1e-30
+    asked = (pull + more[:, None] * by_group).transpose(0, 2, 1)
+    return np.linalg.solve(add_diagonal(statistics.gram, more), asked).transpose(0, 2, 1)

@@ -80,23 +80,32 @@ class LayerStatistics:
 
     def best_weight(self, weight: NDArray[Any]) -> Float:
         """The real weights of least output error. Shapes [groups * out, in]."""
-        by_group = weight.reshape(len(self.gram), -1, self.gram.shape[-1]).astype(np.float64)
         if self.matched or not self.count:
-            return by_group.reshape(weight.shape)
-        pull = np.matmul(by_group, self.cross.transpose(0, 2, 1))
-        return least_squares(by_group, self.gram, pull).reshape(weight.shape)
+            return weight.astype(np.float64)
+        pull = self.pull(weight)
+        return least_squares(weight.reshape(pull.shape).astype(np.float64), self.gram, pull).reshape(weight.shape)
 
-    def relative_error(self, quantized: NDArray[Any], weight: NDArray[Any]) -> float:
+    def pull(self, weight: NDArray[Any]) -> Float:
+        """W G^T, what the output asks of each weight.
+
+        Args:
+            weight: Float weight. Shape [groups * out, in].
+
+        Returns:
+            Shape [groups, out, in].
+        """
+        by_group = weight.reshape(len(self.gram), -1, self.gram.shape[-1]).astype(np.float64)
+        return np.asarray(np.matmul(by_group, self.cross.transpose(0, 2, 1)))
+
+    def relative_error(self, quantized: NDArray[Any], pull: Float) -> float:
         """Energy of the error at the layer's output over that of the float output.
 
         Args:
             quantized: Weights that the quantized network uses. Shape [groups * out, in].
-            weight: Float weight, likewise.
+            pull: Of the float weight, see `pull`.
         """
-        shape = (len(self.gram), -1, self.gram.shape[-1])
-        q, w = quantized.reshape(shape).astype(np.float64), weight.reshape(shape).astype(np.float64)
-        asked = np.matmul(w, self.cross.transpose(0, 2, 1))
-        error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * asked, q) + self.energy.sum()
+        q = quantized.reshape(pull.shape).astype(np.float64)
+        error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * pull, q) + self.energy.sum()
         return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
 
     def centred(self, weight: NDArray[Any]) -> LayerStatistics:

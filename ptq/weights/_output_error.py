@@ -30,6 +30,12 @@ Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
 Order = Literal["natural", "norm", "activation"]
 RATIOS = np.geomspace(1.0, 0.35, 30)
+BLOCK_RATIOS = np.geomspace(1.0, 0.35, 20)
+BLOCK_FITS = 2
+"""Rounds of fitting the scale of a block to its rounded weights."""
+
+SWEEPS_PER_FIT = 2
+"""Sweeps of coordinate descent between two fits of the scales: nearly all that a sweep gains, the first two do."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +170,37 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     levels = in_order(grouped, scale, start, order)
     if num_sweeps:
         rounded, first = round_to_nearest(grouped, grouped.weight, scale), scale
-        levels = polish(grouped, levels, scale, num_sweeps)
-        scale = refit(grouped, levels, scale)
-        levels = polish(grouped, levels, scale, num_sweeps)
+        levels, scale = settle(grouped, levels, scale, num_sweeps)
         worse = grouped.error(rounded, first) < grouped.error(levels, scale)  # greed can lose; rounding then stays
         levels, scale = np.where(worse[..., None], rounded, levels), rows_where(worse, first, scale)
     return grouped.encode(levels, scale)
+
+
+def settle(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> tuple[Float, Float]:
+    """Scales for the levels and levels for the scales in turns. J never rises.
+
+    Args:
+        problem: The layer.
+        levels: Start. Shape [groups, out, in].
+        scale: Start. Shape [groups, out], or [groups, out, in] for blocks.
+        num_sweeps: Sweeps of coordinate descent in total, at most.
+
+    Returns:
+        Levels and scales.
+    """
+    residual = residual_of(problem, levels, scale)
+    for done in range(0, num_sweeps, SWEEPS_PER_FIT):
+        scale = refit(problem, levels, scale, residual)
+        before, sweeps = levels, min(SWEEPS_PER_FIT, num_sweeps - done)
+        levels = polish(problem, levels, scale, sweeps, residual)
+        if np.array_equal(levels, before):
+            break
+    return levels, scale
+
+
+def residual_of(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
+    """R = Q H - P, half the gradient of J. Shape of the weight."""
+    return np.asarray(np.matmul(levels * along(scale), problem.gram) - problem.pull)
 
 
 def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) -> Float:
@@ -208,35 +239,55 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     return natural
 
 
-def refit(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
-    """The scale of least J for given levels, where it is positive and better. Shape [groups, out]."""
+def refit(problem: GroupedProblem, levels: Float, scale: Float, residual: Float) -> Float:
+    """The scale of least J for given levels, where it is positive and better.
+
+    Args:
+        problem: The layer.
+        levels: Shape [groups, out, in].
+        scale: Shape [groups, out], or [groups, out, in] for blocks, each then fitted given all before it.
+        residual: `residual_of` these; follows the scales in place.
+
+    Returns:
+        Shape of `scale`.
+    """
     if isinstance(problem.spec.granularity, PerTensor):
         return scale
-    if isinstance(problem.spec.granularity, PerBlock):
-        return _refit_blocks(problem, levels, scale, problem.spec.granularity.block_size)
-    energy = np.einsum("goi,goi->go", levels, np.matmul(levels, problem.gram))
-    asked = np.einsum("goi,goi->go", levels, problem.pull)
-    best = np.where((energy > 0) & (asked > 0), asked / np.where(energy > 0, energy, 1.0), scale)
-    best = best.astype(np.float32).astype(np.float64)
-    return np.where((best > 0) & (problem.error(levels, best) < problem.error(levels, scale)), best, scale)
+    count = levels.shape[-1]
+    size = problem.spec.granularity.block_size if isinstance(problem.spec.granularity, PerBlock) else count
+    fitted = along(scale.copy())
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        own, old = levels[..., part], fitted[..., start]
+        moved = np.matmul(own, problem.gram[:, part])
+        energy = np.einsum("goi,goi->go", moved[..., part], own)
+        slope = np.einsum("goi,goi->go", residual[..., part], own)
+        best = (old - slope / np.where(energy > 0, energy, 1.0)).astype(np.float32).astype(np.float64)
+        better = (energy > 0) & (best > 0) & ((best - old) * ((best - old) * energy + 2 * slope) < 0)
+        best = np.where(better, best, old)
+        residual += (best - old)[..., None] * moved
+        fitted[..., part] = best[..., None]
+    return fitted.reshape(scale.shape)
 
 
 def best_grid(problem: GroupedProblem) -> tuple[GroupedProblem, Float]:
-    """Scales as `best_scale` finds them; for blocks that may have a zero point, the better of both.
+    """Scales as `best_scale` finds them; for blocks that may have a zero point, the better of both, then fitted.
 
     Returns:
         The problem with the limits that belong to the zero points, and scales.
     """
     spec, scale = problem.spec, best_scale(problem)
-    if spec.symmetric or not isinstance(spec.granularity, PerBlock):
+    if not isinstance(spec.granularity, PerBlock):
         return problem, scale
+    if spec.symmetric:
+        return problem, _fit_blocks(problem, scale, spec.granularity.block_size)
     lowest, highest, size = problem.lowest.copy(), problem.highest.copy(), spec.granularity.block_size
     for start in range(0, scale.shape[-1], size):
         part = slice(start, start + size)
         own, even = _block(problem, part), scale[..., start]
         best = own.error(round_to_nearest(own, own.target, even), even)
         low, high = np.minimum(own.target.min(-1), 0.0), np.maximum(own.target.max(-1), 0.0)
-        for ratio in RATIOS:
+        for ratio in BLOCK_RATIOS:
             grid = choose_qparams(Range.of(low * ratio, high * ratio), replace(spec, granularity=PerAxis(0)))
             steps = grid.scale.astype(np.float64)
             ends = [np.repeat((end - grid.zero_point)[..., None], own.weight.shape[-1], -1) for end in spec.limits]
@@ -247,31 +298,33 @@ def best_grid(problem: GroupedProblem) -> tuple[GroupedProblem, Float]:
             scale[..., part] = np.where(better[..., None], steps[..., None], scale[..., part])
             lowest[..., part] = np.where(better[..., None], tried.lowest, lowest[..., part])
             highest[..., part] = np.where(better[..., None], tried.highest, highest[..., part])
-    return replace(problem, lowest=lowest, highest=highest), scale
+    problem = replace(problem, lowest=lowest, highest=highest)
+    return problem, _fit_blocks(problem, scale, size)
 
 
-def _refit_blocks(problem: GroupedProblem, levels: Float, scale: Float, size: int) -> Float:
-    """Block after block, given all others: J is a parabola in each scale."""
-    scale = scale.copy()
-    residual = np.matmul(levels * scale, problem.gram) - problem.pull
-    for start in range(0, levels.shape[-1], size):
+def _fit_blocks(problem: GroupedProblem, scale: Float, size: int) -> Float:
+    """Scales of blocks by least squares for the levels that rounding gives, in turns, where the block errs less."""
+    fitted = scale.copy()
+    for start in range(0, scale.shape[-1], size):
         part = slice(start, start + size)
-        own, old = levels[..., part], scale[..., start]
-        moved = np.matmul(own, problem.gram[:, part])
-        energy = np.einsum("goi,goi->go", moved[..., part], own)
-        slope = np.einsum("goi,goi->go", residual[..., part], own)
-        best = (old - slope / np.where(energy > 0, energy, 1.0)).astype(np.float32).astype(np.float64)
-        best = np.where((energy > 0) & (best > 0), best, old)
-        scale[..., part] = best[..., None]
-        residual += (best - old)[..., None] * moved
-    return scale
+        own, steps = _block(problem, part), scale[..., start]
+        levels = round_to_nearest(own, own.target, steps)
+        least = own.error(levels, steps)
+        for _ in range(BLOCK_FITS):
+            tried = refit(own, levels, steps, residual_of(own, levels, steps))
+            levels = round_to_nearest(own, own.target, tried)
+            error = own.error(levels, tried)
+            steps, least = np.where(error < least, tried, steps), np.minimum(error, least)
+        fitted[..., part] = steps[..., None]
+    return fitted
 
 
-def best_scale(problem: GroupedProblem) -> Float:
+def best_scale(problem: GroupedProblem, ratios: Float = RATIOS) -> Float:
     """Per row the clipped range whose rounded weights err least at the output.
 
     Args:
         problem: The layer.
+        ratios: Shares of the range that are tried; blocks have their own.
 
     Returns:
         Scale, exact in float32. Shape [groups, out], or [groups, out, in] for blocks, each chosen by itself.
@@ -279,13 +332,14 @@ def best_scale(problem: GroupedProblem) -> Float:
     if isinstance(problem.spec.granularity, PerBlock):
         size, count = problem.spec.granularity.block_size, problem.weight.shape[-1]
         parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-        return np.concatenate([np.repeat(along(best_scale(_block(problem, p))), p.stop - p.start, 2) for p in parts], 2)
+        steps = [along(best_scale(_block(problem, part), BLOCK_RATIOS)) for part in parts]
+        return np.concatenate([np.repeat(s, p.stop - p.start, 2) for s, p in zip(steps, parts, strict=True)], 2)
     reach = (np.abs(problem.target) / problem.highest).max(-1) * problem.spec.qmax
     if isinstance(problem.spec.granularity, PerTensor):
         reach = np.full(reach.shape, reach.max())
     best_error, best = np.full(reach.shape, np.inf), np.zeros(reach.shape)
     rowwise = replace(problem.spec, granularity=PerAxis(0))
-    for ratio in RATIOS:
+    for ratio in ratios:
         scale = choose_qparams(Range.of(-reach * ratio, reach * ratio), rowwise).scale.astype(np.float64)
         error = problem.error(round_to_nearest(problem, problem.target, scale), scale)
         if isinstance(problem.spec.granularity, PerTensor):
@@ -316,10 +370,10 @@ def round_to_nearest(problem: GroupedProblem, weight: Float, scale: Float) -> Fl
     return nearest_level(weight / along(scale), problem.lowest, problem.highest)
 
 
-def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> Float:
+def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int, residual: Float) -> Float:
     """Coordinate descent on J: move one column at a time to its best level, given all others.
 
-    With R = Q H - P, half the gradient, the best value of column t is q_t - R_t / H_tt; its nearest level is the best
+    With R = Q H - P the best value of column t is q_t - R_t / H_tt; its nearest level is the best
     level because J is a parabola in it. J never rises.
 
     Args:
@@ -327,6 +381,7 @@ def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
         levels: Start. Shape [groups, out, in]. Not modified.
         scale: Shape [groups, out].
         num_sweeps: Passes over all columns; ends early when nothing moves.
+        residual: `residual_of` these; follows the levels in place.
 
     Returns:
         Levels of lower or equal J.
@@ -336,7 +391,6 @@ def polish(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
     """
     gram = problem.gram
     levels = levels.copy()
-    residual = np.matmul(levels * along(scale), gram) - problem.pull
     for _ in range(num_sweeps):
         moved = False
         for t in range(levels.shape[-1]):

@@ -14,7 +14,16 @@ from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import INT8_WEIGHT, Granularity, PerAxis, PerBlock, PerTensor
 from ptq.recipe import members, tag_of
 from ptq.weights import Gpfq, Gptq, Qronos, Rtn, WeightMethod
-from ptq.weights._output_error import GroupedProblem, best_scale, polish, refit, round_to_nearest
+from ptq.weights._output_error import (
+    GroupedProblem,
+    best_grid,
+    best_scale,
+    polish,
+    refit,
+    residual_of,
+    round_to_nearest,
+    settle,
+)
 
 MEMBERS = [pytest.param(member(), id=tag_of(member)) for member in members(WeightMethod)] + [
     pytest.param(Rtn("mse"), id="rtn-mse")
@@ -109,7 +118,8 @@ def test_mse_clip_is_never_worse_than_absmax(bits: int) -> None:
 
 def error_of(method: WeightMethod, given: LayerProblem) -> float:
     assert given.statistics is not None
-    return given.statistics.relative_error(method.quantize(given).decode(), given.weight)
+    statistics = given.statistics
+    return statistics.relative_error(method.quantize(given).decode(), statistics.pull(given.weight))
 
 
 SOLVERS = [pytest.param(member, id=tag_of(member)) for member in members(WeightMethod) if member().needs is Needs.GRAM]
@@ -131,16 +141,61 @@ def test_polishing_pays(solver: type) -> None:
         assert error_of(solver(num_sweeps=8), given) < error_of(solver(num_sweeps=0), given)
 
 
+LAYOUTS = [pytest.param(PerAxis(0), id="axis"), pytest.param(PerBlock(1, 16), id="block")]
+
+
+def started(granularity: Granularity, bits: int, seed: int) -> tuple[GroupedProblem, np.ndarray, np.ndarray]:
+    """A problem, rounded levels, and their scales."""
+    given = mismatched(heavy(seed), bits, seed=seed)
+    grouped = GroupedProblem.of(replace(given, spec=replace(given.spec, granularity=granularity)))
+    scale = best_scale(grouped)
+    return grouped, round_to_nearest(grouped, grouped.weight, scale), scale
+
+
+@pytest.mark.parametrize("granularity", LAYOUTS)
 @pytest.mark.parametrize("bits", [8, 3, 2])
-def test_coordinate_descent_never_raises_the_error(bits: int) -> None:
+def test_coordinate_descent_and_fitted_scales_never_raise_the_error(bits: int, granularity: Granularity) -> None:
     for seed in range(5):
-        grouped = GroupedProblem.of(mismatched(heavy(seed), bits, seed=seed))
-        scale = best_scale(grouped)
-        levels = round_to_nearest(grouped, grouped.weight, scale)
-        errors = [grouped.error(polish(grouped, levels, scale, n), scale) for n in (0, 1, 2, 4, 16)]
-        assert all((after <= before + 1e-9 * np.abs(before)).all() for before, after in itertools.pairwise(errors))
-        polished = polish(grouped, levels, scale, 16)
-        assert (grouped.error(polished, refit(grouped, polished, scale)) <= grouped.error(polished, scale)).all()
+        grouped, levels, scale = started(granularity, bits, seed)
+        start = residual_of(grouped, levels, scale)
+        errors = [
+            grouped.error(polish(grouped, levels, scale, sweeps, start.copy()), scale) for sweeps in (0, 1, 2, 4, 16)
+        ]
+        never_rising(errors)
+        never_rising([errors[0], grouped.error(levels, refit(grouped, levels, scale, start.copy()))])
+        never_rising([grouped.error(*settle(grouped, levels, scale, sweeps)) for sweeps in (0, 2, 4, 8, 16)])
+
+
+def never_rising(errors: list[np.ndarray]) -> None:
+    assert all((after <= before + 1e-9 * np.abs(before)).all() for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("granularity", LAYOUTS)
+def test_the_residual_follows_scales_and_levels(granularity: Granularity) -> None:
+    grouped, levels, scale = started(granularity, 3, 0)
+    residual = residual_of(grouped, levels, scale)
+    fitted = refit(grouped, levels, scale, residual)
+    assert (fitted != scale).any()
+    np.testing.assert_allclose(residual, residual_of(grouped, levels, fitted), atol=1e-8 * np.abs(residual).max())
+    polished = polish(grouped, levels, fitted, 2, residual)
+    assert (polished != levels).any()
+    np.testing.assert_allclose(residual, residual_of(grouped, polished, fitted), atol=1e-8 * np.abs(residual).max())
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["centred", "zero-point"])
+def test_fitted_blocks_round_better_than_searched_ones(bits: int, symmetric: bool) -> None:
+    given = problem(heavy(), PerBlock(1, 16), bits)
+    grouped = GroupedProblem.of(replace(given, spec=replace(given.spec, symmetric=symmetric)))
+    fitted, scale = best_grid(grouped)
+    for part in (slice(0, 16), slice(16, 32), slice(32, 40)):
+        gram, target = grouped.gram[:, part, part], grouped.target[..., part]
+        errors = []
+        for chosen, steps in ((grouped, best_scale(grouped)), (fitted, scale)):
+            off = (round_to_nearest(chosen, chosen.target, steps) * steps)[..., part] - target
+            errors.append(np.einsum("goi,gij,goj->go", off, gram, off))
+        assert (errors[1] <= errors[0] * (1 + 1e-9)).all()
+        assert errors[1].sum() < errors[0].sum()
 
 
 @each_solver
