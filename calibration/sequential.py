@@ -194,9 +194,13 @@ class _Moments:
 
     def measure(self, chunks: list[_Rows]) -> _Parts:
         """Moments of the rows of some chunks, and of the means of their samples."""
-        means = [np.concatenate([_sample_means(each[i], each[2]) for each in chunks], 1) for i in (0, 1)]
-        rows, float_rows = (np.concatenate([each[i] for each in chunks], 1) for i in (0, 1))
-        pooled = LayerStatistics.of(means[0], self.weight, means[1])
+        given, floats, sizes = zip(*chunks, strict=True)
+        means, float_means = (
+            np.concatenate([_sample_means(*each) for each in zip(side, sizes, strict=True)], 1)
+            for side in (given, floats)
+        )
+        rows, float_rows = (np.concatenate(side, 1) for side in (given, floats))
+        pooled = LayerStatistics.of(means, self.weight, float_means)
         return LayerStatistics.of(rows, self.weight, float_rows), pooled
 
     def add(self, half: int, parts: _Parts) -> None:
