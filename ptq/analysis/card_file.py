@@ -15,7 +15,7 @@ from cattrs.errors import BaseValidationError
 from ptq.analysis.compare import Accuracy
 from ptq.analysis.kernels import Kernels
 from ptq.analysis.metrics import OutputMetrics
-from ptq.analysis.report import SCHEMA, DataFacts, FileFacts
+from ptq.analysis.report import SCHEMA, DataFacts, FileFacts, TimedPlan, Try
 from ptq.analysis.verdict import Finding
 from ptq.core.errors import InputError
 from ptq.core.spread import Spread
@@ -185,6 +185,8 @@ class BenchFile:
         operators: `float` and `quantized` -> operator -> its time; empty if it was not measured.
         command: The command line.
         quantized_sha256: Hash of the model that was measured.
+        plans: Ways to run the model that were timed.
+        tries: Recipes that were tried to meet a goal.
     """
 
     latency: Timed
@@ -195,6 +197,8 @@ class BenchFile:
     operators: Mapping[str, Mapping[str, Operator]] = field(default_factory=dict)
     command: str = ""
     quantized_sha256: str = ""
+    plans: tuple[TimedPlan, ...] = ()
+    tries: tuple[Try, ...] = ()
 
 
 def read_card(data: bytes, where: str) -> Card:

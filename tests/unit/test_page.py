@@ -23,6 +23,7 @@ from ptq.analysis import page as page_module
 from ptq.analysis import report as report_module
 from ptq.analysis.card_file import read_bench, read_card
 from ptq.analysis.page import page
+from ptq.analysis.report import TimedPlan, Try
 from ptq.cli import main
 from ptq.core.affine import Range, choose_qparams, quantize
 from ptq.core.encoding import AffineEncoding
@@ -189,6 +190,17 @@ def test_without_measurements_or_with_those_of_another_model(made: Path, card: d
     other = rendered(card, bench).decode()
     assert "of another model" in other
     assert "interleaved" not in other
+
+
+def test_what_was_tried_is_told(made: Path) -> None:
+    card = read_card((made / "q.onnx.card.json").read_bytes(), "the card")
+    bench = read_bench((made / "q.onnx.bench.json").read_bytes(), "its measurements")
+    assert "Plans that were timed" not in (plain := page(card, bench).decode())
+    plans, tries = (TimedPlan("3 layers <in> float", 3, 1.5),), (Try("as given", 20.0, 1234567, passed=False),)
+    text = page(card, replace(bench, plans=plans, tries=tries)).decode()
+    assert "3 layers &lt;in&gt; float" in text
+    assert "1,234,567" in text
+    assert "Recipes that were tried" not in plain
 
 
 @pytest.mark.parametrize("stem", ["q.onnx", "q.onnx.card.json", "q.onnx.bench.json", "m.onnx", "d.npz", "no/where"])
