@@ -1,6 +1,6 @@
-"""Where the parts of a calibration run: in this process, or as Ray tasks on many machines.
+"""Where the parts of the work run: in this process, or as Ray tasks on many machines.
 
-Parts depend on the data alone and their statistics add up exactly, so the result has the same bits wherever they ran.
+Parts depend on the data alone and are put together in their order, so the result has the same bits wherever they ran.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,10 @@ class Engine(Protocol):
         """function(common, item) for every item, results in their order; items are not read far ahead."""
         ...
 
+    def open(self) -> AbstractContextManager[None]:
+        """Be ready for several maps: what takes time to start is started once."""
+        ...
+
 
 @dataclass(frozen=True)
 class Threads:
@@ -46,6 +51,10 @@ class Threads:
     def map(self, function: Callable[[C, T], R], common: C, items: Iterable[T]) -> Iterator[R]:
         """See `Engine`."""
         return in_order(lambda item: function(common, item), items, self.num_workers or os.cpu_count() or 1)
+
+    def open(self) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return nullcontext()
 
 
 HERE = Threads()
@@ -69,8 +78,8 @@ class Ray:
         Raises:
             InputError: Ray is not installed, cannot be reached, or lost a part again and again.
         """
-        ray = self._connect()
-        try:
+        ray = _installed()
+        with nullcontext() if ray.is_initialized() else self.open():
             task = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
             shared, flight = ray.put(common), deque[Any]()
             most = self.num_workers or int(ray.cluster_resources().get("CPU", 1))
@@ -80,15 +89,22 @@ class Ray:
                     yield _result(ray, flight.popleft())
             while flight:
                 yield _result(ray, flight.popleft())
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """See `Engine`.
+
+        Raises:
+            InputError: Ray is not installed, or cannot be reached.
+        """
+        ray = _installed()
+        self._connect(ray)
+        try:
+            yield
         finally:
             ray.shutdown()
 
-    def _connect(self) -> Any:
-        try:
-            import ray
-            from ray import init as _there  # noqa: F401 - a folder that happens to be called ray is none
-        except ImportError as error:
-            raise InputError('--engine ray needs Ray; run pip install "ptq[ray]"') from error
+    def _connect(self, ray: Any) -> None:
         own: dict[str, Any] = {"num_cpus": self.num_workers} if self.address is None else {}
         try:
             ray.init(
@@ -99,7 +115,15 @@ class Ray:
             where = self.address or "this machine"
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"Ray cannot be reached or started at {where}: {reason}; check --address") from error
-        return ray
+
+
+def _installed() -> Any:
+    try:
+        import ray
+        from ray import init as _there  # noqa: F401 - a folder that happens to be called ray is none
+    except ImportError as error:
+        raise InputError('--engine ray needs Ray; run pip install "ptq[ray]"') from error
+    return ray
 
 
 def _result(ray: Any, reference: Any) -> Any:
@@ -110,6 +134,4 @@ def _result(ray: Any, reference: Any) -> Any:
         if isinstance(cause, PtqError):
             raise cause from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"a part of the calibration failed on Ray: {reason}; run it again, or without --engine"
-        ) from error
+        raise InputError(f"a part of the work failed on Ray: {reason}; run it again, or without --engine") from error

@@ -7,7 +7,6 @@ and its codes are written into the lowered network before that walks on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +17,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ptq.calibration.engine import HERE, Engine
 from ptq.calibration.influence import Influence, LayerErrors, influence
-from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.store import ArrayStore
-from ptq.core.affine import dequantize
+from ptq.core.affine import QuantParams, dequantize
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
@@ -70,10 +69,11 @@ class Samples:
     Args:
         store: Where the samples wait, and later what the networks make of them.
         custom_ops: Libraries the model needs.
+        engine: Where moments are computed.
     """
 
-    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = ()) -> None:
-        self.store, self.custom_ops = store, tuple(custom_ops)
+    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = (), engine: Engine = HERE) -> None:
+        self.store, self.custom_ops, self.engine = store, tuple(custom_ops), engine
         self._names: list[tuple[str, ...]] = []
 
     def keep(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
@@ -123,7 +123,7 @@ class SequentialWalk:
         if survey:
             stops.append(tuple(str(value.name) for value in model.graph.outputs))
         codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
-        store, self._custom_ops = samples.store, samples.custom_ops
+        store, self._custom_ops, self._engine = samples.store, samples.custom_ops, samples.engine
         self._float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
         self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
         self._sizes = []
@@ -155,18 +155,9 @@ class SequentialWalk:
         seen = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
-
-        def measure(part: _Together) -> tuple[int, list[_Parts]]:
-            half, chunks = part
-            rows: dict[Unfold, list[_Rows]] = {unfold: [] for unfold in seen}
-            for size, (original,), (codes,) in chunks:
-                given, limit = codes if grid is None else dequantize(codes, grid), MAX_ROWS * size
-                for unfold, own in rows.items():
-                    own.append((unfold.rows(given, limit), unfold.rows(original, limit), size))
-            return half, [moments.measure(rows[unfold]) for unfold, moments in seen.items()]
-
+        common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in seen.items()))
         with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
-            for half, parts in in_order(measure, _together(values), os.cpu_count() or 1):
+            for half, parts in self._engine.map(_measure, common, _together(values)):
                 for moments, part in zip(seen.values(), parts, strict=True):
                     moments.add(half, part)
         return [(layer, seen[layer.unfold].of(layer)) for layer in stage]
@@ -184,6 +175,34 @@ _Rows = tuple[NDArray[Any], NDArray[Any], int]
 _Parts = tuple[LayerStatistics, LayerStatistics]
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What the moments of all chunks of a stage need: the grid of its input, unfoldings, and the weights they meet."""
+
+    grid: QuantParams | None
+    unfolds: tuple[tuple[Unfold, NDArray[np.float32]], ...]
+
+
+def _measure(common: _Common, part: _Together) -> tuple[int, list[_Parts]]:
+    """On some machine: moments of the rows of some chunks, and of the means of their samples."""
+    half, chunks = part
+    rows: list[list[_Rows]] = [[] for _ in common.unfolds]
+    for size, (original,), (codes,) in chunks:
+        given, limit = codes if common.grid is None else dequantize(codes, common.grid), MAX_ROWS * size
+        for own, (unfold, _) in zip(rows, common.unfolds, strict=True):
+            own.append((unfold.rows(given, limit), unfold.rows(original, limit), size))
+    return half, [_moments_of(own, weight) for own, (_, weight) in zip(rows, common.unfolds, strict=True)]
+
+
+def _moments_of(chunks: list[_Rows], weight: NDArray[np.float32]) -> _Parts:
+    given, floats, sizes = zip(*chunks, strict=True)
+    means, float_means = (
+        np.concatenate([_sample_means(*each) for each in zip(side, sizes, strict=True)], 1) for side in (given, floats)
+    )
+    rows, float_rows = (np.concatenate(side, 1) for side in (given, floats))
+    return LayerStatistics.of(rows, weight, float_rows), LayerStatistics.of(means, weight, float_means)
+
+
 @dataclass
 class _Moments:
     """Moments under construction, for layers that read the same rows."""
@@ -191,17 +210,6 @@ class _Moments:
     layers: list[LinearLayer]
     weight: NDArray[np.float32]
     parts: dict[tuple[str, int], MomentSum] = field(default_factory=dict)
-
-    def measure(self, chunks: list[_Rows]) -> _Parts:
-        """Moments of the rows of some chunks, and of the means of their samples."""
-        given, floats, sizes = zip(*chunks, strict=True)
-        means, float_means = (
-            np.concatenate([_sample_means(*each) for each in zip(side, sizes, strict=True)], 1)
-            for side in (given, floats)
-        )
-        rows, float_rows = (np.concatenate(side, 1) for side in (given, floats))
-        pooled = LayerStatistics.of(means, self.weight, float_means)
-        return LayerStatistics.of(rows, self.weight, float_rows), pooled
 
     def add(self, half: int, parts: _Parts) -> None:
         """Add moments to one half of the set."""

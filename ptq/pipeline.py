@@ -90,21 +90,13 @@ def run(job: Job, progress: Progress = silent) -> Result:
         return run_huge(job, model, progress)
     with ArrayStore(MEMORY) as store:
         ready = make_ready(job, model, store, progress)
-        placement, statistics = calibrate(ready, job)
-        progress("solve")
-        prepared, split = ready.balanced.model, ready.split
-        plan, rows = make_plan(
-            Problem(
-                prepared,
-                placement,
-                statistics,
-                ready.settings,
-                ready.samples,
-                split.first.feed,
-                notes_of(job, split),
-                progress,
-            )
-        )
+        with job.engine.open():
+            placement, statistics = calibrate(ready, job)
+            progress("solve")
+            prepared, split = ready.balanced.model, ready.split
+            notes, first = notes_of(job, split), split.first.feed
+            problem = Problem(prepared, placement, statistics, ready.settings, ready.samples, first, notes, progress)
+            plan, rows = make_plan(problem)
     progress("lower")
     delivery = pack(
         lower(prepared, placement, plan, target, dynamic=job.recipe.is_dynamic),
@@ -112,7 +104,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
     )
     progress("verify")
     proof = check(job, model, delivery, split, progress)
-    notes = (
+    told = (
         *ready.notes,
         *skipped_note(job.data),
         *table_note(plan),
@@ -121,7 +113,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
         *uneven_concats(prepared, placement, statistics.histograms),
     )
     data, spreads = data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)
-    outcome = Outcome(model, delivery, placement, rows, notes, proof, data, ready.equalized, spreads)
+    outcome = Outcome(model, delivery, placement, rows, told, proof, data, ready.equalized, spreads)
     workspace = None if job.workspace is None else Workspace(job.workspace)
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
@@ -163,7 +155,7 @@ def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress)
         integers = Integers(settings.choice, settings.observer, settings.activation, left_out, target.native)
         prepared, evened = equalise(prepared, split.ahead(LOOKED_AT), integers, job.custom_ops, progress)
     prepared, settings, divided = split_branches(prepared, settings)
-    samples = Samples(store, job.custom_ops)
+    samples = Samples(store, job.custom_ops, job.engine)
     progress("calibrate")
     feeds = counted(split.calibration_feeds(), split.expected, progress)
     feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds

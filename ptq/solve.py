@@ -16,6 +16,7 @@ from ptq.calibration.influence import LayerErrors
 from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.sequential import Feed, Samples, SequentialWalk
 from ptq.core.affine import QuantParams
+from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import AffineEncoding, SumEncoding
 from ptq.core.plan import BiasEncoding, QuantPlan
@@ -184,7 +185,10 @@ def _solve(
     demands: dict[str, Demand] | None = None,
 ) -> dict[str, Solved]:
     """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
-    solved = {name: job.start(problem.statistics) for name, job in counted(jobs.items(), len(jobs), problem.progress)}
+    means = problem.statistics.means if problem.settings.bias_correction else {}
+    tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
+    started = problem.samples.engine.map(_start, None, tasks)
+    solved = dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
     walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
     if not walked:
         return solved
@@ -215,11 +219,10 @@ class _Job:
     def choice(self) -> LayerChoice:
         return self.settings.choice(self.layer)
 
-    def start(self, statistics: CalibrationStatistics) -> Solved:
-        """Solve from the weight alone; for a method that needs more, what its walk starts from."""
+    def start(self, seen: ChannelMean | None) -> Solved:
+        """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
         waits = self.choice.method.needs is Needs.GRAM
         choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
-        seen = statistics.means.get(self.layer.source) if self.settings.bias_correction else None
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return self._best(choice, Seen(None, means))
 
@@ -298,6 +301,12 @@ class _Job:
         reach = max(int(grid.zero_point) - low, high - int(grid.zero_point))
         bias = np.abs(solved.bias.codes.astype(np.int64)) if isinstance(solved.bias, BiasEncoding) else 0
         return int((sums * reach + bias).max(initial=0))
+
+
+def _start(_common: None, task: tuple[_Job, ChannelMean | None]) -> Solved:
+    """On some machine."""
+    job, seen = task
+    return job.start(seen)
 
 
 def _described(solved: Solved) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random as shuffling
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from ptq import quantize
+from ptq import Recipe, quantize
 from ptq.calibration import collect as collecting
 from ptq.calibration import engine as engines
 from ptq.calibration import ledger as ledgers
 from ptq.calibration.engine import Engine, Ray, Threads
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
+from ptq.recipe import Weights
+from ptq.weights import Gptq
 from tests.builders import feeds, model_from_text, random
 
 
@@ -30,8 +34,11 @@ class Elsewhere:
 
     seed: int
 
+    def open(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def map(self, function: Callable[[Any, Any], Any], common: Any, items: Iterable[Any]) -> Iterator[Any]:
-        parts = list(items)
+        common, parts = pickle.loads(pickle.dumps((common, list(items))))  # as machines get them
         order = list(range(len(parts)))
         shuffling.Random(self.seed).shuffle(order)
         function(common, parts[0])
@@ -53,11 +60,14 @@ def net() -> ir.Model:
 
 
 @pytest.mark.parametrize("engine", [Threads(1), Threads(3), Elsewhere(0), Elsewhere(1)], ids=str)
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights=Weights(Gptq(), bits=4))], ids=["int8", "gptq"])
 @pytest.mark.parametrize("part", [1, 7, 1000])
-def test_any_engine_gives_the_same_bytes(engine: Engine, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_engine_gives_the_same_bytes(
+    engine: Engine, part: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ledgers, "PART", part)
     samples = feeds(40, 3, 8, 8)
-    found, wanted = quantize(net(), samples, engine=engine), quantize(net(), samples)
+    found, wanted = quantize(net(), samples, recipe, engine=engine), quantize(net(), samples, recipe)
     assert found.delivery.data == wanted.delivery.data
     assert found.report.card_json() == wanted.report.card_json()
 
@@ -120,4 +130,6 @@ def test_an_error_on_a_machine_is_told_without_its_traceback() -> None:
 def test_ray_gives_the_same_bytes() -> None:
     pytest.importorskip("ray", minversion="2.54")
     samples = feeds(40, 3, 8, 8)
-    assert quantize(net(), samples, engine=Ray(num_workers=2)).delivery.data == quantize(net(), samples).delivery.data
+    for recipe in (Recipe(), Recipe(weights=Weights(Gptq(), bits=4))):
+        found = quantize(net(), samples, recipe, engine=Ray(num_workers=2))
+        assert found.delivery.data == quantize(net(), samples, recipe).delivery.data
