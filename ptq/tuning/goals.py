@@ -122,6 +122,7 @@ def reach(job: Job, progress: Progress = silent) -> Result:
         search.free_of_charge()
         if search.met is None:
             search.with_more_bits()
+            search.at_eight_bits()
     except KeyboardInterrupt:
         if search.met is None:
             raise
@@ -174,6 +175,16 @@ class _Search:
             wanted = self._wanted(base)
             missed = HALF if wanted is None else min(max(wanted / _error(found), STRIDE), 0.9)
             aim = aim * missed if holds is None else math.sqrt(holds * fails)
+
+    def at_eight_bits(self) -> None:
+        """Short codes have to be unpacked, which costs some bytes: in a very small model more than they save."""
+        base, recipe = self.best, self._recipe_of(self.best)
+        if sum(row.num_weights for row in base.report.layers) < base.delivery.num_bytes:
+            layers = tuple(rule for rule in recipe.layers if rule.bits is None)
+            weights = replace(recipe.weights, bits=WHOLE, first_last_bits=None)
+            asked = replace(recipe, weights=weights, layers=layers)
+            if asked not in self._runs:
+                self._run("all at 8 bits", asked)
 
     def _run(self, name: str, recipe: Recipe) -> Result:
         """One try."""

@@ -35,7 +35,7 @@ def net() -> ir.Model:
         f = Flatten (g)
         y = Gemm (f, w)
     }"""
-    weights = {"u": random((16, 3, 3, 3), 1), "v": random((16, 16, 3, 3), 2), "w": random((16, 10), 3)}
+    weights = {"u": random((48, 3, 3, 3), 1), "v": random((48, 48, 3, 3), 2), "w": random((48, 10), 3)}
     return model_from_text(text, weights)
 
 
@@ -63,6 +63,16 @@ def test_a_goal_is_met_with_fewer_bytes_than_all_at_eight_bits(as_given: Result)
     assert as_given.delivery.num_bytes < result.delivery.num_bytes < naive.delivery.num_bytes
     met = [each.num_bytes for each in result.report.tries if each.passed]
     assert result.delivery.num_bytes == min(met)
+
+
+def test_where_short_codes_cost_more_than_they_save_all_get_eight_bits() -> None:
+    text = "net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }"
+    tiny = model_from_text(text, {"w": random((4, 3, 3, 3), 1)})
+    result = quantize(tiny, feeds(32, 3, 8, 8), recipe(goals=Goals(min_sqnr_db=32.0)))
+    assert result.report.verdict.passed
+    assert result.report.tries[-1].name == "all at 8 bits"
+    assert result.delivery.num_bytes == min(each.num_bytes for each in result.report.tries if each.passed)
+    assert [row.num_bits for row in result.report.layers] == [8]
 
 
 def test_the_recipe_makes_the_same_model_in_one_go(as_given: Result, tmp_path: Path) -> None:
