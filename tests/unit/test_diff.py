@@ -117,6 +117,43 @@ def test_transformers_in_every_form(form: str) -> None:
         assert "without shares" in found.notes[0]
 
 
+def outliers() -> ir.Model:
+    """Twice: a scale of LayerNormalization that smoothing evens out, then a product with an outlier that stands aside.
+
+    The outlier makes nearly all of output feature 3, so that the codes of this feature hold little of its energy.
+    """
+    text, weights, source = "net (float[B, S, 16] x) => (float[B, S, 16] y2) {\n", {}, "x"
+    for i in (1, 2):
+        text += f"""
+        n{i} = LayerNormalization <axis = -1> ({source}, g{i}, b{i})
+        f{i} = MatMul (n{i}, v{i})
+        e{i} = Erf (f{i})
+        z{i} = Mul (f{i}, e{i})
+        o{i} = MatMul (z{i}, w{i})
+        ob{i} = Add (o{i}, c{i})
+        y{i} = Add (ob{i}, {source})
+        """
+        source = f"y{i}"
+        wide = np.where(np.arange(16) == 7, np.float32(40), np.float32(1))
+        weights |= {f"v{i}": random((16, 128), i) / wide[:, None], f"w{i}": random((128, 16), i + 2)}
+        weights |= {f"g{i}": wide, f"b{i}": random((16,), i + 4), f"c{i}": random((16,), i + 6)}
+        weights[f"v{i}"][:, 5] *= 10
+        weights[f"w{i}"][5, 3] = 12
+    return model_from_text(text + "}", weights)
+
+
+def test_smoothed_and_split_products_are_no_faults() -> None:
+    model, samples = outliers(), feeds(32, 6, 16)
+    done = ptq.quantize(model, samples)
+    assert any("smoothed" in note for note in done.report.notes)
+    assert any("outlier channels" in note for note in done.report.notes)
+    found = api.diff(model, done.delivery.model, samples[:4])
+    assert found.float_sqnr_db is not None
+    assert found.float_sqnr_db > 55
+    assert "wrong-weights" not in {each.kind for each in found.findings}
+    assert found.notes == ()
+
+
 class Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
         self._feeds = iter(feeds(8, 3, 16, 16))

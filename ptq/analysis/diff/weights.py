@@ -185,6 +185,9 @@ def _in_groups(weight: Array, axis: int, groups: int) -> Array:
 
 def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
     """Positive scales of features and channels with the least squared error: alternating least squares."""
+    reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
+    taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
+    original = np.where(taken_out, 0.0, original)
     rows, columns = np.ones((*original.shape[:2], 1, 1)), np.ones((original.shape[0], 1, original.shape[2], 1))
     for _ in range(ROUNDS):
         rows = _positive(decoded, original * columns, (2, 3))
@@ -193,8 +196,6 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
             columns = _positive(decoded * even, original * rows * even, (1, 3))
     rows = _positive(decoded, original * columns, (2, 3))
     common = np.median(rows) if _spread(rows) < _spread(columns) else 1 / np.median(columns)
-    reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
-    taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
     return rows / common, np.where(taken_out, 0.0, columns * common)
 
 
