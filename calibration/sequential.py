@@ -84,9 +84,13 @@ class Samples:
             self._names.append(tuple(feed))
             yield feed
 
+    def add(self, feeds: Iterable[Feed]) -> int:
+        """Keep further samples; how many there were."""
+        return sum(1 for _ in self.keep(feeds))
+
     def take(self, *, keep: bool = False) -> Iterator[Feed]:
         """The samples again; unless they are to be kept, each is forgotten as it is given."""
-        for index, names in enumerate(self._names):
+        for index, names in enumerate(tuple(self._names)):
             yield {name: self.store.get((index, name)) for name in names}
             for name in () if keep else names:
                 self.store.drop((index, name))
@@ -194,9 +198,13 @@ class _Moments:
 
     def measure(self, chunks: list[_Rows]) -> _Parts:
         """Moments of the rows of some chunks, and of the means of their samples."""
-        means = [np.concatenate([_sample_means(each[i], each[2]) for each in chunks], 1) for i in (0, 1)]
-        rows, float_rows = (np.concatenate([each[i] for each in chunks], 1) for i in (0, 1))
-        pooled = LayerStatistics.of(means[0], self.weight, means[1])
+        given, original, sizes = zip(*chunks, strict=True)
+        rows, float_rows = np.concatenate(given, 1), np.concatenate(original, 1)
+        means, float_means = (
+            np.concatenate([_sample_means(own, size) for own, size in zip(each, sizes, strict=True)], 1)
+            for each in (given, original)
+        )
+        pooled = LayerStatistics.of(means, self.weight, float_means)
         return LayerStatistics.of(rows, self.weight, float_rows), pooled
 
     def add(self, half: int, parts: _Parts) -> None:

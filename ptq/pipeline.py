@@ -27,6 +27,7 @@ from ptq.analysis.verify import Verification, verify
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import CalibrationStatistics, Wanted, collect
 from ptq.calibration.engine import Engine, Threads
+from ptq.calibration.other_words import vocabularies, with_other_words
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sequential import Feed, Samples
 from ptq.calibration.split import SampleSplit, split_samples
@@ -187,6 +188,9 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
             )
             feeds, prepared = samples.take(keep=settings.walks), balanced.model
         placement, statistics = calibrate(balanced, feeds, job, settings)
+        words: tuple[str, ...] = ()
+        if settings.walks and job.recipe.other_words:
+            words = other_words(prepared, samples, job.recipe.seed)
         progress("solve")
         plan, rows = make_plan(Problem(prepared, placement, statistics, settings, samples, split.first.feed))
     progress("lower")
@@ -200,6 +204,7 @@ def run(job: Job, progress: Progress = lambda _step: None) -> Result:
         *evened,
         *divided,
         *balanced.notes,
+        *words,
         *_skipped_note(job.data),
         *_table_note(plan),
         *_stored_note(prepared, placement, plan),
@@ -302,6 +307,15 @@ def balances(model: ir.Model, job: Job) -> bool:
     """Whether there are products whose activations become integers, and could be made easier for them."""
     wanted = job.recipe.equalize and not job.recipe.weight_only
     return wanted and bool(products_by_input(model, left_out_by(model, job)))
+
+
+def other_words(model: ir.Model, samples: Samples, seed: int) -> tuple[str, ...]:
+    """Add texts with other words to what weights are fitted to."""
+    vocabulary = vocabularies(model)
+    if not vocabulary:
+        return ()
+    count = samples.add(with_other_words(lambda: samples.take(keep=True), vocabulary, seed))
+    return (f"weights also fitted to {count} samples with other words in them",) if count else ()
 
 
 def outliers_of(recipe: Recipe, target: Target) -> Outliers:

@@ -135,6 +135,8 @@ class Recipe:
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
             cross-layer equalisation of convolutions, smoothing and outlier channels of products.
+        other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the
+            tokens are others of the vocabulary.
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
@@ -151,6 +153,7 @@ class Recipe:
     activation_bits: int = 8
     weight_only: bool = False
     equalize: bool = True
+    other_words: bool = True
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512

@@ -74,6 +74,7 @@ RECIPE_OPTIONS = options(
     ),
     click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
+    click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
     click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
 )
 ENGINE_OPTIONS = options(
@@ -150,8 +151,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         plain["weight_only"] = True
     if given["skip_bad_samples"]:
         plain["skip_bad_samples"] = True
-    if given["no_equalize"]:
-        plain["equalize"] = False
+    plain |= {key: False for key in ("equalize", "other_words") if given[f"no_{key}"]}
     return replace(
         recipe,
         weights=replace(recipe.weights, **own),
