@@ -84,9 +84,13 @@ class Samples:
             self._names.append(tuple(feed))
             yield feed
 
+    def add(self, feeds: Iterable[Feed]) -> int:
+        """Keep further samples; how many there were."""
+        return sum(1 for _ in self.keep(feeds))
+
     def take(self, *, keep: bool = False) -> Iterator[Feed]:
         """The samples again; unless they are to be kept, each is forgotten as it is given."""
-        for index, names in enumerate(self._names):
+        for index, names in enumerate(tuple(self._names)):
             yield {name: self.store.get((index, name)) for name in names}
             for name in () if keep else names:
                 self.store.drop((index, name))

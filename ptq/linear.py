@@ -23,7 +23,7 @@ from ptq.splitting import LayerChoice
 
 Float = NDArray[np.float64]
 
-HELD = 0.3
+HELD = 0.1
 """Share of a product's diagonal moments that is added: unseen calibration samples ask for it, among 0, .1, .3 and 1."""
 
 BIAS_LIMIT = 2.0**30

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.balancing import Balanced, Balancing, Outliers, balance, products_by_input
 from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.other_words import vocabularies, with_other_words
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
 from ptq.calibration.sample import repeated
@@ -92,8 +93,10 @@ def run(job: Job, progress: Progress = silent) -> Result:
         ready = make_ready(job, model, store, progress)
         with job.engine.open():
             placement, statistics = calibrate(ready, job)
-            progress("solve")
             prepared, split = ready.balanced.model, ready.split
+            uses_words = ready.settings.walks and job.recipe.other_words
+            words = other_words(prepared, ready.samples, job.recipe.seed) if uses_words else ()
+            progress("solve")
             notes, first = notes_of(job, split), split.first.feed
             problem = Problem(prepared, placement, statistics, ready.settings, ready.samples, first, notes, progress)
             plan, rows = make_plan(problem)
@@ -106,6 +109,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
     proof = check(job, model, delivery, split, progress)
     told = (
         *ready.notes,
+        *words,
         *skipped_note(job.data),
         *table_note(plan),
         *stored_note(prepared, placement, plan),
@@ -245,6 +249,15 @@ def balances(model: ir.Model, job: Job) -> bool:
     """Whether there are products whose activations become integers, and could be made easier for them."""
     wanted = job.recipe.equalize and not job.recipe.weight_only
     return wanted and bool(products_by_input(model, left_out_by(model, job)))
+
+
+def other_words(model: ir.Model, samples: Samples, seed: int) -> tuple[str, ...]:
+    """Add texts with other words to what weights are fitted to."""
+    vocabulary = vocabularies(model)
+    if not vocabulary:
+        return ()
+    count = samples.add(with_other_words(lambda: samples.take(keep=True), vocabulary, seed))
+    return (f"weights also fitted to {count} samples with other words in them",) if count else ()
 
 
 def outliers_of(recipe: Recipe, target: Target) -> Outliers:

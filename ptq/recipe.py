@@ -142,6 +142,8 @@ class Recipe:
             cross-layer equalisation of convolutions, smoothing and outlier channels of products.
         optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
         latency_batch: Samples at once that latency is measured for.
+        other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the
+            tokens are others of the vocabulary.
         layers: What some layers do differently.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
@@ -161,6 +163,7 @@ class Recipe:
     equalize: bool = True
     optimize: Optimize = "accuracy"
     latency_batch: int = 1
+    other_words: bool = True
     layers: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = 512

@@ -82,6 +82,7 @@ RECIPE_OPTIONS = options(
     ),
     click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that latency is measured for."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
+    click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
     click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
     title="Method",
 )
@@ -173,8 +174,14 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
     names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch")
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
-    flags = {"weight_only": True, "skip_bad_samples": True, "no_equalize": False, "goals": True}
-    fields = {"no_equalize": "equalize", "goals": "search"}
+    flags = {
+        "weight_only": True,
+        "skip_bad_samples": True,
+        "no_equalize": False,
+        "no_other_words": False,
+        "goals": True,
+    }
+    fields = {"no_equalize": "equalize", "no_other_words": "other_words", "goals": "search"}
     plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
     return replace(
         recipe,
