@@ -35,7 +35,7 @@ BLOCK_FITS = 2
 """Rounds of fitting the scale of a block to its rounded weights."""
 
 SWEEPS_PER_FIT = 2
-"""Sweeps of coordinate descent between two fits of the scales: nearly all that a sweep gains, the first two do."""
+"""Sweeps of coordinate descent between two fits of the scales of blocks: nearly all that sweeps gain, two do."""
 
 
 @dataclass(frozen=True)
@@ -177,24 +177,27 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
 
 
 def settle(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int) -> tuple[Float, Float]:
-    """Scales for the levels and levels for the scales in turns. J never rises.
+    """Levels for the scales and scales for the levels in turns. J never rises.
+
+    The one scale of a row is fitted once, between two polishings; the many of blocks gain more, and are fitted every
+    few sweeps.
 
     Args:
         problem: The layer.
         levels: Start. Shape [groups, out, in].
         scale: Start. Shape [groups, out], or [groups, out, in] for blocks.
-        num_sweeps: Sweeps of coordinate descent in total, at most.
+        num_sweeps: Sweeps of coordinate descent, at least 1: before the fit and behind it; for blocks altogether.
 
     Returns:
         Levels and scales.
     """
+    in_blocks = isinstance(problem.spec.granularity, PerBlock)
+    sweeps = min(num_sweeps, SWEEPS_PER_FIT) if in_blocks else num_sweeps
     residual = residual_of(problem, levels, scale)
-    for done in range(0, num_sweeps, SWEEPS_PER_FIT):
+    levels = polish(problem, levels, scale, sweeps, residual)
+    for _ in range(-(-num_sweeps // sweeps) - 1 if in_blocks else 1):
         scale = refit(problem, levels, scale, residual)
-        before, sweeps = levels, min(SWEEPS_PER_FIT, num_sweeps - done)
         levels = polish(problem, levels, scale, sweeps, residual)
-        if np.array_equal(levels, before):
-            break
     return levels, scale
 
 

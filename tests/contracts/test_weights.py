@@ -163,7 +163,8 @@ def test_coordinate_descent_and_fitted_scales_never_raise_the_error(bits: int, g
         ]
         never_rising(errors)
         never_rising([errors[0], grouped.error(levels, refit(grouped, levels, scale, start.copy()))])
-        never_rising([grouped.error(*settle(grouped, levels, scale, sweeps)) for sweeps in (0, 2, 4, 8, 16)])
+        for sweeps in (1, 2, 5, 8):
+            never_rising([errors[0], grouped.error(*settle(grouped, levels, scale, sweeps))])
 
 
 def never_rising(errors: list[np.ndarray]) -> None:
