@@ -37,7 +37,7 @@ from ptq.splitting import LayerChoice, choose_split
 from ptq.weights import Rtn
 from ptq.workspace import Notes
 
-WIDE = 1024
+WIDE = 2048
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
 
 

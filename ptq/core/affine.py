@@ -14,6 +14,9 @@ FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+EXACT_BITS = 16
+"""Codes of this many bits are exact in float32, and their differences in int32: half the memory traffic."""
+
 """Scales below the smallest normal float32 are flushed to zero by some kernels."""
 
 
@@ -107,7 +110,8 @@ def quantize(values: FloatArray, params: QuantParams) -> IntArray:
     """
     scale = expand(params.scale, values.shape, params.spec.granularity)
     zero = expand(params.zero_point, values.shape, params.spec.granularity)
-    codes = np.rint(np.asarray(values) / scale) + zero.astype(np.float64)
+    exact = np.float32 if params.spec.num_bits <= EXACT_BITS else np.float64
+    codes = np.rint(np.asarray(values) / scale) + zero.astype(exact)
     clipped: IntArray = np.clip(codes, *params.spec.limits).astype(params.spec.storage_dtype)
     return clipped
 
@@ -129,7 +133,8 @@ def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
     """
     scale = expand(params.scale, codes.shape, params.spec.granularity)
     zero = expand(params.zero_point, codes.shape, params.spec.granularity)
-    steps = codes.astype(np.int64) - zero.astype(np.int64)
+    exact = np.int32 if params.spec.num_bits <= EXACT_BITS else np.int64
+    steps = codes.astype(exact) - zero.astype(exact)
     reals: NDArray[np.float32] = (steps.astype(np.float32) * scale).astype(np.float32)
     return reals
 

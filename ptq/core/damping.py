@@ -26,6 +26,9 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 CAUTIOUS = 1.0
 """Strength where there is nothing to judge by."""
 
+JUDGED = 128
+"""Outputs of a group that the strength is judged by."""
+
 
 @dataclass(frozen=True)
 class LayerMoments:
@@ -97,7 +100,8 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
     """
     if moments.whole.matched:
         return np.inf
-    (first, second), (first_pooled, second_pooled) = moments.rows, moments.pooled
+    judged, weight = some_outputs(moments, weight)
+    (first, second), (first_pooled, second_pooled) = judged.rows, judged.pooled
     turns = [
         (half, half.pull(weight), other, other.pull(weight))
         for half, other in ((first, second_pooled), (second, first_pooled))
@@ -111,6 +115,16 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
             break  # weaker ones err more still, and cost the most
         best, least = strength, error
     return best
+
+
+def some_outputs(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[LayerMoments, NDArray[np.float32]]:
+    """What `JUDGED` of a group's outputs see, evenly spread."""
+    groups = len(moments.rows[0].gram)
+    by_group = weight.reshape(groups, -1, weight.shape[-1])
+    step = -(-by_group.shape[1] // JUDGED)
+    halves: Sequence[tuple[LayerStatistics, ...]] = (moments.rows, moments.pooled)
+    fewer = (tuple(replace(half, energy=half.energy[:, ::step]) for half in each) for each in halves)
+    return LayerMoments(*fewer), by_group[:, ::step].reshape(-1, weight.shape[-1])
 
 
 def _fit(statistics: LayerStatistics, pull: Float, weight: NDArray[np.float32], strength: float) -> Float:

@@ -26,6 +26,9 @@ MSE_RATIOS = np.linspace(1.0, 0.4, 61)
 PATIENCE = 12
 """Ratios in a row without a gain after which a row is settled."""
 
+AT_ONCE = 1 << 19
+"""Weights that are tried at a time: few enough for the caches, enough for numpy to forget its overhead."""
+
 
 @dataclass(frozen=True)
 class Rtn:
@@ -80,14 +83,21 @@ class Rtn:
 
     def _best_ratio(self, rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:
         rowwise = replace(spec, granularity=PerAxis(0))
-        best, chosen = np.full(len(rows), np.inf), np.ones(len(rows))
-        tried, since = np.arange(len(rows)), np.zeros(len(rows), np.int64)
-        for ratio in MSE_RATIOS:
-            params = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), rowwise)
-            own = rows[tried]
-            error = np.square(fake_quantize(own, params) - own, dtype=np.float64).sum(1)
-            better = error < best[tried]
-            best[tried], chosen[tried] = np.where(better, error, best[tried]), np.where(better, ratio, chosen[tried])
-            since[tried] = np.where(better, 0, since[tried] + 1)
-            tried = tried[since[tried] < PATIENCE]
-        return chosen
+        size = max(AT_ONCE // max(rows.shape[1], 1), 1)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        return np.concatenate([_best_ratios(rows[part], low[part], high[part], rowwise) for part in parts] or [low])
+
+
+def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:
+    """Per row the share of its range whose codes err least."""
+    best, chosen = np.full(len(rows), np.inf), np.ones(len(rows))
+    tried, since = np.arange(len(rows)), np.zeros(len(rows), np.int64)
+    for ratio in MSE_RATIOS:
+        params = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), spec)
+        own = rows[tried]
+        error = np.square(fake_quantize(own, params) - own, dtype=np.float64).sum(1)
+        better = error < best[tried]
+        best[tried], chosen[tried] = np.where(better, error, best[tried]), np.where(better, ratio, chosen[tried])
+        since[tried] = np.where(better, 0, since[tried] + 1)
+        tried = tried[since[tried] < PATIENCE]
+    return chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,3 +74,10 @@ def test_granularities_share_scales_as_they_say(granularity: PerTensor, shape: t
 def test_word_lengths_without_a_grid_are_refused(num_bits: int) -> None:
     with pytest.raises(ValueError, match="num_bits"):
         QuantSpec(num_bits=num_bits)
+
+
+def test_long_codes_reach_both_ends_exactly() -> None:
+    params = choose_qparams(Range.of(-1.0, 1.0), QuantSpec(num_bits=32, signed=True, symmetric=True))
+    params = replace(params, scale=np.float32(1))
+    values = np.array([-(2.0**31), 2.0**31 - 1, 2.0**24 + 1, 1e12])
+    np.testing.assert_array_equal(quantize(values, params), [-(2**31), 2**31 - 1, 2**24 + 1, 2**31 - 1])

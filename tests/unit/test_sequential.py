@@ -131,10 +131,10 @@ def test_a_store_is_a_dictionary_whatever_its_budget(steps: list[tuple[int, int]
                 np.testing.assert_array_equal(store.get(other), array)
 
 
-def moments(noise: float, seed: int = 0) -> tuple[LayerMoments, NDArray[np.float32]]:
+def moments(noise: float, seed: int = 0, outputs: int = 6) -> tuple[LayerMoments, NDArray[np.float32]]:
     """Rows whose quantized version has a systematic error and `noise`."""
     rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((6, 10)).astype(np.float32)
+    weight = rng.standard_normal((outputs, 10)).astype(np.float32)
     mixing = np.eye(10) + 0.2 * rng.standard_normal((10, 10))
 
     def half() -> tuple[LayerStatistics, LayerStatistics]:
@@ -152,6 +152,14 @@ def test_systematic_errors_are_undone_and_noise_is_not() -> None:
     strong, weak = (choose_damping(*moments(noise)) for noise in (0.01, 5.0))
     assert strong <= 0.01
     assert weak >= 1.0
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 5.0])
+def test_some_outputs_of_many_choose_as_all_do(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = moments(noise, outputs=1000)
+    some = choose_damping(*many)
+    monkeypatch.setattr("ptq.core.damping.JUDGED", 1000)
+    assert choose_damping(*many) == some
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
