@@ -14,14 +14,16 @@ from ptq.passes._linear import constant, name_of
 
 Float = NDArray[np.float64]
 
+NORMALISATIONS = ("LayerNormalization", "RMSNormalization")
+
 
 @dataclass(frozen=True)
 class SmoothActivations(ir.passes.InPlacePass):
     """Divide the channels of activations, multiply the weights of the products that read them.
 
     Before: y = MatMul(x, W)
-    After:  y = MatMul(Mul(x, 1 / s), s W); where x comes out of a LayerNormalization that nothing else reads, its
-        scale and bias are divided instead
+    After:  y = MatMul(Mul(x, 1 / s), s W); where x comes out of a normalisation that nothing else reads, its scale and
+        bias are divided instead
     Requires: products with constant weights of two axes on the right.
     Ensures: other readers of x see it unchanged.
     Preserves float outputs: yes, within rounding.
@@ -54,14 +56,24 @@ class SmoothActivations(ir.passes.InPlacePass):
 
 
 def normalisation_for(source: ir.Value, readers: list[ir.Node]) -> ir.Node | None:
-    """The LayerNormalization that a scale can be folded into, because only these nodes read it."""
+    """The normalisation that a scale can be folded into, because only these nodes read it.
+
+    A product with a constant is as good: with one per channel a root-mean-square normalisation ends.
+    """
     node = source.producer()
-    if node is None or node.op_type != "LayerNormalization" or node.domain or source.is_graph_output():
+    if node is None or node.domain or source.is_graph_output() or {use.node for use in source.uses()} - set(readers):
         return None
-    parts = [value for value in node.inputs[1:] if value is not None]
-    if {use.node for use in source.uses()} - set(readers) or any(constant(part) is None for part in parts):
+    if node.op_type == "Mul":
+        return node if len(_factors(node)) == 1 else None
+    if node.op_type not in NORMALISATIONS or node.attributes.get_int("axis", -1) != -1:
         return None
-    return node if node.attributes.get_int("axis", -1) == -1 else None
+    return node if len(_factors(node)) == sum(value is not None for value in node.inputs[1:]) else None
+
+
+def _factors(node: ir.Node) -> list[int]:
+    """Inputs that are constants, and are divided with what the node makes."""
+    start = 0 if node.op_type == "Mul" else 1
+    return [index for index, value in enumerate(node.inputs) if index >= start and constant(value) is not None]
 
 
 def multiply_weight(graph: ir.Graph, node: ir.Node, factor: Float) -> None:
@@ -88,8 +100,9 @@ def _divided(graph: ir.Graph, source: ir.Value, scale: Float) -> ir.Value:
 
 def _divide_normalisation(graph: ir.Graph, source: ir.Value, scale: Float) -> None:
     node = source.producer()
-    for index in (1, 2):
-        values = constant(node.inputs[index]) if node is not None and len(node.inputs) > index else None
-        if node is not None and values is not None:
-            name = fresh_name(graph, f"{source.name}_smooth_{'scale' if index == 1 else 'bias'}")
-            node.replace_input_with(index, add_initializer(graph, name, (values / scale).astype(np.float32)))
+    if node is None:
+        raise RuntimeError(f"{source.name} has no producer")
+    for index in _factors(node):
+        name = fresh_name(graph, f"{source.name}_smooth_{'bias' if index == 2 else 'scale'}")
+        divided = (np.asarray(constant(node.inputs[index])) / scale).astype(np.float32)
+        node.replace_input_with(index, add_initializer(graph, name, divided))

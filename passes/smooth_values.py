@@ -1,4 +1,4 @@
-"""Attention averages its values over positions, channel by channel: a scale passes through it unchanged."""
+"""Attention averages its values over positions, a gate multiplies them: a scale per channel passes through."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SmoothValues(ir.passes.InPlacePass):
-    """Move scales from the product that makes the values of an attention into the one behind the attention.
+    """Move scales from the product that makes the values of an attention, or of a gate, into the one behind it.
 
     Before: MatMul(A MatMul(x, V), O)
-    After:  MatMul(A MatMul(x, V / s), s O)
-    Requires: pairs from `value_projections`.
+    After:  MatMul(A MatMul(x, V / s), s O); likewise MatMul(Mul(gate, MatMul(x, U / s)), s D)
+    Requires: pairs from `value_projections` and `gated_projections`.
     Preserves float outputs: yes, within rounding, if heads are put together in the order in which they were taken
         apart; the graph does not say so in one place, so run it and compare.
 
     Attributes:
-        scales: Product behind the attention -> what each channel of its values is divided by.
+        scales: Product behind the attention or the gate -> what each channel of its values is divided by.
     """
 
     scales: Mapping[str, Float]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Move every scale that is named."""
-        pairs = value_projections(model)
+        pairs = value_projections(model) | gated_projections(model)
         nodes = {name_of(node): node for node in model.graph}
         for name, scale in self.scales.items():
             values = nodes[pairs[name]]
@@ -56,12 +56,38 @@ def value_projections(model: ir.Model) -> dict[str, str]:
         mixed = _behind_moves(node.inputs[0])
         if mixed is None or not _is_mixing(mixed):
             continue
-        values = _behind_moves(mixed.inputs[1])
-        if values is not None and values.op_type in ("Add", "Sum"):
-            values = next((each for each in map(_producer, values.inputs) if each and bias_add(each) is values), None)
+        values = _without_bias(_behind_moves(mixed.inputs[1]))
         if values is not None and _is_weighted(values) and _width(values, 1) == _width(node, 0):
             found[name_of(node)] = name_of(values)
     return found
+
+
+def gated_projections(model: ir.Model) -> dict[str, str]:
+    """Products with constant weights behind a gate -> the one whose output the gate multiplies, as in SwiGLU.
+
+    Of two products of a bilinear layer it is the first.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        gated = _producer(node.inputs[0]) if _is_weighted(node) else None
+        if gated is None or gated.op_type != "Mul" or gated.domain or not _only_reader(node.inputs[0]):
+            continue
+        for value in gated.inputs:
+            made = _without_bias(_producer(value)) if _only_reader(value) else None
+            if made is not None and _is_weighted(made) and _width(made, 1) == _width(node, 0):
+                found.setdefault(name_of(node), name_of(made))
+    return found
+
+
+def _without_bias(node: ir.Node | None) -> ir.Node | None:
+    """The product in front of an Add, or the node itself."""
+    if node is None or node.op_type not in ("Add", "Sum"):
+        return node
+    return next((each for each in map(_producer, node.inputs) if each and bias_add(each) is node), None)
+
+
+def _only_reader(value: ir.Value | None) -> bool:
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _behind_moves(value: ir.Value | None) -> ir.Node | None:

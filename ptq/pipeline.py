@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -61,6 +61,7 @@ from ptq.passes.placement import Selector
 from ptq.passes.selection import select_nodes
 from ptq.recipe import Recipe, recipe_to
 from ptq.runtime.native import native_path
+from ptq.salient import free_inputs, lift_salient, rounded_alone
 from ptq.solve import Problem, make_plan
 from ptq.target import Target, target_named
 from ptq.trial import require_survivable
@@ -162,17 +163,11 @@ def make_ready(job: Job, model: ir.Model, store: ArrayStore, progress: Progress)
     samples = Samples(store, job.custom_ops, job.engine)
     progress("calibrate")
     feeds = counted(split.calibration_feeds(), split.expected, progress)
-    feeds = samples.keep(feeds) if settings.walks or balances(prepared, job) else feeds
+    rewrite = rewriting(prepared, job, settings)
+    feeds = samples.keep(feeds) if settings.walks or rewrite is not None else feeds
     balanced = Balanced(prepared)
-    if balances(prepared, job):
-        balanced = balance(
-            prepared,
-            feeds,
-            split.first.feed,
-            left_out_by(prepared, job),
-            custom_ops=job.custom_ops,
-            terms=Balancing(outliers_of(job.recipe, target), settings.weights.spec.num_bits),
-        )
+    if rewrite is not None:
+        balanced = rewrite(feeds, split.first.feed)
         feeds = counted(samples.take(keep=settings.walks), split.num_calibration, progress)
     notes += (*evened, *divided, *balanced.notes)
     return Ready(balanced, settings, split, samples, feeds, notes, bool(evened) or balanced.evened_out)
@@ -245,10 +240,18 @@ def left_out_by(model: ir.Model, job: Job) -> Selector:
     return select_nodes(model, job.recipe.exclude + tuple(rule.match for rule in job.recipe.layers if rule.skip))
 
 
-def balances(model: ir.Model, job: Job) -> bool:
-    """Whether there are products whose activations become integers, and could be made easier for them."""
-    wanted = job.recipe.equalize and not job.recipe.weight_only
-    return wanted and bool(products_by_input(model, left_out_by(model, job)))
+def rewriting(model: ir.Model, job: Job, settings: Settings) -> Callable[[Iterable[Feed], Feed], Balanced] | None:
+    """What makes products easier for integers, given the samples and one of them; None where nothing could."""
+    left_out = left_out_by(model, job)
+    if not job.recipe.equalize or not products_by_input(model, left_out):
+        return None
+    if not job.recipe.weight_only:
+        terms = Balancing(outliers_of(job.recipe, target_named(job.recipe.target)), settings.weights.spec.num_bits)
+        return lambda feeds, first: balance(model, feeds, first, left_out, custom_ops=job.custom_ops, terms=terms)
+    rounded = rounded_alone({layer.name: settings.choice(layer) for layer in place_weights(model, left_out).layers})
+    if job.data.is_random or not free_inputs(model, rounded):
+        return None
+    return lambda feeds, first: lift_salient(model, feeds, first, rounded, custom_ops=job.custom_ops)
 
 
 def other_words(model: ir.Model, samples: Samples, seed: int) -> tuple[str, ...]:

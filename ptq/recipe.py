@@ -139,7 +139,8 @@ class Recipe:
             8-bit codes, for study.
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
-            cross-layer equalisation of convolutions, smoothing and outlier channels of products.
+            cross-layer equalisation of convolutions, smoothing and outlier channels of products, and weights that meet
+            the largest activations where only weights are rounded.
         optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
         latency_batch: Samples at once that latency is measured for.
         other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the

@@ -132,7 +132,7 @@ def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: Terms) -> S
     worth_db, levels = terms.worth_db, terms.levels
     plain = _expected_error(readers, halves, np.ones_like, nothing, levels)
     best = Smoothing(ones, nothing, 0.0)
-    for scale_of in _scales(_widest(readers), terms.narrowest):
+    for scale_of in scales_of(_widest(readers), terms.narrowest):
         gain = _gain_db(plain, _expected_error(readers, halves, scale_of, nothing, levels))
         if gain > max(best.gain_db, worth_db):
             best = Smoothing(scale_of(both.reach), nothing, gain)
@@ -153,7 +153,7 @@ def _widest(readers: Sequence[Reader]) -> Float:
     return np.asarray(np.maximum(np.max([reader.reach.max(2).reshape(-1) for reader in readers], axis=0), 1e-9))
 
 
-def _scales(widest: Float, narrowest: float) -> Iterator[Callable[[Float], Float]]:
+def scales_of(widest: Float, narrowest: float) -> Iterator[Callable[[Float], Float]]:
     """Candidates: from the reach of each channel to what it is divided by; of geometric mean 1."""
     for strength in STRENGTHS:
         for taken in (1 - strength, 0.0):
