@@ -18,7 +18,7 @@ from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.placement import Selector
 from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
-from ptq.passes.smooth_values import SmoothValues, value_projections
+from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
 
 Feed = Mapping[str, NDArray[Any]]
@@ -135,11 +135,13 @@ def balance(
 
 
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:
-    """Products behind an attention -> the value whose channels reach it, its bias included."""
+    """Products behind an attention -> the value whose channels reach it, its bias included; behind a gate, its input."""
     nodes = {name_of(node): node for node in model.graph}
     known = {name_of(node) for nodes in products.values() for node in nodes}
     pairs = {last: made for last, made in value_projections(model).items() if {last, made} <= known}
-    return {last: name_of(bias_add(nodes[made]) or nodes[made]) for last, made in pairs.items()}
+    mixed = {last: name_of(bias_add(nodes[made]) or nodes[made]) for last, made in pairs.items()}
+    gated = [last for last, made in gated_projections(model).items() if {last, made} <= known]
+    return mixed | {last: str(nodes[last].inputs[0].name) for last in gated}  # type: ignore[union-attr]
 
 
 def _smooth_values(
@@ -187,7 +189,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if scales:
-        notes.append(f"channels of {len(scales)} attention values evened out within the weights around them")
+        notes.append(f"channels of {len(scales)} attention and gated values evened out within the weights around them")
     if smooth:
         gains = sorted(each.gain_db for each in smooth.values())
         notes.append(

@@ -187,3 +187,36 @@ def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArra
     real = given.astype(np.float64) if floats else 0.02 * (given.astype(np.float64) - 77)
     decoded = table[values.astype(np.int64) + (1 << (bits - 1))] * np.repeat(scale, block, 1)[:, :inputs].astype(float)
     return ir.to_proto(model).SerializeToString(), given, {"weight": decoded, "real": real, **arrays}
+
+
+SWIGLU_WIDTH = 64
+
+
+def swiglu(gain: float, added: str = "x") -> ir.Model:
+    """A root-mean-square normalisation and a gated pair of products, with a few wide channels before each of them."""
+    text = f"""
+    m (float[B, S, {SWIGLU_WIDTH}] x) => (float[B, S, {SWIGLU_WIDTH}] y) {{
+        square = Mul (x, x)
+        mean = ReduceMean <keepdims = 1> (square, last)
+        some = Add (mean, tiny)
+        root = Sqrt (some)
+        plain = Div (x, root)
+        n = Mul (scale, plain)
+        g = MatMul (n, wg)
+        u = MatMul (n, wu)
+        ub = Add (u, bu)
+        s = Sigmoid (g)
+        silu = Mul (g, s)
+        z = Mul (silu, ub)
+        d = MatMul (z, wd)
+        y = Add (d, {added})
+    }}"""
+    wide = np.ones(SWIGLU_WIDTH, np.float32)
+    wide[[3, 17, 40]] = gain
+    up = random((SWIGLU_WIDTH, 96), 1)
+    up[:, [5, 60]] *= gain
+    weights: dict[str, Any] = {
+        "last": np.array([-1], np.int64), "tiny": np.float32(1e-6), "scale": wide,
+        "wg": random((SWIGLU_WIDTH, 96), 2, 0.1), "wu": up, "bu": random((96,), 3), "wd": random((96, SWIGLU_WIDTH), 4),
+    }  # fmt: skip
+    return model_from_text(text, weights, 21)

@@ -24,7 +24,7 @@ from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.placement import place
 from ptq.passes.smooth_values import value_projections
 from ptq.runtime import open_session
-from tests.builders import attention, feeds, model_from_text, random
+from tests.builders import SWIGLU_WIDTH, attention, feeds, model_from_text, random, swiglu
 
 KEEP_ALL = lambda _node: None  # noqa: E731 - a selector that leaves nothing out
 
@@ -136,6 +136,15 @@ def test_values_of_an_attention_are_found_and_scaled() -> None:
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 
 
+def test_scales_of_gated_values_cost_nothing_at_run_time() -> None:
+    model = swiglu(30.0)
+    samples = [{"x": random((8, 32, SWIGLU_WIDTH), seed)} for seed in range(16)]
+    balanced = balance(model, samples, samples[0], KEEP_ALL)
+    require_same("test", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
+    assert any("channels of 1 attention and gated values" in note for note in balanced.notes)
+    assert [node.op_type for node in balanced.model.graph] == [node.op_type for node in model.graph]
+
+
 def test_heads_in_another_order_are_left_alone() -> None:
     """The channels behind the attention are not those of the values: a scale must not move."""
     text = """
@@ -159,7 +168,7 @@ def test_heads_in_another_order_are_left_alone() -> None:
     prepared, _ = prepare(model, samples[0])
     assert value_projections(prepared) == {"y": "v"}
     balanced = balance(prepared, samples, samples[0], KEEP_ALL)
-    assert not any("attention values" in note for note in balanced.notes)
+    assert not any("gated values" in note for note in balanced.notes)
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 
 

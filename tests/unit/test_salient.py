@@ -18,39 +18,8 @@ from ptq.pipeline import Result
 from ptq.recipe import Weights
 from ptq.salient import best_lift, lift_salient
 from ptq.weights import Gptq, Hqq, Rtn, WeightMethod
-from tests.builders import model_from_text, random
-
-WIDTH = 64
-
-
-def swiglu(gain: float, added: str = "x") -> ir.Model:
-    """A root-mean-square normalisation and a gated pair of products, with a few wide channels before each of them."""
-    text = f"""
-    m (float[B, S, {WIDTH}] x) => (float[B, S, {WIDTH}] y) {{
-        square = Mul (x, x)
-        mean = ReduceMean <keepdims = 1> (square, last)
-        some = Add (mean, tiny)
-        root = Sqrt (some)
-        plain = Div (x, root)
-        n = Mul (scale, plain)
-        g = MatMul (n, wg)
-        u = MatMul (n, wu)
-        ub = Add (u, bu)
-        s = Sigmoid (g)
-        silu = Mul (g, s)
-        z = Mul (silu, ub)
-        d = MatMul (z, wd)
-        y = Add (d, {added})
-    }}"""
-    wide = np.ones(WIDTH, np.float32)
-    wide[[3, 17, 40]] = gain
-    up = random((WIDTH, 96), 1)
-    up[:, [5, 60]] *= gain
-    weights: dict[str, Any] = {
-        "last": np.array([-1], np.int64), "tiny": np.float32(1e-6), "scale": wide,
-        "wg": random((WIDTH, 96), 2, 0.1), "wu": up, "bu": random((96,), 3), "wd": random((96, WIDTH), 4),
-    }  # fmt: skip
-    return model_from_text(text, weights, 21)
+from tests.builders import SWIGLU_WIDTH as WIDTH
+from tests.builders import model_from_text, random, swiglu
 
 
 def samples(count: int = 32, seed: int = 0) -> list[dict[str, Any]]:
