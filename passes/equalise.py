@@ -26,12 +26,14 @@ class ChannelPair:
         value: What the others read.
         readers: The others.
         bounds: Tightest bounds that a Clip between sets to a channel; -inf, inf without.
+        between: What lies between, in dataflow order.
     """
 
     first: ir.Node
     value: ir.Value
     readers: tuple[ir.Node, ...]
     bounds: tuple[float, float]
+    between: tuple[ir.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,17 @@ def channel_pairs(model: ir.Model) -> Iterator[ChannelPair]:
     for node in model.graph:
         if not _is_convolution(node):
             continue
-        value, bounds = node.outputs[0], (-np.inf, np.inf)
+        value, bounds, between = node.outputs[0], (-np.inf, np.inf), list[ir.Node]()
         while not value.is_graph_output():
             readers = tuple(dict.fromkeys(use.node for use in value.uses()))
             if readers and all(_is_convolution(reader) and reader.inputs[0] is value for reader in readers):
-                yield ChannelPair(node, value, readers, bounds)
+                yield ChannelPair(node, value, readers, bounds, tuple(between))
                 break
             limits = _passes_scales(readers[0]) if len(readers) == 1 else None
             if limits is None:
                 break
             bounds = max(bounds[0], limits[0]), min(bounds[1], limits[1])
+            between.append(readers[0])
             value = readers[0].outputs[0]
 
 

@@ -135,7 +135,7 @@ def balance(
 
 
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:
-    """Products behind an attention -> the value whose channels reach it, its bias included; behind a gate, its input."""
+    """Products behind an attention -> the value whose channels reach it, with its bias; behind a gate, its input."""
     nodes = {name_of(node): node for node in model.graph}
     known = {name_of(node) for nodes in products.values() for node in nodes}
     pairs = {last: made for last, made in value_projections(model).items() if {last, made} <= known}

@@ -7,7 +7,7 @@ with rounded weights and activations on a few samples, with the scale and withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ptq.core.spec import PerTensor, QuantSpec
 from ptq.core.statistics import HistogramAccumulator
 from ptq.modelfile import run, session_of
 from ptq.passes._linear import LinearLayer, constant, describe_linear, name_of
+from ptq.passes.absorb_bias import AbsorbBias, can_absorb
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.equalise import ChannelPair, Equalise, channel_pairs
 from ptq.passes.infer_shapes import exposed, section
@@ -45,6 +46,12 @@ EXPECTED_DB, MEASURED_DB = 0.5, 0.2
 """What a scale has to gain behind its pair, by calculation and as measured."""
 
 NARROWEST = 1 / 32
+ALWAYS = 0.9
+"""Share of the lowest value ever seen in a channel that counts as always there."""
+
+WORTH = 0.9
+"""Share of its range that a value may keep for constants to be worth a trial."""
+
 AWAY = 0.5
 """How much of the way to the bound of a Clip a channel may use and still be scaled."""
 
@@ -88,8 +95,9 @@ def equalise(
         The rewritten model, the model itself where nothing is gained, and what was done, for the report.
 
     Source:
-        Data-free quantization, arXiv 1906.04721, section 4.1: scale_c = sqrt(reach of W_c / reach of V_c). Differs:
-        where every feature has a scale of its own, which equal reaches do nothing for, by the reach of activations.
+        Data-free quantization, arXiv 1906.04721, section 4.1: scale_c = sqrt(reach of W_c / reach of V_c), and bias
+        absorption. Differs: where every feature has a scale of its own, which equal reaches do nothing for, by the
+        reach of activations; constants by what channels were never seen to fall below.
     """
     layers = dict(_layers(model, integers))
     pairs = [pair for pair in channel_pairs(model) if {name_of(n) for n in (pair.first, *pair.readers)} <= set(layers)]
@@ -98,19 +106,25 @@ def equalise(
     names, samples = [str(pair.value.name) for pair in pairs], feeds[:MEASURED]
     seen = counted(feeds, len(feeds), progress)
     halves = collect_extremes(model, names, seen, axis=1, custom_ops=custom_ops)
-    changed, gains = model, []
+    changed, gains, absorbed = model, list[float](), list[float]()
     for name in counted(halves, len(halves), progress):
         trial = _Trial(changed, name, layers, integers, halves[name], samples, tuple(custom_ops))
-        scale, gain = trial.best()
-        if gain > MEASURED_DB:
-            changed = trial.scaled(scale)
-            gains.append(gain)
-    if not gains:
-        return model, ()
-    before, after = (float_outputs(each, samples[0], custom_ops) for each in (model, changed))
-    require_same("Equalise", before, after)
-    note = f"{len(gains)} of {len(halves)} values between convolutions equalised: measured error behind them"
-    return changed, (f"{note} {min(gains):.1f} to {max(gains):.1f} dB lower",)
+        for improve, known in ((_Trial.equalised, gains), (_Trial.absorbed, absorbed)):
+            trial, gain = improve(trial)
+            known.extend([gain] if gain > 0 else [])
+        changed = trial.model
+    if changed is not model:
+        before, after = (float_outputs(each, samples[0], custom_ops) for each in (model, changed))
+        require_same("Equalise", before, after)
+    told = {
+        f"{len(gains)} of {len(halves)} values between convolutions equalised": gains,
+        f"channels of {len(absorbed)} values that are always on moved into biases": absorbed,
+    }
+    return changed, tuple(
+        f"{what}: measured error behind them {min(known):.1f} to {max(known):.1f} dB lower"
+        for what, known in told.items()
+        if known
+    )
 
 
 def _layers(model: ir.Model, integers: Integers) -> Iterator[tuple[str, LinearLayer]]:
@@ -143,24 +157,47 @@ class _Trial:
     samples: Sequence[Feed]
     custom_ops: tuple[str | Path, ...]
 
-    def best(self) -> tuple[Float, float]:
-        """The scale of least measured error, and what it gains, dB."""
-        ones = np.ones(len(self.halves[0].reach))
-        candidates = [scale for scale in self._candidates() if not np.array_equal(scale, ones)]
-        if not candidates:
-            return ones, 0.0
+    def equalised(self) -> tuple[_Trial, float]:
+        """The pair with the scales of least measured error, and what they gain, dB."""
+        return self._better(map(self._scaled, self._candidates()))
+
+    def absorbed(self) -> tuple[_Trial, float]:
+        """The pair without the constants of its widest channels, and what that gains, dB."""
+        return self._better(map(self._shifted, self._constants()))
+
+    def _better(self, others: Iterator[_Trial]) -> tuple[_Trial, float]:
+        """The best of them, or this one, and by how many dB it is better."""
+        tried = [self, *others]
+        if len(tried) == 1:
+            return self, 0.0
         inputs = self._inputs()
-        wanted = self._outputs(inputs, None)
-        energies = [_distance(wanted, self._outputs(inputs, scale)) for scale in [ones, *candidates]]
+        wanted = self._outputs(inputs, rounded=False)
+        energies = [_distance(wanted, each._outputs(inputs)) for each in tried]
         best = int(np.argmin(energies))
         gain = 10 * np.log10(max(energies[0], 1e-300) / max(energies[best], 1e-300))
-        return [ones, *candidates][best], float(gain)
+        return (tried[best], float(gain)) if gain > MEASURED_DB else (self, 0.0)
 
-    def scaled(self, scale: Float) -> ir.Model:
-        """The model with the pair rescaled."""
+    def _scaled(self, scale: Float) -> _Trial:
+        """The same with the pair rescaled."""
         changed = self.model.clone()
         Equalise({self.name: scale})(changed)
-        return changed
+        return replace(self, model=changed, halves=(self.halves[0].over(scale), self.halves[1].over(scale)))
+
+    def _shifted(self, shift: Float) -> _Trial:
+        """The same with constants taken out between."""
+        changed = self.model.clone()
+        AbsorbBias({self.name: shift})(changed)
+        return replace(self, model=changed)
+
+    def _constants(self) -> Iterator[Float]:
+        """What the widest channels may lose, and no more than brings them down to the others."""
+        pair, both = self._pair(self.model), self.halves[0].merge(self.halves[1])
+        if not can_absorb(pair):
+            return
+        most = np.where(both.high > AWAY * pair.bounds[1], 0.0, ALWAYS * np.maximum(both.least, 0.0))
+        shift = np.minimum(most, np.maximum(both.high - (both.high - most).max(), 0.0))
+        if (both.high - shift).max() < WORTH * both.high.max():
+            yield shift
 
     def _pair(self, model: ir.Model) -> ChannelPair:
         return next(pair for pair in channel_pairs(model) if pair.value.name == self.name)
@@ -174,7 +211,9 @@ class _Trial:
         ]
         spec = self.integers.choose(self.layers[name_of(pair.first)]).spec
         terms = Terms(EXPECTED_DB, may_stand_aside=False, levels=spec.qmax, narrowest=NARROWEST)
-        yield self._within(pair, best_smoothing(readers, self.halves, terms).scale)
+        evened = self._within(pair, best_smoothing(readers, self.halves, terms).scale)
+        if not np.array_equal(evened, np.ones_like(evened)):
+            yield evened
         weight = constant(pair.first.inputs[1])
         if isinstance(spec.granularity, PerTensor) and weight is not None:
             before = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
@@ -198,11 +237,11 @@ class _Trial:
         with session_of(exposed(self.model, [source]), custom_ops=self.custom_ops) as session:
             return [run(session, dict(feed), [source])[0] for feed in self.samples]
 
-    def _outputs(self, inputs: list[NDArray[Any]], scale: Float | None) -> list[list[NDArray[Any]]]:
-        """What the second convolutions make of it: in float, or on integers with a scale."""
-        model = self.model.clone() if scale is None else self.scaled(scale)
+    def _outputs(self, inputs: list[NDArray[Any]], *, rounded: bool = True) -> list[list[NDArray[Any]]]:
+        """What the second convolutions make of it: in float, or on integers."""
+        model = self.model.clone()
         pair = self._pair(model)
-        for node in () if scale is None else (pair.first, *pair.readers):
+        for node in (pair.first, *pair.readers) if rounded else ():
             self._round(node)
         source, ends = _source(pair), [name_of(node) for node in pair.readers]
         with (
@@ -210,7 +249,7 @@ class _Trial:
             session_of(section(model, self.name, ends)) as back,
         ):
             middle = [run(front, {source: each}, [self.name])[0] for each in inputs]
-            middle = middle if scale is None else self._on_grid(middle)
+            middle = self._on_grid(middle) if rounded else middle
             return [run(back, {self.name: each}, ends) for each in middle]
 
     def _on_grid(self, values: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -20,12 +20,14 @@ class ChannelExtremes:
         high: Largest value, at least 0. Shape [channels].
         square: Sum of squares. Shape [channels].
         count: Number of positions.
+        least: Smallest value, of whatever sign; infinite if there was none. Shape [channels].
     """
 
     low: Float
     high: Float
     square: Float
     count: int
+    least: Float
 
     @staticmethod
     def of(values: NDArray[Any], axis: int = -1) -> ChannelExtremes:
@@ -40,8 +42,9 @@ class ChannelExtremes:
             array([3., 2.])
         """
         rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).astype(np.float64)
+        least = rows.min(0, initial=np.inf)
         return ChannelExtremes(
-            rows.min(0, initial=0.0), rows.max(0, initial=0.0), np.square(rows).sum(0), rows.shape[0]
+            np.minimum(least, 0.0), rows.max(0, initial=0.0), np.square(rows).sum(0), rows.shape[0], least
         )
 
     def merge(self, other: ChannelExtremes) -> ChannelExtremes:
@@ -51,15 +54,20 @@ class ChannelExtremes:
             np.maximum(self.high, other.high),
             self.square + other.square,
             self.count + other.count,
+            np.minimum(self.least, other.least),
         )
 
     def over(self, scale: Float) -> ChannelExtremes:
         """Extremes of the tensor divided by a positive scale per channel."""
-        return ChannelExtremes(self.low / scale, self.high / scale, self.square / np.square(scale), self.count)
+        return ChannelExtremes(
+            self.low / scale, self.high / scale, self.square / np.square(scale), self.count, self.least / scale
+        )
 
     def at(self, channels: NDArray[np.int64]) -> ChannelExtremes:
         """Extremes of some channels."""
-        return ChannelExtremes(self.low[channels], self.high[channels], self.square[channels], self.count)
+        return ChannelExtremes(
+            self.low[channels], self.high[channels], self.square[channels], self.count, self.least[channels]
+        )
 
     @property
     def reach(self) -> Float:
@@ -68,7 +76,9 @@ class ChannelExtremes:
 
     def masked(self, inside: Float) -> ChannelExtremes:
         """The tensor with zeros in some channels; `inside` is 0 there and 1 elsewhere."""
-        return ChannelExtremes(self.low * inside, self.high * inside, self.square * inside, self.count)
+        return ChannelExtremes(
+            self.low * inside, self.high * inside, self.square * inside, self.count, self.least * inside
+        )
 
     def without(self, channels: NDArray[np.int64]) -> ChannelExtremes:
         """Extremes of all channels but some."""
