@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from ptq.modelfile import INLINE_BYTES, run, session_of
+from ptq.modelfile import run, session_of
+from ptq.passes._graph import message_without_weights
 
 
 def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:
@@ -102,11 +103,9 @@ def section(model: ir.Model, source: str, names: Sequence[str]) -> ir.Model:
 
 def infer_statically(model: ir.Model) -> None:
     """Merge what ONNX infers from the graph without its weights; silence is fine where a run comes after."""
-    constants = [value.const_value for value in model.graph.initializers.values()]
-    if sum(t.nbytes for t in constants if t is not None and not isinstance(t, ir.ExternalTensor)) > INLINE_BYTES:
-        return
+    message, _ = message_without_weights(model)
     try:
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(message, data_prop=True))
     except Exception:
         return
     known = {value.name: value for node in inferred.graph for value in node.outputs}

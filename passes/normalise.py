@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from ptq.core.errors import UnsupportedModelError
+from ptq.passes._graph import message_without_weights
 
 MIN_OPSET = 13
 MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
@@ -64,8 +65,9 @@ class RaiseOpset(ir.passes.InPlacePass):
         found = model.opset_imports.get("", self.minimum)
         if found >= self.minimum:
             return ir.passes.PassResult(model, False)
+        message, weights = message_without_weights(model)
         try:
-            converted = onnx.version_converter.convert_version(ir.to_proto(model), self.minimum)
+            converted = onnx.version_converter.convert_version(message, self.minimum)
         except Exception as error:  # the converter raises RuntimeError and pybind types alike
             if not self.required:
                 return ir.passes.PassResult(model, False)
@@ -76,6 +78,8 @@ class RaiseOpset(ir.passes.InPlacePass):
             ) from error
         folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
         model.graph = ir.from_proto(converted).graph
+        for name, value in model.graph.initializers.items():
+            value.const_value = weights.get(name, value.const_value)
         for folder in folders:  # one at most: a model's weights lie beside it
             ir.external_data.set_base_dir(model.graph, folder)
         model.ir_version = max(model.ir_version, IR_VERSIONS.get(self.minimum, MIN_IR_VERSION))

@@ -11,6 +11,7 @@ import pytest
 
 from ptq.core.errors import EquivalenceError
 from ptq.passes import PREPARE, PrepareStep, prepare
+from ptq.passes._graph import SMALL, message_without_weights
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.normalise import SumToAdd
 from tests.builders import attention, conv_net, feeds, model_from_text, random
@@ -28,6 +29,19 @@ def old_opset() -> ir.Model:
     }"""
     weights = {"w": random((4, 3, 3, 3)), "g": random((4,), 1), "h": random((4,), 2), "m": random((4,), 3)}
     return model_from_text(text, weights | {"v": np.abs(random((4,), 4)) + 0.1}, opset=9)
+
+
+def old_and_wide() -> ir.Model:
+    """Its weights are larger than what is copied to raise an opset; the shape is one that decides."""
+    text = """
+    net (float[N, 16, 16, 3] x) => (float[N, 160] y) {
+        f = Reshape (x, s)
+        a = Gemm (f, w, b)
+        r = Relu (a)
+        y = MatMul (r, v)
+    }"""
+    weights = {"w": random((768, 160), 1, 0.05), "b": random((160,), 2), "v": random((160, 160), 3)}
+    return model_from_text(text, weights | {"s": np.array([-1, 768])}, opset=9)
 
 
 def dropout_at_the_end() -> ir.Model:
@@ -94,6 +108,7 @@ GRAPHS: list[tuple[Callable[[], ir.Model], tuple[int, ...]]] = [
     (transposed_batchnorm, IMAGE),
     (product_batchnorm, VECTOR),
     (weights_as_inputs, (3, 16, 16)),
+    (old_and_wide, (16, 16, 3)),
     (function, VECTOR),
     (odd_gemms, (24,)),
 ]
@@ -125,6 +140,18 @@ def test_prepare_preserves_every_output_and_the_model(build: Callable[[], ir.Mod
     assert not prepared.functions
     assert all(value.dtype is not None for node in prepared.graph for value in node.outputs)
     assert {i.name for i in prepared.graph.inputs} == {"x"}
+
+
+def test_a_message_leaves_weights_where_they_are() -> None:
+    model = old_and_wide()
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    message, aside = message_without_weights(model)
+    assert sorted(aside) == ["v", "w"]
+    assert message.ByteSize() < SMALL
+    assert {t.name: tuple(t.dims) for t in message.graph.initializer} == {
+        name: tuple(tensor.shape.numpy()) for name, tensor in before.items() if tensor is not None
+    }
+    assert all(model.graph.initializers[name].const_value is tensor for name, tensor in before.items())
 
 
 def test_a_pass_that_changes_the_result_is_named() -> None:
