@@ -1,4 +1,8 @@
-"""What the operators of domain ai.ptq mean, in standard ones: the functions that models carry for other machines."""
+"""What the operators of domain ai.ptq mean, in standard ones: the functions that models carry for other machines.
+
+Weights are signed, but the standard operators get them unsigned with 128 as their zero: products of bytes of both kinds
+saturate on x86 without VNNI.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +12,44 @@ import onnx_ir as ir
 DOMAIN, VERSION = "ai.ptq", 1
 CONV, CENTER = "NhwcQLinearConv", "NhwcQLinearConvWithCenter"
 
-CONV_BODY = """
+UNSIGNED = """
+    {name}_wide = Cast <to = 6> ({name})
+    {name}_moved = Add ({name}_wide, middle)
+    {name}_bytes = Cast <to = 2> ({name}_moved)"""
+MIDDLE = """
+    middle = Constant <value = int32 {128}> ()
+    zero = Constant <value = uint8 {128}> ()"""
+
+CONV_BODY = f"""
 NhwcQLinearConv <group, strides, pads, dilations> (x, x_scale, x_zero, w, w_scale, y_scale, y_zero, bias) => (y)
-{
-    zero = Constant <value = int8 {0}> ()
+{{{MIDDLE}{UNSIGNED.format(name="w")}
     first = Transpose <perm = [0, 3, 1, 2]> (x)
     product = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @pads,
                            dilations: ints = @dilations>
-        (first, x_scale, x_zero, w, w_scale, zero, y_scale, y_zero, bias)
+        (first, x_scale, x_zero, w_bytes, w_scale, zero, y_scale, y_zero, bias)
     y = Transpose <perm = [0, 2, 3, 1]> (product)
-}"""
+}}"""
 
-CENTER_BODY = """
+CENTER_BODY = f"""
 NhwcQLinearConvWithCenter <group, strides, pads, dilations, center_pads> (
     x, x_scale, x_zero, w, w_scale, y_scale, y_zero, bias, center, center_scale, center_bias,
     fine_scale, fine_zero, coarse_scale, coarse_zero) => (y)
-{
-    zero = Constant <value = int8 {0}> ()
+{{{MIDDLE}{UNSIGNED.format(name="w")}{UNSIGNED.format(name="center")}
     first = Transpose <perm = [0, 3, 1, 2]> (x)
     fine = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @pads,
                         dilations: ints = @dilations>
-        (first, x_scale, x_zero, w, w_scale, zero, fine_scale, fine_zero, bias)
+        (first, x_scale, x_zero, w_bytes, w_scale, zero, fine_scale, fine_zero, bias)
     coarse = QLinearConv <group: int = @group, strides: ints = @strides, pads: ints = @center_pads>
-        (first, x_scale, x_zero, center, center_scale, zero, coarse_scale, coarse_zero, center_bias)
+        (first, x_scale, x_zero, center_bytes, center_scale, zero, coarse_scale, coarse_zero, center_bias)
     fine_real = DequantizeLinear (fine, fine_scale, fine_zero)
     coarse_real = DequantizeLinear (coarse, coarse_scale, coarse_zero)
     both = Add (fine_real, coarse_real)
     codes = QuantizeLinear (both, y_scale, y_zero)
     y = Transpose <perm = [0, 2, 3, 1]> (codes)
-}"""
+}}"""
 
 DECODED = """
+    first_shape = Constant <value_ints = [1]> ()
     one = Constant <value_int = 1> ()
     nothing = Constant <value_int = 0> ()
     first = Constant <value_ints = [0]> ()
@@ -57,7 +68,7 @@ DECODED = """
     column = Reshape (every_byte, column_shape)
     places = Div (column, divisors)
     codes_of_byte = Mod (places, levels)
-    values_of_byte = Gather (table, codes_of_byte)
+    values_of_byte = Gather (table_bytes, codes_of_byte)
     bytes = Cast <to = 6> (w)
     packed = Gather (values_of_byte, bytes)
     ordered = Transpose <perm = [0, 2, 1, 4, 3]> (packed)
@@ -70,20 +81,23 @@ DECODED = """
     codes = Transpose <perm = [1, 0]> (values)
     strips = Transpose <perm = [1, 0, 2]> (w_scale)
 """
-"""int8 [K, N] of packed codes; strips [blocks, ceil(N / 16), 16] of scales."""
+"""uint8 [K, N] of packed codes; strips [blocks, ceil(N / 16), 16] of scales."""
 
 PER_FEATURE = """
     flat = Constant <value_ints = [-1]> ()
     all_scales = Reshape (strips, flat)
     scales = Slice (all_scales, first, rows)
-    weight = DequantizeLinear <axis = 1> (codes, scales)
+    zeros = Expand (zero, rows)
+    weight = DequantizeLinear <axis = 1> (codes, scales, zeros)
 """
 
 PER_BLOCK = """
     all_scales = Flatten <axis = 1> (strips)
     last_axis = Constant <value_ints = [1]> ()
     scales = Slice (all_scales, first, rows, last_axis)
-    weight = DequantizeLinear <axis = 0, block_size: int = @block_size> (codes, scales)
+    shape = Shape (scales)
+    zeros = Expand (zero, shape)
+    weight = DequantizeLinear <axis = 0, block_size: int = @block_size> (codes, scales, zeros)
 """
 
 TO_FLOAT = """
@@ -152,8 +166,8 @@ def body(op_type: str, opset: int, *, blocks: bool = False, clipped: bool = Fals
         if clipped:
             end = TO_CLIPPED
         attributes = "N, K, bits, block_size" + (", min, max" if clipped else "")
-        shape = "    first_shape = Constant <value_ints = [1]> ()\n"
-        steps = shape + DECODED + (PER_BLOCK if blocks else PER_FEATURE) + read + end
+        weight = DECODED + (PER_BLOCK if blocks else PER_FEATURE)
+        steps = MIDDLE + UNSIGNED.format(name="table") + weight + read + end
         text = f"{op_type} <{attributes}> ({inputs}) => (y)\n{{\n{steps}}}"
     else:
         text = CENTER_BODY if op_type == CENTER else CONV_BODY

@@ -28,22 +28,24 @@ class SplitCenter(ir.passes.InPlacePass):
     Before: y = Conv(x, W, b)
     After:  y = Add(Conv(x, W - C, b), Conv1x1(x', C)), x' = x cropped where the kernel has less padding than half of it
     Requires: kernels of odd size with given pads.
-    Ensures: C lies on 8-bit codes, so that it is quantized without error; the two parts add up to W bit for bit.
+    Ensures: C lies on codes, so that it is quantized without error; the two parts add up to W bit for bit.
     Preserves float outputs: yes, within rounding.
 
     Attributes:
         layers: Names of the convolutions.
         per_tensor: One step for the coarse part of all output features.
+        levels: Codes of the coarse part on either side of 0.
     """
 
     layers: frozenset[str]
     per_tensor: bool = False
+    levels: int = LEVELS
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Split every convolution that is named."""
         chosen = [node for node in model.graph if name_of(node) in self.layers]
         for node in chosen:
-            _split(model.graph, node, per_tensor=self.per_tensor)
+            _split(model.graph, node, per_tensor=self.per_tensor, levels=self.levels)
         return ir.passes.PassResult(model, bool(chosen))
 
 
@@ -57,39 +59,40 @@ def can_split(node: ir.Node) -> bool:
 
 
 def coarse_and_fine(
-    weight: NDArray[np.float32], *, per_tensor: bool = False
+    weight: NDArray[np.float32], *, per_tensor: bool = False, levels: int = LEVELS
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cut a kernel in two.
 
     Args:
         weight: Shape [out, in, taps of odd sizes...].
         per_tensor: One step for all output features instead of one each.
+        levels: Codes of the coarse part on either side of 0.
 
     Returns:
         The coarse part of the centre tap, codes times step; shape [out, in, 1...]. And the rest, shape of `weight`;
         both add up to the weight exactly.
 
     Source:
-        Coarse & fine weight splitting (RepVGG): step = max |centre| / 127, coarse = round(centre / step) step.
+        Coarse & fine weight splitting (RepVGG): step = max |centre| / levels, coarse = round(centre / step) step.
         Differs: ties to even, a step of 1 for a centre of zeros.
     """
     at = (slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))
     center = weight[at]
     reach = np.abs(center).max(None if per_tensor else 1, keepdims=not per_tensor, initial=0.0)
-    step = (reach / LEVELS).astype(np.float32)
+    step = (reach / levels).astype(np.float32)
     step = np.where(step > 0, step, np.float32(1.0)).astype(np.float32)
-    coarse = (nearest_level(center / step, -LEVELS, LEVELS) * step).astype(np.float32)
+    coarse = (nearest_level(center / step, -levels, levels) * step).astype(np.float32)
     fine = weight.copy()
     fine[at] = center - coarse  # exact: they are within a factor of two of each other, or coarse is 0
     return coarse.reshape(*coarse.shape, *(1 for _ in weight.shape[2:])), fine
 
 
-def _split(graph: ir.Graph, node: ir.Node, *, per_tensor: bool) -> None:
+def _split(graph: ir.Graph, node: ir.Node, *, per_tensor: bool, levels: int) -> None:
     weight = constant(node.inputs[1])
     if weight is None:
         raise RuntimeError(f"{name_of(node)} has no constant weight")
     out, source, name = node.outputs[0], node.inputs[0], name_of(node)
-    coarse, fine = coarse_and_fine(weight, per_tensor=per_tensor)
+    coarse, fine = coarse_and_fine(weight, per_tensor=per_tensor, levels=levels)
     kernel = weight.shape[2:]
     ones = (1,) * len(kernel)
     strides = node.attributes.get_ints("strides", ones)

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from ptq.passes._linear import name_of
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+GATES = (0, 1)
+"""Axes of a recurrent layer's weights that are not summed over: directions, and features of gates."""
+
 SMALLEST = 256
 """Numbers in a weight that are worth two more operators."""
 
@@ -46,6 +49,11 @@ class StoredWeight:
     def along(self, scale: NDArray[Any]) -> NDArray[Any]:
         """One scale per row as it broadcasts against the tensor."""
         return scale.reshape([n if i in self.axes else 1 for i, n in enumerate(self.shape)])
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a recurrent layer reads it, with a scale for every gate's feature of each direction."""
+        return self.axes == GATES
 
     @property
     def _rows(self) -> int:
@@ -106,7 +114,7 @@ def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[i
     if node.op_type in RECURRENT:
         for value in node.inputs[1:3]:
             if value is not None:
-                yield value, (0, 1)
+                yield value, GATES
     elif inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
         value = node.inputs[1]
         turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1

@@ -13,6 +13,7 @@ from ptq.calibration.record import CalibrationStatistics
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.distortion import expected_error
 from ptq.core.plan import QuantPlan
+from ptq.core.points import MAX_BITS
 from ptq.core.problem import Needs
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 from ptq.core.spread import Spread, spread_of_values
@@ -55,6 +56,8 @@ class Settings:
         overrides: Layer name -> choice.
         coarse: Layers that are the coarse part of another.
         centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
+        pairs: Integer products of two neighbouring weights must not overflow; see `ptq.core.pairs`.
+        dynamic: Ranges of activations are found at run time; recurrent layers run on integers too.
     """
 
     observer: Observer
@@ -65,6 +68,8 @@ class Settings:
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
     coarse: frozenset[str] = frozenset()
     centred_blocks: bool = False
+    pairs: bool = False
+    dynamic: bool = False
 
     def choice(self, layer: LinearLayer) -> LayerChoice:
         """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
@@ -148,7 +153,7 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
 
     Args:
         recipe: Decisions.
-        target: Deployment target; caps the word length of weights.
+        target: Deployment target.
         model: Prepared model, whose layers the rules of the recipe name.
 
     Raises:
@@ -157,7 +162,6 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
     weights = recipe.weights
 
     def choice(own: Weights, bits: int) -> LayerChoice:
-        bits = min(bits, target.weight_bits)
         spec = replace(target.weight, granularity=own.layout, num_bits=bits, narrow_range=bits > 7)
         return LayerChoice(own.method, spec, own.split)
 
@@ -179,6 +183,8 @@ def settings_of(recipe: Recipe, target: Target, model: ir.Model) -> Settings:
         weights.extra_macs,
         overrides,
         centred_blocks=recipe.is_dynamic and target.native,
+        pairs=target.pairs and not recipe.weight_only,
+        dynamic=recipe.is_dynamic,
     )
 
 
@@ -197,14 +203,17 @@ def split_branches(model: ir.Model, settings: Settings) -> tuple[ir.Model, Setti
     chosen = branches.chosen
     if not chosen:
         return model, settings, tuple(notes)
-    divided = model.clone()
+    divided, bits = model.clone(), MAX_BITS - settings.pairs  # that many neighbours share without loss
     for per_tensor in (False, True):
         names = frozenset(
             name for name, each in chosen.items() if isinstance(each.spec.granularity, PerTensor) == per_tensor
         )
-        SplitCenter(names, per_tensor)(divided)
+        SplitCenter(names, per_tensor, (1 << (bits - 1)) - 1)(divided)
     whole = {name: replace(choice, split="never") for name, choice in chosen.items()}
-    parts = {f"{name}_{part}": choice for name, choice in whole.items() for part in ("fine", "coarse")}
+    parts = {f"{name}_fine": choice for name, choice in whole.items()}
+    for name, choice in whole.items():
+        spec = replace(choice.spec, num_bits=bits, narrow_range=True)
+        parts[f"{name}_coarse"] = replace(choice, spec=spec)
     coarse = frozenset(f"{name}_coarse" for name in chosen)
     notes.insert(0, f"{len(chosen)} convolutions split into a coarse and a fine one: {', '.join(chosen)}")
     return divided, replace(settings, overrides={**settings.overrides, **parts}, coarse=coarse), tuple(notes)

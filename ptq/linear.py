@@ -160,7 +160,13 @@ class Solved:
 
 
 def solve_layer(
-    arrays: LinearArrays, choice: LayerChoice, grid: QuantParams | None, given: Seen, points: Points | None = None
+    arrays: LinearArrays,
+    choice: LayerChoice,
+    grid: QuantParams | None,
+    given: Seen,
+    points: Points | None = None,
+    *,
+    pairs: bool = False,
 ) -> Solved:
     """Quantize one weight and the bias that belongs to it.
 
@@ -170,6 +176,7 @@ def solve_layer(
         grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
         given: What is known of its input.
         points: How many points are summed for each weight; None is one.
+        pairs: Integer products of two neighbouring weights must not overflow.
 
     Returns:
         Codes, scales and bias.
@@ -181,13 +188,13 @@ def solve_layer(
     if moments is not None:
         moments = moments.centred(weight) if corrects else moments
         seen, eased = moments.whole, _damped(moments, arrays, grid)
-    encoding: WeightEncoding = choice.method.quantize(
-        LayerProblem(arrays.layer.name, weight, choice.spec, eased, points)
-    )
+    order = arrays.layer.order_in_kernels if pairs else None
+    problem = LayerProblem(arrays.layer.name, weight, choice.spec, eased, points, order)
+    encoding: WeightEncoding = choice.method.quantize(problem)
     guarded = 0
     integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float
     if bias is not None and integer is not None:
-        encoding, guarded = _guard_bias(encoding, weight, bias, integer)
+        encoding, guarded = _guard_bias(encoding, problem, bias, integer)
     decoded = encoding.decode().astype(np.float64)
     if corrects and means is not None:
         bias = (np.zeros(len(weight)) if bias is None else bias) - _shift(decoded, weight, means)
@@ -240,7 +247,7 @@ def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Fl
 
 
 def _guard_bias(
-    encoding: WeightEncoding, weight: NDArray[np.float32], bias: Float, grid: QuantParams
+    encoding: WeightEncoding, problem: LayerProblem, bias: Float, grid: QuantParams
 ) -> tuple[WeightEncoding, int]:
     """Raise weight scales whose bias would not fit into int32.
 
@@ -255,8 +262,11 @@ def _guard_bias(
         return encoding, 0
     scale = np.where(low, least, encoding.params.scale).astype(np.float32)
     params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
-    again = np.broadcast_to(low[..., None], weight.shape)  # the other rows keep what the method found
-    codes = np.where(again, encoding.nearest(weight, params), encoding.codes)
+    nearest = encoding.nearest(problem.weight, params)
+    if problem.pairs is not None:
+        nearest = np.clip(nearest, problem.pairs.low, problem.pairs.high).astype(nearest.dtype)
+    again = np.broadcast_to(low[..., None], nearest.shape)  # the other rows keep what the method found
+    codes = np.where(again, nearest, encoding.codes)
     return replace(encoding, codes=codes, params=params), int(low.sum())
 
 

@@ -28,7 +28,7 @@ from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.stored import describe
 from ptq.recipe import recipe_to
 from ptq.solve import LayerRow
-from ptq.target import target_named
+from ptq.target import Target, host_target, target_named
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ def native_note(lowered: ir.Model) -> tuple[str, ...]:
     count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
     carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
     return (carried,) if count else ()
+
+
+def overflow_note(target: Target, *, weight_only: bool) -> tuple[str, ...]:
+    """Where what was measured here is not what the target does."""
+    overflows = host_target().pairs and not (target.pairs or weight_only)
+    return (f"made for {target.name}, measured on a processor whose sums may overflow",) if overflows else ()
 
 
 def data_facts(job: Job, split: SampleSplit, proof: Verification) -> DataFacts:

@@ -44,7 +44,16 @@ from ptq.layerwise import (
     uneven_concats,
 )
 from ptq.modelfile import load_model, runnable_source, source_fingerprint
-from ptq.outcome import Outcome, data_facts, native_note, report_of, skipped_note, stored_note, table_note
+from ptq.outcome import (
+    Outcome,
+    data_facts,
+    native_note,
+    overflow_note,
+    report_of,
+    skipped_note,
+    stored_note,
+    table_note,
+)
 from ptq.passes import (
     PREPARE,
     PREPARE_BLOCKS,
@@ -115,6 +124,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
         *table_note(plan),
         *stored_note(prepared, placement, plan),
         *native_note(delivery.model),
+        *overflow_note(target, weight_only=job.recipe.weight_only),
         *uneven_concats(prepared, placement, statistics.histograms),
     )
     data, spreads = data_facts(job, split, proof), grid_spreads(placement, statistics.histograms, plan)

@@ -141,7 +141,12 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         for table in problem.placement.tables
     }
     stored = {
-        weight.name: _rows(weight.name, weight.to_matrix(_numbers(problem.model, weight.name)), settings)
+        weight.name: _rows(
+            weight.name,
+            weight.to_matrix(_numbers(problem.model, weight.name)),
+            settings,
+            pairs=settings.pairs and settings.dynamic and weight.is_recurrent,
+        )
         for weight in problem.placement.stored
     }
     if settings.extra_macs > 0:
@@ -163,7 +168,7 @@ def _numbers(model: ir.Model, name: str) -> NDArray[np.float32]:
     return np.asarray(tensor.numpy(), np.float32)
 
 
-def _rows(name: str, rows: NDArray[np.float32], settings: Settings) -> AffineEncoding:
+def _rows(name: str, rows: NDArray[np.float32], settings: Settings, *, pairs: bool = False) -> AffineEncoding:
     """Rows of a table or of a weight that only shrinks in the file, one scale each.
 
     Long words cost bytes and no time there, and nothing corrects their errors.
@@ -171,7 +176,8 @@ def _rows(name: str, rows: NDArray[np.float32], settings: Settings) -> AffineEnc
     bits = min(settings.weights.spec.num_bits + MORE_BITS, BYTE)
     spec = replace(settings.weights.spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0))
     method = Rtn("mse" if bits < BYTE else "absmax")
-    encoding = method.quantize(LayerProblem(name, rows, spec))
+    order = np.arange(rows.shape[1]) if pairs else None
+    encoding = method.quantize(LayerProblem(name, rows, spec, order=order))
     if not isinstance(encoding, AffineEncoding):
         raise TypeError(f"table {name!r} came back as {type(encoding).__name__}")
     return encoding
@@ -238,11 +244,12 @@ class _Job:
         """With one point for each weight, or with the sums that were asked for where they err less."""
         rows = self.rows if self.rows is not None and (self.rows > 1).any() else None
         own = None if rows is None else Points.in_rows(rows, self.layer.fan_in)
-        single = solve_layer(self.arrays, choice, self._grid, seen, own)
+        single = solve_layer(self.arrays, choice, self._grid, seen, own, pairs=self.settings.pairs)
         split = choose_split(self.layer, self.arrays.weight, choice)
         if isinstance(split, str):
             return replace(single, note=split)
-        both = solve_layer(self.arrays, choice, self._grid, seen, split if own is None else split.merge(own))
+        merged = split if own is None else split.merge(own)
+        both = solve_layer(self.arrays, choice, self._grid, seen, merged, pairs=self.settings.pairs)
         gain = decibels(single.excess, both.excess)
         if gain <= 0 or (choice.split == "auto" and gain < WORTH_DB):
             return replace(single, note=f"split rejected ({gain:+.1f} dB)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptq.core.spec import PerAxis, QuantSpec
@@ -23,30 +23,32 @@ class Target:
     Attributes:
         name: Name on the command line.
         activation: Grid of activations. x86 kernels are fastest with unsigned, ARM ones with signed codes.
-        weight_bits: 8, or 7 where 8-bit products may overflow 16-bit sums (x86 without VNNI).
         why: One line for the card.
         native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
+        pairs: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbouring weights share room.
     """
 
     name: str
     activation: QuantSpec
-    weight_bits: int
     why: str
     native: bool = False
+    pairs: bool = False
 
     @property
     def weight(self) -> QuantSpec:
         """Grid of weights: symmetric, signed, one scale per output feature."""
-        return QuantSpec(self.weight_bits, signed=True, symmetric=True, narrow_range=True, granularity=PerAxis(0))
+        return QuantSpec(8, signed=True, symmetric=True, narrow_range=True, granularity=PerAxis(0))
 
 
 CPU_X86 = Target(
-    "cpu-x86", QuantSpec(), 8, "unsigned activations, full 8-bit weights: x86 with VNNI sums without overflow"
+    "cpu-x86", QuantSpec(), "unsigned activations, weights of 8 bits each: x86 with VNNI sums without overflow"
 )
-CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), 8, "signed activations and weights: ARM's dot product")
-PORTABLE = Target("portable", QuantSpec(), 7, "unsigned activations, 7-bit weights: no overflow on any CPU")
+CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), "signed activations and weights: ARM's dot product")
+PORTABLE = Target(
+    "portable", QuantSpec(), "unsigned activations, neighbouring weights share room: no overflow on any CPU", pairs=True
+)
 NATIVE = Target(
-    "native", QuantSpec(), 8, "as cpu-x86, with operators of domain ai.ptq where they are faster", native=True
+    "native", QuantSpec(), "operators of domain ai.ptq where they are faster, else as this CPU", native=True
 )
 TARGETS = (CPU_X86, CPU_ARM, PORTABLE, NATIVE)
 
@@ -67,7 +69,10 @@ def target_named(name: str | None) -> Target:
     Raises:
         KeyError: No such target.
     """
-    return host_target() if name is None else {target.name: target for target in TARGETS}[name]
+    if name is None:
+        return host_target()
+    found = {target.name: target for target in TARGETS}[name]
+    return replace(found, pairs=host_target().pairs) if found.native else found
 
 
 def _has_vnni() -> bool:

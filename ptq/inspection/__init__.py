@@ -58,7 +58,7 @@ def inspect_model(
     with naming(source):
         known = _look_at_huge(model) if is_huge(model) else _look_at(model, tuple(custom_ops), wanted, data)
     layers = linear_layers(known.prepared)
-    bits = {layer.name: wanted.weight_bits for layer in known.placement.layers}
+    bits = {layer.name: wanted.weight.num_bits for layer in known.placement.layers}
     facts = Known(known.sizes, bits, known.placement.left_float, known.histograms)
     rows = describe_layers(known.prepared, layers, facts, read_weights=not known.huge)
     tree = module_tree(known.prepared, [row.name for row in rows], noted_scopes(model))

@@ -31,6 +31,9 @@ DEAD = 1e-10  # of the largest second moment: a column that the calibration set 
 Order = Literal["natural", "norm", "activation"]
 RATIOS = np.geomspace(1.0, 0.35, 30)
 BLOCK_RATIOS = np.geomspace(1.0, 0.35, 20)
+ROOMY = 1.25
+"""Times the scale at which the levels of neighbours fit: the first one that is tried."""
+
 BLOCK_FITS = 2
 """Rounds of fitting the scale of a block to its rounded weights."""
 
@@ -54,6 +57,7 @@ class GroupedProblem:
         lowest: Smallest level of each weight. Shape of `weight`.
         highest: Largest level, likewise.
         points: How many points are summed for each weight; None is one.
+        roomy: Scales wide enough, where neighbours share their levels. Shape [groups, out].
     """
 
     weight: Float
@@ -66,6 +70,7 @@ class GroupedProblem:
     lowest: Float
     highest: Float
     points: Points | None
+    roomy: Float | None = None
 
     @staticmethod
     def of(problem: LayerProblem) -> GroupedProblem:
@@ -85,11 +90,20 @@ class GroupedProblem:
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
         pull = np.matmul(weight, cross.transpose(0, 2, 1))
         target = weight if statistics.matched else least_squares(weight, gram, pull)
-        low, high = (np.asarray(end, np.float64) for end in problem.spec.limits)
-        if problem.points is not None:
-            low, high = (end.reshape(weight.shape) for end in problem.points.limits(problem.spec))
-        ends = np.broadcast_to(low, weight.shape), np.broadcast_to(high, weight.shape)
-        return GroupedProblem(weight, gram, cross, statistics.energy, problem.spec, target, pull, *ends, problem.points)
+        pairs = problem.pairs
+        low, high = problem.limits if pairs is None else (pairs.low, pairs.high)
+        low, high = (np.broadcast_to(end, problem.weight.shape).reshape(weight.shape) for end in (low, high))
+        roomy = None if pairs is None else (pairs.scale * ROOMY).reshape(weight.shape[:2])
+        return GroupedProblem(
+            weight, gram, cross, statistics.energy, problem.spec, target, pull, low, high, problem.points, roomy
+        )
+
+    @property
+    def widest(self) -> Float:
+        """Scales to shrink from. Shape [groups, out]."""
+        if self.roomy is not None:
+            return self.roomy
+        return np.asarray((np.abs(self.target) / self.highest).max(-1))
 
     def encode(self, levels: Float, scale: Float) -> WeightEncoding:
         """Levels [groups, out, in] and scales [groups, out] as an encoding of the whole matrix."""
@@ -337,7 +351,7 @@ def best_scale(problem: GroupedProblem, ratios: Float = RATIOS) -> Float:
         parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         steps = [along(best_scale(_block(problem, part), BLOCK_RATIOS)) for part in parts]
         return np.concatenate([np.repeat(s, p.stop - p.start, 2) for s, p in zip(steps, parts, strict=True)], 2)
-    reach = (np.abs(problem.target) / problem.highest).max(-1) * problem.spec.qmax
+    reach = problem.widest * problem.spec.qmax
     if isinstance(problem.spec.granularity, PerTensor):
         reach = np.full(reach.shape, reach.max())
     best_error, best = np.full(reach.shape, np.inf), np.zeros(reach.shape)

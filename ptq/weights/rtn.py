@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import (
     FloatArray,
+    QuantParams,
     Range,
     choose_qparams,
     fake_quantize,
@@ -18,6 +19,7 @@ from ptq.core.affine import (
     quantize,
 )
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.pairs import PairLimits
 from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
@@ -51,6 +53,8 @@ class Rtn:
         Returns:
             Codes of shape [out, in] and one scale per row, block or tensor.
         """
+        if problem.pairs is not None:
+            return _within(problem, problem.pairs)
         if problem.points is not None:
             return self._quantize_sums(problem, problem.points)
         reach = self._reach(problem.weight, problem.spec)
@@ -86,6 +90,16 @@ class Rtn:
         size = max(AT_ONCE // max(rows.shape[1], 1), 1)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
         return np.concatenate([_best_ratios(rows[part], low[part], high[part], rowwise) for part in parts] or [low])
+
+
+def _within(problem: LayerProblem, pairs: PairLimits) -> WeightEncoding:
+    """The nearest levels that cannot overflow."""
+    shared = isinstance(problem.spec.granularity, PerTensor)
+    scale = (pairs.scale[:1].reshape(()) if shared else pairs.scale).astype(np.float32)
+    steps: FloatArray = problem.weight / scale.reshape(-1, 1)
+    levels = nearest_level(steps, pairs.low, pairs.high).astype(np.int8)
+    params = QuantParams(scale, np.zeros(scale.shape, np.int8), problem.spec)
+    return AffineEncoding(levels, params) if problem.points is None else SumEncoding(levels, params, problem.points)
 
 
 def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:

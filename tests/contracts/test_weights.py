@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ptq.core.errors import CalibrationError, RecipeError
-from ptq.core.layer_statistics import LayerStatistics
+from ptq.core.layer_statistics import LayerStatistics, output_error
+from ptq.core.pairs import overflows
+from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import INT8_WEIGHT, Granularity, PerAxis, PerBlock, PerTensor
 from ptq.recipe import members, tag_of
@@ -59,6 +61,34 @@ def mismatched(weight: np.ndarray, bits: int, samples: int = 300, seed: int = 7)
 
 def heavy(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_t(3, (12, 40)).astype(np.float32)
+
+
+@each_method
+@each_granularity
+@pytest.mark.parametrize("points", [None, Points.in_rows(np.full(12, 2, np.int8), 40)], ids=["one", "two"])
+def test_neighbours_that_share_room_never_overflow(
+    method: WeightMethod, granularity: Granularity, points: Points | None
+) -> None:
+    """And err less than all weights with a bit less, which is the other way out."""
+    if isinstance(granularity, PerBlock):
+        return
+    order = np.random.default_rng(1).permutation(40)
+    for seed in range(4):
+        whole = problem(heavy(seed), granularity, 8 if points is None else 4)
+        found = method.quantize(replace(whole, order=order, points=points))
+        assert not overflows(found.codes, order)
+        assert np.abs(found.codes).max() > 64
+        free = method.quantize(replace(whole, points=points))
+        assert overflows(free.codes, order) or isinstance(granularity, PerTensor), "or nothing is shown here"
+        less = method.quantize(problem(heavy(seed), granularity, 7)).decode()
+        moments = whole.statistics if method.needs is Needs.GRAM else None
+        errors = [weigh(each - whole.weight, moments) for each in (found.decode(), less)]
+        assert errors[0] < errors[1] * (1.0 if points is None else 1.2)
+
+
+def weigh(error: np.ndarray, moments: LayerStatistics | None) -> float:
+    """Energy of a weight's error, at the output if the method looks at it."""
+    return float(np.square(error).sum() if moments is None else output_error(error[None], moments.gram).sum())
 
 
 @each_method

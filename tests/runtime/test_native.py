@@ -19,6 +19,7 @@ from ptq import Recipe, quantize, runtime
 from ptq.passes._linear import has_native_kernel
 from ptq.recipe import Weights
 from ptq.runtime import native_path, native_status, open_session
+from ptq.target import host_target
 from tests.builders import feeds, model_from_text, native_conv, random
 
 LIBRARY = native_path()
@@ -247,7 +248,7 @@ def test_coarse_and_fine_run_in_one_pass(tmp_path: Path) -> None:
     result.save(path)
     onnx.checker.check_model(str(path), full_check=True)
     (plain,) = open_session(path).run(None, dict(data[0]))
-    standard = quantize(model, data, Recipe(target="cpu-x86", weights=recipe.weights)).session()
+    standard = quantize(model, data, Recipe(target=host_target().name, weights=recipe.weights)).session()
     np.testing.assert_array_equal(plain, standard.run(None, dict(data[0]))[0])
     if LIBRARY is not None:
         (once,) = runtime.session(path).run(None, dict(data[0]))
