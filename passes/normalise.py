@@ -7,6 +7,9 @@ opset at least 13 (per-channel scales need it).
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
@@ -22,6 +25,18 @@ MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
 INT4_OPSET = 21
 IR_VERSIONS = {MIN_OPSET: MIN_IR_VERSION, INT4_OPSET: 10}
 FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to fold
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Without warnings of a library."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -193,7 +208,8 @@ class FoldConstants(ir.passes.InPlacePass):
         for graph in dict.fromkeys([model.graph, *(node.graph for node in model.graph.all_nodes())]):
             if isinstance(graph, ir.Graph):
                 _drop_identities(graph)
-        fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
+        with _silenced("onnxscript.optimizer"):  # warns of what it cannot evaluate and leaves as it is
+            fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)

@@ -320,7 +320,7 @@ def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target
     if dynamic:
         InsertDynamic(plan, placement, target.native)(lowered)
     elif target.native:
-        UseNative(plan)(lowered)
+        UseNative(plan, only_short=target.pairs)(lowered)
     return lowered
 
 

@@ -4,6 +4,7 @@ python -m tests.bench_tables bits        word lengths and methods
 python -m tests.bench_tables split       coarse & fine splitting of a re-parameterised network, with latency
 python -m tests.bench_tables points      multipoint at several budgets
 python -m tests.bench_tables observers   activation ranges, all models
+python -m tests.bench_tables portable    ways not to overflow 16-bit sums, all models; to be run on x86 without VNNI
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ POINTS: list[Setting] = [
     for name, bits in (("squeezenet", 4), ("mobilenet_vww", 4), ("resnet20", 4), ("resnet20", 3), ("resnet20", 2))
     for share in ("0%", "2%", "5%", "10%")
 ]
+PORTABLE = ("--target cpu-x86", "--target portable --bits 7", "--target portable")
+NAMES = ("resnet20", "repvgg_cifar", "squeezenet", "mobilenet_vww", "minilm")
 OBSERVERS = ("minmax", "percentile", "mse", "kl", "kl_cfws", "auto")
 
 
@@ -91,12 +94,26 @@ def table(settings: list[Setting], *, timed: bool = False) -> None:
 
 def observers() -> None:
     """SQNR by observer; default weights."""
-    names = ["resnet20", "repvgg_cifar", "squeezenet", "mobilenet_vww", "minilm"]
-    settings = [(name, f"--activations {observer}") for name in names for observer in OBSERVERS]
+    settings = [(name, f"--activations {observer}") for name in NAMES for observer in OBSERVERS]
     with tempfile.TemporaryDirectory() as folder:
         found = {key: f"{figures['sqnr_db']:.2f}" for key, figures, _ in measure(settings, Path(folder))}
-    lines = [[name, *(found[name, f"--activations {observer}"] for observer in OBSERVERS)] for name in names]
+    lines = [[name, *(found[name, f"--activations {observer}"] for observer in OBSERVERS)] for name in NAMES]
     _print(["SQNR dB", *OBSERVERS], lines)
+
+
+def portable() -> None:
+    """SQNR and latency by target, beside onnxruntime's quantizer, which does not ask for the processor."""
+    lines = []
+    for name in NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = list(measure([(name, options) for options in PORTABLE], Path(folder)))
+            peer = Path(folder) / "ort.onnx"
+            tool = [sys.executable, str(SHARED / "tools/workloads.py"), "ort", name, str(peer)]
+            subprocess.run([*tool, "--method", "percentile", "--u8"], check=True, capture_output=True)
+            figures = [evaluator(SHARED).evaluate(name, str(peer), limit=limit(name)), *(each[1] for each in found)]
+            plain, *times = latencies(evaluator(SHARED), name, [peer, *(each[2] for each in found)])
+        lines.append([name, *(f"{own['sqnr_db']:.2f}, {t / plain:.3f}" for own, t in zip(figures, times, strict=True))])
+    _print(["SQNR dB, latency / float", "onnxruntime", *PORTABLE], lines)
 
 
 def _print(heads: list[str], lines: list[list[str]]) -> None:
@@ -117,5 +134,6 @@ if __name__ == "__main__":
         "split": lambda: table(SPLIT, timed=True),
         "points": lambda: table(POINTS),
         "observers": observers,
+        "portable": portable,
     }
     tables[sys.argv[1]]()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq import Recipe, quantize
+from ptq import Recipe, quantize, target
 from ptq.passes.native_products import pack_weight
 from ptq.recipe import Weights
 from ptq.runtime import open_session
@@ -186,7 +186,8 @@ def test_words_without_a_kernel_stay_as_short_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) -> None:
+def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "_has_vnni", lambda: True)
     data = feeds(48, 40)
     weights = Weights(bits=bits) if bits == 8 else Weights(method=Gptq(), bits=bits)
     result = quantize(perceptron(), data, Recipe(target="native", weights=weights))
@@ -198,7 +199,7 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) ->
     result.save(path)
     onnx.checker.check_model(str(path), full_check=True)
     plain = open_session(path).run(None, dict(data[0]))[0]
-    standard = quantize(perceptron(), data, Recipe(target="cpu-x86", weights=weights)).session()
+    standard = quantize(perceptron(), data, Recipe(target="portable", weights=weights)).session()
     steps = np.abs(plain).max() / 20
     np.testing.assert_allclose(plain, standard.run(None, dict(data[0]))[0], atol=steps)
     assert result.report.proof.kernels.num_linear == 3
@@ -207,7 +208,18 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any) ->
         np.testing.assert_allclose(kernel_of(path.read_bytes(), data[0]["x"]), plain, atol=steps)
 
 
-def test_a_relu_at_the_end_becomes_the_lower_end(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("bits", "kept"), [(8, 0), (4, 3)])
+def test_without_vnni_only_short_weights_have_the_faster_kernel(
+    bits: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_has_vnni", lambda: False)
+    result = quantize(perceptron(), feeds(48, 40), Recipe(target="native", weights=Weights(bits=bits)))
+    assert sum(node.domain == "ai.ptq" for node in result.delivery.model.graph) == kept
+    assert result.report.proof.kernels.num_linear == 3
+
+
+def test_a_relu_at_the_end_becomes_the_lower_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "_has_vnni", lambda: True)
     text = """
     m (float[N, 40] x) => (float[N, 24] y) {
         a = MatMul (x, w0)
