@@ -18,9 +18,6 @@ WIDEST_IMAGE_KERNEL, MOST_TAPS = 16, 64
 MOST_INPUTS = 2**30 // (255 * 128)
 """Inputs per feature whose products fit half of 32 bits, whatever the codes; the bias has the other half."""
 
-IMAGE_AXES = 2
-"""Spatial axes of convolutions that have a depthwise kernel."""
-
 NARROW_GROUP = 16
 """Channels per group below which onnxruntime's integer convolution takes up to four times as long as the float one."""
 
@@ -58,13 +55,13 @@ class LinearLayer:
     def order_in_kernels(self) -> NDArray[np.intp] | None:
         """Columns as onnxruntime's integer kernels meet them, channels innermost.
 
-        None for depthwise convolutions of images, whose kernel sums in 32 bits.
+        None for depthwise convolutions, whose kernel sums in 32 bits.
         """
         columns = np.arange(self.fan_in)
         if self.op_type != "Conv":
             return columns
-        features, channels, *taps = self.layout.shape
-        if channels == 1 and features == self.unfold.groups and len(taps) == IMAGE_AXES:
+        features, channels = self.layout.shape[:2]
+        if channels == 1 and features == self.unfold.groups:
             return None
         return columns.reshape(channels, -1).T.reshape(-1)
 

@@ -73,13 +73,14 @@ CASES = {
     "of an odd number of channels": ("y = Conv (x, w)", (5, 8, 8), {"w": (10, 5, 3, 3)}),
     "in groups": ("y = Conv <group = 2> (x, w)", (64, 8, 8), {"w": (10, 32, 3, 3)}),
     "depthwise": ("y = Conv <group = 10> (x, w)", (10, 8, 8), {"w": (10, 1, 3, 3)}),
+    "of sequences": ("y = Conv (x, w)", (5, 12), {"w": (10, 5, 3)}),
+    "of sequences, depthwise": ("y = Conv <group = 10> (x, w)", (10, 12), {"w": (10, 1, 3)}),
+    "of volumes": ("y = Conv (x, w)", (5, 4, 4, 4), {"w": (10, 5, 3, 3, 3)}),
     "two features per channel": ("y = Conv <group = 5> (x, w)", (5, 8, 8), {"w": (10, 1, 3, 3)}),
     "Gemm": ("f = Flatten (x) y = Gemm (f, w)", (96,), {"w": (96, 10)}),
     "Gemm, turned": ("f = Flatten (x) y = Gemm <transB = 1> (f, w)", (96,), {"w": (10, 96)}),
     "MatMul": ("y = MatMul (x, w)", (3, 97), {"w": (97, 10)}),
 }
-
-OUTPUT = {1: "N, 10", 2: "N, 3, 10", 3: "N, 10, h, w"}
 
 
 RUNS = [(case, Auto(), method) for case in CASES for method in (Rtn(), Gptq())]
@@ -99,7 +100,8 @@ def test_layers_of_wide_weights_are_right_on_any_processor(
         wide = np.float32(0.5) + random(shape, 3, 0.05)
         weights[name] = wide * signs.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     shape = ", ".join(["N", *map(str, extents)])
-    model = model_from_text(f"m (float[{shape}] x) => (float[{OUTPUT[len(extents)]}] y) {{ {text} }}", weights)
+    output = ", ".join("abcde"[: 1 + len(extents)])
+    model = model_from_text(f"m (float[{shape}] x) => (float[{output}] y) {{ {text} }}", weights)
     data = [{"x": np.abs(feed["x"]) / 4 + np.float32(2)} for feed in feeds(16, *extents)]
     recipe = Recipe(target="portable", activations=activations, weights=Weights(method))
     result = quantize(model, data, recipe)
