@@ -24,7 +24,7 @@ from ptq.splitting import LayerChoice
 Float = NDArray[np.float64]
 
 HELD = 0.1
-"""Share of a product's diagonal moments that is added: unseen calibration samples ask for it, among 0, .1, .3 and 1."""
+"""Least share of a product's diagonal moments that is added: unseen samples ask for it, among 0, .1, .3 and 1."""
 
 BIAS_LIMIT = 2.0**30
 """Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
@@ -230,12 +230,15 @@ def _damped(moments: LayerMoments, arrays: LinearArrays, grid: QuantParams | Non
     """What the method is given.
 
     Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
-    softmax, which turns scale into temperature, and normalisations. All products are held to their float weights: a
-    few hundred texts tell less of the next ones than images do.
+    softmax, which turns scale into temperature, and normalisations. All products are held to their float weights, the
+    more the fewer positions were seen for each input: a few hundred texts tell less of the next ones than images do.
     """
-    if arrays.layer.op_type != "MatMul":
+    if arrays.layer.unfold.kernel:
         return moments.damped(arrays.weight)
-    return held(moments.damped(arrays.weight) if grid is None else damped(moments.whole, np.inf), HELD)
+    unknown = arrays.weight.shape[1] / max(moments.whole.count, 1)
+    if arrays.layer.op_type == "Gemm":
+        return held(moments.damped(arrays.weight), unknown)
+    return held(moments.damped(arrays.weight) if grid is None else damped(moments.whole, np.inf), max(HELD, unknown))
 
 
 def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
