@@ -93,8 +93,7 @@ def _room(levels: Single, low: Single, high: Single) -> tuple[Single, Single]:
     count = levels.shape[1]
     padded = np.pad(levels, ((0, 0), (0, count % 2)))
     apart = (padded[:, 0::2] - padded[:, 1::2]) / 2
-    up = np.clip(np.rint(ROOM / 2 + apart), 1, ROOM - 1)
-    down = np.clip(np.rint(ROOM / 2 - apart), 1, ROOM - 1)
+    up, down = (nearest_level(ROOM / 2 + side, 1, ROOM - 1) for side in (apart, -apart))
     highest = np.stack([up, ROOM - up], 2).reshape(padded.shape)[:, :count]
     lowest = -np.stack([down, ROOM - down], 2).reshape(padded.shape)[:, :count]
     return np.maximum(lowest, low), np.minimum(highest, high)
