@@ -14,10 +14,10 @@ FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""Scales below the smallest normal float32 are flushed to zero by some kernels."""
+
 EXACT_BITS = 16
 """Codes of this many bits are exact in float32, and their differences in int32: half the memory traffic."""
-
-"""Scales below the smallest normal float32 are flushed to zero by some kernels."""
 
 
 @dataclass(frozen=True, slots=True)

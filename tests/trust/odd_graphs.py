@@ -141,7 +141,7 @@ TEXTS: dict[str, tuple[str, Arrays]] = {
 }  # fmt: skip
 
 
-@each(lambda name: odd(f"graph: {name}", floor_db=7 if "chain" in name else 15), TEXTS)
+@each(lambda name: odd(f"graph: {name}", floor_db=8 if "chain" in name else 15), TEXTS)
 def text(stage: Stage, given: tuple[str, Arrays]) -> None:
     stage.put_text(*given)
 
