@@ -49,7 +49,7 @@ NhwcQLinearConvWithCenter <group, strides, pads, dilations, center_pads> (
 }}"""
 
 DECODED = """
-    first_shape = Constant <value_ints = [1]> ()
+    second = Constant <value_ints = [1]> ()
     one = Constant <value_int = 1> ()
     nothing = Constant <value_int = 0> ()
     first = Constant <value_ints = [0]> ()
@@ -73,8 +73,8 @@ DECODED = """
     packed = Gather (values_of_byte, bytes)
     ordered = Transpose <perm = [0, 2, 1, 4, 3]> (packed)
     padded = Flatten <axis = 2> (ordered)
-    rows = Reshape (features, first_shape)
-    columns = Reshape (inputs, first_shape)
+    rows = Reshape (features, second)
+    columns = Reshape (inputs, second)
     ends = Concat <axis = 0> (rows, columns)
     starts = Constant <value_ints = [0, 0]> ()
     values = Slice (padded, starts, ends)
@@ -93,8 +93,7 @@ PER_FEATURE = """
 
 PER_BLOCK = """
     all_scales = Flatten <axis = 1> (strips)
-    last_axis = Constant <value_ints = [1]> ()
-    scales = Slice (all_scales, first, rows, last_axis)
+    scales = Slice (all_scales, first, rows, second)
     shape = Shape (scales)
     zeros = Expand (zero, shape)
     weight = DequantizeLinear <axis = 0, block_size: int = @block_size> (codes, scales, zeros)

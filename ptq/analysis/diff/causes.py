@@ -23,7 +23,7 @@ WIDE = 8.0
 PEAKED = 24.0
 """Largest value over the root of the mean square from which on a few outliers set the range."""
 
-FULL_BITS, ENOUGH_BITS = 8, 7  # one bit less is what processors without VNNI ask for
+FULL_BITS = 8
 LISTED = 3
 
 
@@ -189,7 +189,7 @@ def _wide_feature(site: Site, each: Restored) -> Symptom | None:
 
 def _few_bits(site: Site, each: Restored) -> Symptom | None:
     bits = _num_bits(each)
-    if bits is None or bits >= ENOUGH_BITS:
+    if bits is None or bits >= FULL_BITS:
         return None
     rule = shlex.quote(f"{_pattern(site.name)}:bits={FULL_BITS}")
     return Symptom("few-bits", f"its weights have {bits} bits", f"--layer {rule}")
