@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +34,13 @@ class InsertDynamic(ir.passes.InPlacePass):
     Attributes:
         plan: What the graph was lowered with.
         placement: Its layers.
-        native: Whether operators of our own may run them: one range per row of the input instead of one for all.
+        words: Word lengths of weights whose products run on operators of our own: one range per row of the input
+            instead of one for all.
     """
 
     plan: QuantPlan
     placement: Placement
-    native: bool = False
+    words: Collection[int] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer."""
@@ -46,7 +48,7 @@ class InsertDynamic(ir.passes.InPlacePass):
         nodes = {name_of(node): node for node in model.graph}
         for layer in self.placement.layers:
             node = nodes[layer.name]
-            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name]) if self.native else None
+            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name], self.words)
             if made is None:
                 writer.rewrite(node, layer)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,9 @@ def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: 
     return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
 
 
-def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding) -> ir.Node | None:
+def rewrite_dynamic(
+    graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, words: Collection[int] = WORDS
+) -> ir.Node | None:
     """Write a MatMul or Gemm of a float input as one operator that quantizes each row of it by its own range.
 
     Before: y = Add(MatMul(x, decoded w), bias), or Gemm
@@ -73,11 +76,12 @@ def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding) ->
         graph: Lowered; changed in place.
         node: The product.
         encoding: Its weight.
+        words: Word lengths of weights that are rewritten, some of `WORDS`.
 
     Returns:
         The operator, or None where the product stays as it is.
     """
-    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in WORDS:
+    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in words:
         return None
     granularity, found = encoding.params.spec.granularity, _bias(node, encoding.codes.shape[0])
     block = granularity.block_size if isinstance(granularity, PerBlock) else 0
@@ -129,7 +133,9 @@ def _take_place(graph: ir.Graph, node: ir.Node, last: ir.Node, made: ir.Node) ->
     remove_between(graph, node, last)
 
 
-def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None) -> ir.Node | None:
+def rewrite_product(
+    graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None, words: Collection[int] = WORDS
+) -> ir.Node | None:
     """Write a MatMul or Gemm between Q/DQ pairs, with its bias and what follows, as one operator.
 
     Before: y = [Q](Sum(MatMul(DQ(x), DQ(w)), bias)), or Gemm
@@ -139,12 +145,13 @@ def rewrite_product(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | N
         graph: Lowered; changed in place.
         node: The product.
         encoding: Its weight.
+        words: Word lengths of weights that are rewritten, some of `WORDS`.
 
     Returns:
         The operator, or None where the product stays as it is.
     """
     source = decoder(node.inputs[0])
-    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in WORDS:
+    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in words:
         return None  # other words would lie in the file as wider ones, and gain nothing
     if source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
         return None

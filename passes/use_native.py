@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,11 @@ from ptq.core.plan import QuantPlan
 from ptq.passes._linear import has_native_kernel, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, VERSION, body
-from ptq.passes.native_products import rewrite_product
+from ptq.passes.native_products import WORDS, rewrite_product
 
 OVERLOADS_IR = 10
 """Version of the file format that knows several functions of one name."""
 
-BYTE = 8
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -37,11 +37,11 @@ class UseNative(ir.passes.InPlacePass):
 
     Attributes:
         plan: What the graph was lowered with.
-        only_short: Products of 8-bit weights stay: without VNNI, onnxruntime's kernel is the faster one.
+        words: Word lengths of weights whose products are rewritten.
     """
 
     plan: QuantPlan
-    only_short: bool = False
+    words: Collection[int] = WORDS
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
@@ -52,7 +52,7 @@ class UseNative(ir.passes.InPlacePass):
             elif node.op_type == "Add" and _rewrite_sum(model.graph, node):
                 functions.append(body(CENTER, opset))
             elif node.op_type in ("MatMul", "Gemm"):
-                made = self._rewrite_product(model.graph, node)
+                made = rewrite_product(model.graph, node, self.plan.weights.get(name_of(node)), self.words)
                 if made is not None:
                     functions.append(body(made.op_type, opset, clipped="min" in made.attributes))
         for function in functions:
@@ -62,11 +62,6 @@ class UseNative(ir.passes.InPlacePass):
                 model.ir_version = max(model.ir_version, OVERLOADS_IR)
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(functions))
-
-    def _rewrite_product(self, graph: ir.Graph, node: ir.Node) -> ir.Node | None:
-        encoding = self.plan.weights.get(name_of(node))
-        long = encoding is not None and encoding.params.spec.num_bits == BYTE
-        return None if self.only_short and long else rewrite_product(graph, node, encoding)
 
 
 @dataclass(frozen=True)

@@ -318,9 +318,9 @@ def lower(model: ir.Model, placement: Placement, plan: QuantPlan, target: Target
     lowered = model.clone()
     InsertQdq(plan, placement)(lowered)
     if dynamic:
-        InsertDynamic(plan, placement, target.native)(lowered)
+        InsertDynamic(plan, placement, target.native_words)(lowered)
     elif target.native:
-        UseNative(plan, only_short=target.pairs)(lowered)
+        UseNative(plan, target.native_words)(lowered)
     return lowered
 
 

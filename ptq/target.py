@@ -39,6 +39,13 @@ class Target:
         """Grid of weights: symmetric, signed, one scale per output feature."""
         return QuantSpec(8, signed=True, symmetric=True, narrow_range=True, granularity=PerAxis(0))
 
+    @property
+    def native_words(self) -> tuple[int, ...]:
+        """Word lengths of weights whose products our own operators run; without VNNI onnxruntime's run bytes faster."""
+        if not self.native:
+            return ()
+        return (2, 4) if self.pairs else (2, 4, 8)
+
 
 CPU_X86 = Target(
     "cpu-x86", QuantSpec(), "unsigned activations, weights of 8 bits each: x86 with VNNI sums without overflow"

@@ -187,6 +187,7 @@ def test_words_without_a_kernel_stay_as_short_as_they_are() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = target.host_target().name
     monkeypatch.setattr(target, "_has_vnni", lambda: True)
     data = feeds(48, 40)
     weights = Weights(bits=bits) if bits == 8 else Weights(method=Gptq(), bits=bits)
@@ -199,7 +200,7 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any, mo
     result.save(path)
     onnx.checker.check_model(str(path), full_check=True)
     plain = open_session(path).run(None, dict(data[0]))[0]
-    standard = quantize(perceptron(), data, Recipe(target="portable", weights=weights)).session()
+    standard = quantize(perceptron(), data, Recipe(target=here, weights=weights)).session()
     steps = np.abs(plain).max() / 20
     np.testing.assert_allclose(plain, standard.run(None, dict(data[0]))[0], atol=steps)
     assert result.report.proof.kernels.num_linear == 3
