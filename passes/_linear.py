@@ -72,8 +72,8 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def name_of(node: ir.Node) -> str:
-    """What a node is called everywhere: its first output value, the only name that is unique and never empty."""
-    return str(node.outputs[0].name)
+    """What a node is called everywhere: its first output with a name, which is unique and there."""
+    return next((str(value.name) for value in node.outputs if value.name), "")
 
 
 def is_float32(value: ir.Value | None) -> bool:

@@ -18,7 +18,7 @@ from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement
 from ptq.passes.use_native import OVERLOADS_IR
 
-ORT_DOMAIN, LSTM_INPUTS, BYTE = "com.microsoft", 8, 8
+ORT_DOMAIN, INTEGER_LSTM, LSTM_INPUTS, BYTE = "com.microsoft", "DynamicQuantizeLSTM", 8, 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class InsertDynamic(ir.passes.InPlacePass):
         own = [*node.inputs, *[None] * (LSTM_INPUTS - len(node.inputs))]
         inputs = [own[0], parts[0], parts[3], *own[3:], parts[1], parts[2], parts[4], parts[5]]
         attributes = [value for value in node.attributes.values() if value.name != "layout"]
-        made = ir.Node(ORT_DOMAIN, "DynamicQuantizeLSTM", inputs, attributes, num_outputs=len(node.outputs))
+        made = ir.Node(ORT_DOMAIN, INTEGER_LSTM, inputs, attributes, num_outputs=len(node.outputs))
         model.graph.insert_before(node, made)
         for old, new in zip(node.outputs, made.outputs, strict=True):
             take_over(old, new)

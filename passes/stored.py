@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,12 +124,16 @@ def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[i
             yield value, (0,) if first else (1,)
 
 
-def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int) -> str:
+def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int, on_integers: Collection[str]) -> str:
     """One line for the report."""
     names = {weight.name for weight in weights}
     readers = [
-        f"{node.op_type} {name_of(node)}"
+        node
         for node in model.graph.all_nodes()
         if any(value is not None and value.name in names for value in node.inputs)
     ]
-    return f"{len(weights)} weights on {num_bits} bits, decoded when the session opens: {', '.join(readers)}"
+    told = f"{len(weights)} weights on {num_bits} bits"
+    for how, integer in (("multiplied as integers", True), ("decoded when the session opens", False)):
+        own = [f"{node.op_type} {name_of(node)}" for node in readers if (name_of(node) in on_integers) == integer]
+        told += f", {how}: {', '.join(own)}" if own else ""
+    return told

@@ -24,6 +24,8 @@ from ptq.modelfile import ModelSource, source_bytes, source_fingerprint
 from ptq.passes import (
     Placement,
 )
+from ptq.passes._linear import name_of
+from ptq.passes.insert_dynamic import INTEGER_LSTM
 from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.stored import describe
 from ptq.recipe import recipe_to
@@ -112,10 +114,11 @@ def table_note(plan: QuantPlan) -> tuple[str, ...]:
     )
 
 
-def stored_note(model: ir.Model, placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
-    """Weights of float kernels on codes."""
+def stored_note(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
+    """Weights on codes that are not those of layers."""
     lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
-    return tuple(describe(model, placement.stored, bits) for bits in lengths)
+    on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
+    return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 
 
 def native_note(lowered: ir.Model) -> tuple[str, ...]:

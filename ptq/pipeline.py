@@ -122,7 +122,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
         *words,
         *skipped_note(job.data),
         *table_note(plan),
-        *stored_note(prepared, placement, plan),
+        *stored_note(prepared, placement, plan, delivery.model),
         *native_note(delivery.model),
         *overflow_note(target, weight_only=job.recipe.weight_only),
         *uneven_concats(prepared, placement, statistics.histograms),
