@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,18 +48,35 @@ ALIGNMENT = 4096
 """Offsets that can be mapped into memory."""
 
 
+class Lock:
+    """An open handle that keeps other runs out of a folder; closed once, as its number may soon be another file's.
+
+    Args:
+        handle: What is open; None where there is nothing.
+    """
+
+    def __init__(self, handle: int | None = None) -> None:
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let other runs in; may be called again."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Files of one run.
 
     Attributes:
         folder: Where they are; exists.
-        lock: Keeps other runs out while it is open; None where there is none.
+        lock: Keeps other runs out.
         private: Whether no later run may go on from it.
     """
 
     folder: Path
-    lock: int | None = None
+    lock: Lock = field(default_factory=Lock, compare=False)
     private: bool = False
 
     @staticmethod
@@ -72,8 +89,8 @@ class Workspace:
         if folder is not None:
             with _named(folder):
                 folder.mkdir(exist_ok=True)
-            lock, taken = _locked(folder)
-            if not taken:
+            lock = _locked(folder)
+            if lock is not None:
                 return Workspace(folder, lock)
         with _named(Path(tempfile.gettempdir())):
             return Workspace(Path(tempfile.mkdtemp(prefix=owned("ptq-"))), private=True)
@@ -81,7 +98,7 @@ class Workspace:
     def remove(self) -> None:
         """Forget everything; may be called again."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.release()
+        self.lock.release()
 
     @contextmanager
     def released_on_failure(self) -> Iterator[None]:
@@ -91,13 +108,8 @@ class Workspace:
         except BaseException:
             if self.private:
                 self.remove()
-            self.release()
+            self.lock.release()
             raise
-
-    def release(self) -> None:
-        """Let other runs in."""
-        with suppress(OSError, TypeError):  # released before, or no lock
-            os.close(self.lock)  # type: ignore[arg-type]
 
     def store(self, name: str, array: NDArray[np.generic]) -> ir.TensorProtocol:
         """Put a tensor into the file of tensors; what comes back is read from there."""
@@ -175,19 +187,19 @@ def _recalled(path: Path) -> object:
         return None
 
 
-def _locked(folder: Path) -> tuple[int | None, bool]:
-    """An open handle that keeps others out, and whether another run has it."""
+def _locked(folder: Path) -> Lock | None:
+    """What keeps others out; None if another run has it."""
     if sys.platform == "win32":
-        return None, False
+        return Lock()
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        return None, True
+        return None
     except OSError:  # some network file systems know no locks
-        return handle, False
-    return handle, False
+        return Lock(handle)
+    return Lock(handle)
 
 
 @contextmanager
