@@ -19,7 +19,7 @@ from ptq.core.spec import PerTensor, QuantSpec
 ROOM = 128
 """What the levels of two neighbours of one sign may add up to."""
 
-WIDENINGS = np.geomspace(1.0, 2.0, 49)
+WIDENINGS = np.geomspace(1.0, 2.0, 25)
 """Scales that are tried, against that of the largest weight; the last one fits any pair."""
 
 AT_ONCE = 1 << 18
