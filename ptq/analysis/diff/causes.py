@@ -23,7 +23,9 @@ WIDE = 8.0
 PEAKED = 24.0
 """Largest value over the root of the mean square from which on a few outliers set the range."""
 
-FULL_BITS = 8
+FULL_BITS, ENOUGH_BITS = 8, 7
+"""For processors without VNNI weights have 7 bits, or 8 whose neighbours share room: levels cannot tell which."""
+
 LISTED = 3
 
 
@@ -189,7 +191,7 @@ def _wide_feature(site: Site, each: Restored) -> Symptom | None:
 
 def _few_bits(site: Site, each: Restored) -> Symptom | None:
     bits = _num_bits(each)
-    if bits is None or bits >= FULL_BITS:
+    if bits is None or bits >= ENOUGH_BITS:
         return None
     rule = shlex.quote(f"{_pattern(site.name)}:bits={FULL_BITS}")
     return Symptom("few-bits", f"its weights have {bits} bits", f"--layer {rule}")
