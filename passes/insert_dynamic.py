@@ -40,7 +40,7 @@ class InsertDynamic(ir.passes.InPlacePass):
 
     plan: QuantPlan
     placement: Placement
-    words: Collection[int] = ()
+    words: Collection[int]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer."""

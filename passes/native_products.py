@@ -20,9 +20,6 @@ from ptq.passes.native_bodies import DOMAIN, overload
 STRIP, LANE = 16, 4
 """Features side by side, and inputs in a dword of bytes; runtime/cpp/matmul_nbits/matmul_nbits.h draws the layout."""
 
-WORDS = (2, 4, 8)
-"""Word lengths with kernels."""
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -64,9 +61,7 @@ def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: 
     return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
 
 
-def rewrite_dynamic(
-    graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, words: Collection[int] = WORDS
-) -> ir.Node | None:
+def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, words: Collection[int]) -> ir.Node | None:
     """Write a MatMul or Gemm of a float input as one operator that quantizes each row of it by its own range.
 
     Before: y = Add(MatMul(x, decoded w), bias), or Gemm
@@ -76,7 +71,7 @@ def rewrite_dynamic(
         graph: Lowered; changed in place.
         node: The product.
         encoding: Its weight.
-        words: Word lengths of weights that are rewritten, some of `WORDS`.
+        words: Word lengths of weights that are rewritten.
 
     Returns:
         The operator, or None where the product stays as it is.
@@ -134,7 +129,7 @@ def _take_place(graph: ir.Graph, node: ir.Node, last: ir.Node, made: ir.Node) ->
 
 
 def rewrite_product(
-    graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None, words: Collection[int] = WORDS
+    graph: ir.Graph, node: ir.Node, encoding: WeightEncoding | None, words: Collection[int]
 ) -> ir.Node | None:
     """Write a MatMul or Gemm between Q/DQ pairs, with its bias and what follows, as one operator.
 
@@ -145,7 +140,7 @@ def rewrite_product(
         graph: Lowered; changed in place.
         node: The product.
         encoding: Its weight.
-        words: Word lengths of weights that are rewritten, some of `WORDS`.
+        words: Word lengths of weights that are rewritten.
 
     Returns:
         The operator, or None where the product stays as it is.

@@ -13,7 +13,7 @@ from ptq.core.plan import QuantPlan
 from ptq.passes._linear import has_native_kernel, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, VERSION, body
-from ptq.passes.native_products import WORDS, rewrite_product
+from ptq.passes.native_products import rewrite_product
 
 OVERLOADS_IR = 10
 """Version of the file format that knows several functions of one name."""
@@ -41,7 +41,7 @@ class UseNative(ir.passes.InPlacePass):
     """
 
     plan: QuantPlan
-    words: Collection[int] = WORDS
+    words: Collection[int]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""

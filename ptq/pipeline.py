@@ -228,9 +228,8 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
         streamed = stream(prepared, settings, left_out_by(prepared, job), workspace, progress)
     progress("lower")
     delivery = pack(streamed.model, {"ptq.float_sha256": source_fingerprint(job.source, model)})
-    weakref.finalize(
-        delivery, workspace.remove if workspace.private else workspace.lock.release
-    )  # its tensors lie there
+    give_up = workspace.remove if workspace.private else workspace.lock.release
+    weakref.finalize(delivery, give_up)  # its tensors lie there
     progress("verify")
     with delivery.as_file() as path:
         proof = check_huge(prepared, streamed, path, samples)

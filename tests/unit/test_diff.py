@@ -142,15 +142,15 @@ def outliers() -> ir.Model:
     return model_from_text(text + "}", weights)
 
 
-@pytest.mark.parametrize(("target", "least_db"), [("cpu-x86", 55), ("portable", 45)])  # scales are read from codes
-def test_smoothed_and_split_products_are_no_faults(target: str, least_db: float) -> None:
+@pytest.mark.parametrize("target", ["cpu-x86", "portable"])
+def test_smoothed_and_split_products_are_no_faults(target: str) -> None:
     model, samples = outliers(), feeds(32, 6, 16)
     done = ptq.quantize(model, samples, ptq.Recipe(target))
     assert any("smoothed" in note for note in done.report.notes)
     assert any("outlier channels" in note for note in done.report.notes)
     found = api.diff(model, done.delivery.model, samples[:4])
     assert found.float_sqnr_db is not None
-    assert found.float_sqnr_db > least_db
+    assert found.float_sqnr_db > 55
     assert "wrong-weights" not in {each.kind for each in found.findings}
     assert found.notes == ()
 
