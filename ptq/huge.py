@@ -37,7 +37,7 @@ from ptq.modelfile import INLINE_BYTES, run, weight_bytes
 from ptq.passes import HUGE_STEPS
 from ptq.passes._graph import initializer_of
 from ptq.passes._linear import LinearLayer
-from ptq.passes.infer_shapes import infer_statically
+from ptq.passes.infer_shapes import infer_statically, known_sizes
 from ptq.passes.insert_qdq import lower_one_by_one
 from ptq.passes.placement import Placement, Selector, place_weights
 from ptq.recipe import Recipe, tag_of
@@ -176,15 +176,16 @@ def _solve(
     if encoding is None:
         encoding = _solve_rows(layer.name, weight, choice)
         workspace.keep(key, encoding)
-    error, signal = 0.0, 0.0
+    error, signal, zeros = 0.0, 0.0, 0
     for rows in _chunks(weight):
         part = replace(encoding, codes=encoding.codes[rows], params=_rows_of(encoding.params, rows))
         error += float(np.square(part.decode() - weight[rows]).sum(dtype=np.float64))
         signal += float(np.square(weight[rows]).sum(dtype=np.float64))
+        zeros += part.zeros()
     used = np.bincount(encoding.codes.reshape(-1).view(np.uint8), minlength=256)
     row = LayerRow(
-        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", weight.size, 0, 0, decibels(signal, error),
-        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), float(used[0] / weight.size), 0,
+        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
+        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), zeros / weight.size, 0,
     )  # fmt: skip
     return encoding, row
 
@@ -219,7 +220,9 @@ def _release(model: ir.Model, name: str) -> None:
         tensor.release()
 
 
-def check_huge(prepared: ir.Model, streamed: Streamed, path: Path, samples: list[Sample]) -> Verification:
+def check_huge(
+    prepared: ir.Model, streamed: Streamed, path: Path, samples: list[Sample]
+) -> tuple[Verification, tuple[LayerRow, ...]]:
     """Run the delivered file, and the float model segment by segment, never both at once.
 
     Args:
@@ -229,7 +232,8 @@ def check_huge(prepared: ir.Model, streamed: Streamed, path: Path, samples: list
         samples: What to compare on.
 
     Returns:
-        Outputs, kernels and the quantized model's time; the float model, read from disk piece by piece, has none.
+        Outputs, kernels and the quantized model's time; the float model, read from disk piece by piece, has none. And
+        the rows with their products, as only a run tells at how many positions a layer is computed.
     """
     chosen = samples[:COMPARED]
     outputs = tuple(str(value.name) for value in prepared.graph.outputs)
@@ -239,9 +243,10 @@ def check_huge(prepared: ir.Model, streamed: Streamed, path: Path, samples: list
         walk = SegmentedRun(prepared, [*stops, outputs], store, "float")
         for sample in chosen:
             walk.feed(sample.feed)
-        for _ in stops:
-            for _ in walk.advance():
-                pass
+        seen = {}
+        for (name,) in stops:
+            (first,), *_ = walk.advance()  # every sample has to pass
+            seen[name] = first.size
         real = list(walk.advance())
         walk.close()
     rows = [OutputComparison(name) for name in outputs]
@@ -252,7 +257,10 @@ def check_huge(prepared: ir.Model, streamed: Streamed, path: Path, samples: list
     kernels = Kernels(integer, sum(integer.values()), counts.get("DequantizeLinear", 0), {}, {})
     batch = next(iter(chosen[0].feed.values())).shape
     latency = Latency(0.0, value_ms, len(chosen), int(batch[0]) if batch else 1)
-    return Verification(Comparison(tuple(row.value() for row in rows), (), len(chosen)), kernels, latency)
+    sizes = seen | known_sizes(prepared, list(seen))
+    fan_in = {layer.name: layer.fan_in for layer in streamed.placement.layers}
+    counted = tuple(replace(row, num_macs=sizes[row.name] * fan_in[row.name]) for row in streamed.rows)
+    return Verification(Comparison(tuple(row.value() for row in rows), (), len(chosen)), kernels, latency), counted
 
 
 def _run_once(

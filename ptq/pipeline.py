@@ -232,9 +232,9 @@ def run_huge(job: Job, model: ir.Model, progress: Progress = silent) -> Result:
     weakref.finalize(delivery, give_up)  # its tensors lie there
     progress("verify")
     with delivery.as_file() as path:
-        proof = check_huge(prepared, streamed, path, samples)
+        proof, rows = check_huge(prepared, streamed, path, samples)
     notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
-    outcome = Outcome(model, delivery, streamed.placement, streamed.rows, notes, proof, data_facts(job, split, proof))
+    outcome = Outcome(model, delivery, streamed.placement, rows, notes, proof, data_facts(job, split, proof))
     return Result(delivery, report_of(job, outcome, start), job.custom_ops, workspace)
 
 

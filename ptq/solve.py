@@ -70,7 +70,7 @@ class LayerRow:
             parts left out where a bias takes them up, dB; None if the method looked at the weight alone.
         bound_db: What path following without clipping guarantees for that figure, dB; likewise.
         levels: How many different codes the weight uses.
-        sparsity: Share of codes that are 0.
+        sparsity: Share of weights that became 0.
         accumulator: Largest magnitude that a 32-bit sum of this layer can reach, whatever its input, the bias included;
             0 where nothing is summed in integers.
         grid: First of the values that share a grid with its input; empty if the input has none.
@@ -293,7 +293,7 @@ class _Job:
             None if output is None else decibels(output.signal, output.error),
             None if output is None else decibels(output.signal, output.bound),
             len(np.unique(codes)),
-            float(np.mean(codes == 0)),
+            solved.encoding.zeros() / codes.size,
             self._accumulator(solved),
             self.grids.group.get(self.layer.source, ""),
             spread_of_weight(self.arrays.weight, solved.encoding, weight_sqnr_db),

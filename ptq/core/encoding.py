@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.affine import FloatArray, IntArray, QuantParams, dequantize, nearest_level, quantize
+from ptq.core.affine import FloatArray, IntArray, QuantParams, dequantize, expand, nearest_level, quantize
 from ptq.core.points import Points
 
 
@@ -30,6 +30,10 @@ class AffineEncoding:
     def size_in_bits(self) -> int:
         """Codes at their word length plus scales at 32 bits."""
         return self.codes.size * self.params.spec.num_bits + self.params.scale.size * 32
+
+    def zeros(self) -> int:
+        """How many weights are 0, whatever code stands for it."""
+        return count_zeros(self.codes, self.params)
 
     def nearest(self, weight: FloatArray, params: QuantParams) -> IntArray:
         """Codes of a weight on another grid of the same kind. Shape [out, in]."""
@@ -58,10 +62,19 @@ class SumEncoding:
         """All points at their word length plus scales at 32 bits."""
         return int(self.points.word_lengths(self.params.spec.num_bits).sum()) + self.params.scale.size * 32
 
+    def zeros(self) -> int:
+        """How many weights are 0."""
+        return count_zeros(self.codes, self.params)
+
     def nearest(self, weight: FloatArray, params: QuantParams) -> IntArray:
         """Codes of a weight on another grid of the same kind. Shape [out, in]."""
         steps = weight / params.scale.reshape(-1, 1).astype(np.float64)
         return nearest_level(steps, *self.points.limits(params.spec)).astype(np.int8)
+
+
+def count_zeros(codes: IntArray, params: QuantParams) -> int:
+    """How many codes lie on their zero point."""
+    return int(np.count_nonzero(codes == expand(params.zero_point, codes.shape, params.spec.granularity)))
 
 
 WeightEncoding = AffineEncoding | SumEncoding

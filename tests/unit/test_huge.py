@@ -70,6 +70,18 @@ def test_gives_what_the_whole_model_in_memory_gives(model: Path, monkeypatch: py
     assert sqnr_db(streamed, onnx_model(model), samples()) > 15
 
 
+def test_products_are_counted_for_every_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "m (float[N, S, 64] x) => (float[N, S, 48] y) { y = MatMul (x, w) }"
+    ir.save(model_from_text(text, {"w": random((64, 48), 1)}), tmp_path / "m.onnx")
+    recipe = Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-32", bias_correction=False))
+    data = [{"x": random((1, 8, 64), index)} for index in range(4)]
+    whole = ptq.quantize(tmp_path / "m.onnx", data, recipe).report.layers
+    monkeypatch.setattr(pipeline, "is_huge", lambda _model: True)
+    streamed = ptq.quantize(tmp_path / "m.onnx", data, recipe).report.layers
+    assert [row.num_macs for row in streamed] == [row.num_macs for row in whole] == [8 * 64 * 48]
+    assert [row.sparsity for row in streamed] == [row.sparsity for row in whole]
+
+
 def onnx_model(path: Path) -> Any:
     from ptq.modelfile import load_model
 
