@@ -20,14 +20,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.engine import HERE, Engine, Threads
-from ptq.calibration.ledger import Ledger, Numbered
+from ptq.calibration.executor import LOCAL, Executor, Threads
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
+from ptq.calibration.shards import CalibrationShards, Numbered
 from ptq.core.archive import freeze
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
 from ptq.core.statistics import HistogramAccumulator
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]
@@ -121,8 +121,8 @@ def collect(
     wanted: Wanted,
     *,
     custom_ops: Sequence[str | Path] = (),
-    engine: Engine = HERE,
-    ledger: Ledger | None = None,
+    engine: Executor = LOCAL,
+    ledger: CalibrationShards | None = None,
 ) -> CalibrationRecord:
     """Statistics of inner tensors over a calibration set.
 
@@ -141,7 +141,10 @@ def collect(
         CalibrationError: There was no sample, or a tensor is not finite.
         InputError: What the ledger knows is about something else.
     """
-    ledger, form = ledger or Ledger(), ir.to_proto(exposed(model, wanted.names)).SerializeToString(deterministic=True)
+    ledger, form = (
+        ledger or CalibrationShards(),
+        ir.to_proto(exposed(model, wanted.names)).SerializeToString(deterministic=True),
+    )
     ledger.open(_origin(form, wanted, custom_ops) | {"size of parts": str(ledger.part_size)})
     pending = ledger.pending(feeds)
     common = _Common(form, wanted, tuple(custom_ops))
@@ -167,7 +170,7 @@ def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> di
 
 
 def _collect_here(
-    common: _Common, pending: Iterable[Numbered], engine: Threads, ledger: Ledger
+    common: _Common, pending: Iterable[Numbered], engine: Threads, ledger: CalibrationShards
 ) -> CalibrationStatistics | None:
     """Sample by sample, so that nothing but the tensors of those in flight is held."""
     collector, done = StatisticsCollector(common.wanted), 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.parallel import in_order
 from ptq.core.channel_extremes import ChannelExtremes
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
 
 Feed = Mapping[str, NDArray[Any]]

@@ -12,7 +12,7 @@ from ptq.core.archive import freeze, thaw
 from ptq.core.channel_mean import ROWS, ChannelMean
 from ptq.core.errors import InputError
 from ptq.core.statistics import MAGNITUDES, Histogram
-from ptq.files import read_regular_file, write_whole
+from ptq.files.whole import read_regular_file, write_whole
 
 LARGEST = 2**32
 """Bytes of a file of statistics."""

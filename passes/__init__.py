@@ -15,7 +15,7 @@ from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
-from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
+from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
 from ptq.passes.unfuse import Unfuse
@@ -44,7 +44,7 @@ PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, requi
 PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
 """For scales per block, which older opsets cannot say."""
 
-HUGE_STEPS: tuple[PrepareStep, ...] = (
+STREAMING_STEPS: tuple[PrepareStep, ...] = (
     InlineFunctions(),
     RaiseOpset(INT4_OPSET),
     RemoveDropout(),

@@ -19,14 +19,15 @@ from onnx_ir.passes import common
 
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerBlock, PerTensor
-from ptq.passes._graph import add_initializer
 from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
-from ptq.passes._linear import LinearLayer, bias_add, name_of
+from ptq.passes.graph import add_initializer
+from ptq.passes.linear import bias_add, name_of
 from ptq.passes.lowered_layer import LoweredLayer, along_blocks
-from ptq.passes.normalise import INT4_OPSET
+from ptq.passes.normalize import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.pieces import cut
 from ptq.passes.placement import Placement

@@ -21,23 +21,25 @@ from ptq.analysis.diff.causes import Names
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.page import page, require_extra
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
-from ptq.calibration.engine import HERE, Engine
+from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.images import ImageOptions
-from ptq.calibration.ledger import Ledger, Shard
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.calibration.record import CalibrationRecord
+from ptq.calibration.shards import CalibrationShards, Shard
 from ptq.core.errors import InputError, RecipeError
 from ptq.core.progress import Progress, counted, silent
-from ptq.delivery import require_writable
+from ptq.delivery.deliver import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
-from ptq.files import write_whole
+from ptq.files.whole import write_whole
 from ptq.job import Job, Result
-from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
-from ptq.modelfile import run as run_session
+from ptq.models.load import load_model
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import naming, session_of
+from ptq.models.sessions import run as run_session
+from ptq.models.source import ModelSource, input_specs, runnable_source
 from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
-from ptq.trial import require_survivable
 from ptq.tuning import tune
 
 
@@ -52,7 +54,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     metric: tuple[str, Metric] | None = None,
     progress: Progress = silent,
     workspace: Path | None = None,
-    engine: Engine = HERE,
+    engine: Executor = LOCAL,
     calibration: str | Path | None = None,
     profiled: bool = False,
 ) -> Result:
@@ -85,9 +87,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = Ledger(notes=None if workspace is None else workspace / NOTES)
+    ledger = CalibrationShards(notes=None if workspace is None else workspace / NOTES)
     if calibration is not None:
-        ledger = Ledger(known=CalibrationRecord.load(calibration), source=str(calibration))
+        ledger = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration))
     with naming(model):
         return tune(
             Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger, profiled), progress
@@ -105,7 +107,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     images: ImageOptions | None = None,
     progress: Progress = silent,
     notes: Path | None = None,
-    engine: Engine = HERE,
+    engine: Executor = LOCAL,
 ) -> CalibrationRecord:
     """Run a model over a calibration set, or a shard of it, and keep what was seen.
 
@@ -129,7 +131,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     """
     recipe = recipe or Recipe()
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = Ledger(shard or Shard(), notes=notes)
+    ledger = CalibrationShards(shard or Shard(), notes=notes)
     with naming(model):
         return run_calibration(
             Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, ledger=ledger), progress

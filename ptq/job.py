@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from ptq.analysis.card import card_markdown
 from ptq.analysis.compare import Metric
 from ptq.analysis.report import QuantReport
-from ptq.calibration.engine import Engine, Threads
-from ptq.calibration.ledger import Ledger
+from ptq.calibration.executor import Executor, Threads
 from ptq.calibration.reader import DataReader
-from ptq.delivery import Delivery, deliver
-from ptq.modelfile import ModelSource
+from ptq.calibration.shards import CalibrationShards
+from ptq.delivery.checkpoints import Workspace
+from ptq.delivery.deliver import Delivery, deliver
+from ptq.models.source import ModelSource
 from ptq.recipe import Recipe
 from ptq.runtime.opening import open_session
-from ptq.workspace import Workspace
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -86,6 +86,6 @@ class Job:
     custom_ops: tuple[str | Path, ...] = ()
     metric: tuple[str, Metric] | None = None
     workspace: Path | None = None
-    engine: Engine = field(default_factory=Threads)
-    ledger: Ledger = field(default_factory=Ledger)
+    engine: Executor = field(default_factory=Threads)
+    ledger: CalibrationShards = field(default_factory=CalibrationShards)
     profiled: bool = False

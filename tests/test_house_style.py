@@ -10,7 +10,7 @@ from types import UnionType
 import pytest
 
 from ptq.calibration.observers import Observer
-from ptq.recipe import members, tag_of
+from ptq.core.family import members, tag_of
 from ptq.weights import WeightMethod
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from ptq.cli.running import guarded
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from ptq.calibration.ledger import Shard
+    from ptq.calibration.shards import Shard
 
 
 @click.command(cls=Verb, example="ptq calibrate model.onnx --data calib.npz --shard 1/8 -o 1.calib")
@@ -42,9 +42,9 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     """
     from ptq.api import calibrate as run_calibrate
     from ptq.calibration.remote import local_path
-    from ptq.delivery import require_writable
+    from ptq.delivery.checkpoints import Workspace
+    from ptq.delivery.deliver import require_writable
     from ptq.display import Display
-    from ptq.workspace import Workspace
 
     require_data(given)
     named = (local_path(str(given[name])) for name in ("data", "eval_data", "recipe_path") if given[name])
@@ -70,7 +70,7 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
 
 
 def _shard(text: str) -> Shard:
-    from ptq.calibration.ledger import Shard
+    from ptq.calibration.shards import Shard
 
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):

@@ -18,7 +18,7 @@ from ptq.cli.running import guarded
 def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
     """Put .calib files of all shards together, in any order."""
     from ptq.api import merge as run_merge
-    from ptq.delivery import require_writable
+    from ptq.delivery.deliver import require_writable
     from ptq.display import Display
 
     require_writable(output, [], ("",))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import FloatArray, IntArray, QuantParams, dequantize, expand, nearest_level, quantize
-from ptq.core.points import Points
+from ptq.core.widths import Points
 
 
 @dataclass(frozen=True)

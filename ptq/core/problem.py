@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
-from ptq.core.pairs import ROOM, PairLimits
-from ptq.core.points import Points
+from ptq.core.saturation import PAIR_SUM, SaturationLimits
 from ptq.core.spec import PerBlock, QuantSpec
+from ptq.core.widths import Points
 
 
 class Needs(Enum):
@@ -53,13 +53,13 @@ class LayerProblem:
         return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     @functools.cached_property
-    def pairs(self) -> PairLimits | None:
+    def saturation(self) -> SaturationLimits | None:
         """What neighbours leave each other, if they could overflow. Products in blocks sum in 32 bits, or in float."""
         ends = self.limits
-        is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= ROOM
+        is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= PAIR_SUM
         if self.order is None or is_safe:
             return None
-        return PairLimits.of(self.weight, self.order, self.spec, ends)
+        return SaturationLimits.of(self.weight, self.order, self.spec, ends)
 
 
 class WeightQuantizer(Protocol):

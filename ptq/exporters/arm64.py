@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import FILES, Bundle
+from ptq.files.scratch import scratch_folder
 from ptq.runtime.native import NAME, SOURCES
-from ptq.scratch import scratch_folder
 
 COMPILER = "aarch64-linux-gnu-g++"
 

@@ -20,37 +20,40 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.allocation.mincut import FORBIDDEN, Division
 from ptq.analysis.bench import Setting, take_turns
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.analysis.report import TimedPlan
 from ptq.calibration.collect import Wanted, collect
 from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.sample import repeated
-from ptq.calibration.sequential import Samples
+from ptq.calibration.sequential import SampleReplay
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError, RecipeError
-from ptq.core.mincut import FORBIDDEN, Division
 from ptq.core.progress import Progress, silent
-from ptq.huge import is_huge
 from ptq.job import Job
-from ptq.layerwise import Settings, channel_axes, settings_of, spread
-from ptq.modelfile import load_model, run, runnable_source, session_of
+from ptq.models.load import load_model
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import run, session_of
+from ptq.models.source import runnable_source
 from ptq.passes import Placement, place, prepare
-from ptq.passes._linear import name_of
 from ptq.passes.infer_shapes import observe
-from ptq.passes.placement import Selector
-from ptq.pipeline import left_out_by, lower
+from ptq.passes.linear import name_of
+from ptq.passes.placement import Excludes
+from ptq.pipeline import excluded_by, lower
 from ptq.recipe import Recipe
 from ptq.runtime.native import native_path
-from ptq.solve import Problem, make_plan
+from ptq.solving.choices import Choices, choices_of
+from ptq.solving.grids import channel_axes, per_value
+from ptq.solving.plan import Problem, make_plan
+from ptq.solving.streaming import needs_streaming
 from ptq.target import INTEGER_OPS, target_named
-from ptq.trial import require_survivable
 from ptq.weights import Rtn
 
 Feed = Mapping[str, NDArray[Any]]
 
-LOOKED_AT = 4
+CALIBRATED_ON = 4
 """Samples that ranges are taken from while only time is of interest."""
 
 SECONDS = 1.0
@@ -104,7 +107,7 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
     if not job.recipe.has_grids:
         raise RecipeError("optimize: latency chooses between float and static integers; leave out weight-only, dynamic")
     progress("measure")
-    trial = _Trial.of(job)
+    trial = LatencyTrial.of(job)
     whole = trial.mixed(frozenset())
     times = _Times(trial.times(trial.float_form()), trial.times(whole.form))
     mixes, latest, tried = {whole.key: whole}, whole, {frozenset[str]()}
@@ -242,7 +245,7 @@ def _with_grid(placement: Placement) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class LatencyTrial:
     """A model that is tried out; what its layers compute does not matter here, only how long they take."""
 
     job: Job
@@ -250,24 +253,24 @@ class _Trial:
     model: ir.Model
     feed: Feed
     statistics: CalibrationStatistics
-    settings: Settings
-    left_out: Selector
+    settings: Choices
+    excluded: Excludes
     sizes: Mapping[str, int]
 
     @staticmethod
-    def of(job: Job) -> _Trial:
+    def of(job: Job) -> LatencyTrial:
         """Prepare a model, and name its nodes so that they are known again in a profile."""
         original, split = load_model(job.source), split_samples(job.data, hold_out=False)
-        if is_huge(original):
+        if needs_streaming(original):
             raise RecipeError("optimize: latency is for models that fit into memory")
         require_survivable(runnable_source(job.source, original), split.first.feed, job.custom_ops)
         model, _ = prepare(original, split.first.feed, custom_ops=job.custom_ops)
-        left_out, native = left_out_by(model, job), target_named(job.recipe.target).native
+        excluded, native = excluded_by(model, job), target_named(job.recipe.target).native
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
-        settings = settings_of(replace(job.recipe, weights=own, layers=()), target_named(job.recipe.target), model)
-        placement = place(model, left_out, native=native)
+        settings = choices_of(replace(job.recipe, weights=own, layers=()), target_named(job.recipe.target), model)
+        placement = place(model, excluded, native=native)
         wanted = Wanted(tuple(placement.sources), channel_axes(placement))
-        seen = collect(model, split.ahead(LOOKED_AT), wanted, custom_ops=job.custom_ops).statistics
+        seen = collect(model, split.ahead(CALIBRATED_ON), wanted, custom_ops=job.custom_ops).statistics
         for index, node in enumerate(model.graph):
             node.name = f"{MARK}{index}"
         names = [str(value.name) for value, _ in _values(model) if value.name]
@@ -278,21 +281,21 @@ class _Trial:
             batch = job.recipe.latency_batch
             raise RecipeError(f"latency_batch is {batch}, which the model does not take: {error}") from error
         sizes = {name: int(np.size(array)) for name, array in zip(names, arrays, strict=True)}
-        seen = replace(seen, histograms=spread(placement, seen.histograms))
-        return _Trial(job, original, model, feed, seen, settings, left_out, sizes)
+        seen = replace(seen, histograms=per_value(placement, seen.histograms))
+        return LatencyTrial(job, original, model, feed, seen, settings, excluded, sizes)
 
     def placed(self, floats: frozenset[str]) -> Placement:
         """Where integers go with some nodes in float."""
         native = target_named(self.job.recipe.target).native
         return place(
-            self.model, lambda node: self.left_out(node) or (FASTER if name_of(node) in floats else None), native=native
+            self.model, lambda node: self.excluded(node) or (FASTER if name_of(node) in floats else None), native=native
         )
 
     def mixed(self, floats: frozenset[str]) -> _Mixed:
         """The model with some nodes in float."""
         placement, target = self.placed(floats), target_named(self.job.recipe.target)
         with ArrayStore(0) as store:
-            samples = Samples(store, self.job.custom_ops)
+            samples = SampleReplay(store, self.job.custom_ops)
             plan, _ = make_plan(Problem(self.model, placement, self.statistics, self.settings, samples, self.feed))
         proto = ir.to_proto(lower(self.model, placement, plan, target))
         return _Mixed(placement, proto.SerializeToString())
@@ -336,8 +339,8 @@ class _Trial:
         if floats < best * (1 - SAME):
             return Choice(replace(recipe, weight_only=True), tuple(plans))
         index = min((i for i, each in enumerate(others) if each <= best * (1 + SAME)), key=lambda i: counts[i])
-        excluded = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
-        return Choice(replace(recipe, exclude=excluded), tuple(plans))
+        to_exclude = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
+        return Choice(replace(recipe, exclude=to_exclude), tuple(plans))
 
     def _to_exclude(self, whole: _Mixed, chosen: _Mixed) -> list[str]:
         """The least that has to be excluded: linear layers, and what would still be integers without them."""

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
-from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, in_order, rows_where, solve
 

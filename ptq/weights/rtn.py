@@ -19,10 +19,10 @@ from ptq.core.affine import (
     quantize,
 )
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
-from ptq.core.pairs import PairLimits
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.saturation import SaturationLimits
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.core.widths import Points
 
 MSE_RATIOS = np.linspace(1.0, 0.4, 61)
 PATIENCE = 12
@@ -53,8 +53,8 @@ class Rtn:
         Returns:
             Codes of shape [out, in] and one scale per row, block or tensor.
         """
-        if problem.pairs is not None:
-            return _within(problem, problem.pairs)
+        if problem.saturation is not None:
+            return _within(problem, problem.saturation)
         if problem.points is not None:
             return self._quantize_sums(problem, problem.points)
         reach = self._reach(problem.weight, problem.spec)
@@ -92,12 +92,12 @@ class Rtn:
         return np.concatenate([_best_ratios(rows[part], low[part], high[part], rowwise) for part in parts] or [low])
 
 
-def _within(problem: LayerProblem, pairs: PairLimits) -> WeightEncoding:
+def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncoding:
     """The nearest levels that cannot overflow."""
     shared = isinstance(problem.spec.granularity, PerTensor)
-    scale = (pairs.scale[:1].reshape(()) if shared else pairs.scale).astype(np.float32)
+    scale = (saturation.scale[:1].reshape(()) if shared else saturation.scale).astype(np.float32)
     steps: FloatArray = problem.weight / scale.reshape(-1, 1)
-    levels = nearest_level(steps, pairs.low, pairs.high).astype(np.int8)
+    levels = nearest_level(steps, saturation.low, saturation.high).astype(np.int8)
     params = QuantParams(scale, np.zeros(scale.shape, np.int8), problem.spec)
     return AffineEncoding(levels, params) if problem.points is None else SumEncoding(levels, params, problem.points)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ptq.core.errors import CalibrationError, RecipeError
+from ptq.core.family import members, tag_of
 from ptq.core.layer_statistics import LayerStatistics, output_error
-from ptq.core.pairs import overflows
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.saturation import overflows
 from ptq.core.spec import INT8_WEIGHT, Granularity, PerAxis, PerBlock, PerTensor
-from ptq.recipe import members, tag_of
+from ptq.core.widths import Points
 from ptq.weights import Gpfq, Gptq, Qronos, Rtn, WeightMethod
 from ptq.weights._output_error import (
     GroupedProblem,
@@ -149,7 +149,7 @@ def test_mse_clip_is_never_worse_than_absmax(bits: int) -> None:
 def error_of(method: WeightMethod, given: LayerProblem) -> float:
     assert given.statistics is not None
     statistics = given.statistics
-    return statistics.relative_error(method.quantize(given).decode(), statistics.pull(given.weight))
+    return statistics.relative_error(method.quantize(given).decode(), statistics.target_correlation(given.weight))
 
 
 SOLVERS = [pytest.param(member, id=tag_of(member)) for member in members(WeightMethod) if member().needs is Needs.GRAM]

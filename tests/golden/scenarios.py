@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 import ptq
 from ptq import Recipe, pipeline
-from ptq.calibration.ledger import Shard
 from ptq.calibration.observers import Dynamic, Kl, Mse, Percentile
+from ptq.calibration.shards import Shard
 from ptq.job import Result
 from ptq.recipe import Goals, LayerRule, Weights
 from ptq.weights import Gpfq, Gptq, Hqq, Qronos, Rtn
@@ -69,14 +69,14 @@ class Scenario:
 
 def streamed(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:
     """As if the model were too large for memory."""
-    whole, pipeline.is_huge = pipeline.is_huge, lambda _model: True
+    whole, pipeline.needs_streaming = pipeline.needs_streaming, lambda _model: True
     try:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "m.onnx"
             ir.save(model, path, external_data="m.onnx.data", size_threshold_bytes=0)
             return ptq.quantize(path, list(data), recipe)
     finally:
-        pipeline.is_huge = whole
+        pipeline.needs_streaming = whole
 
 
 def sharded(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:

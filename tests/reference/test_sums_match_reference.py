@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ptq.core.encoding import SumEncoding
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import INT8_WEIGHT, PerAxis, QuantSpec
+from ptq.core.widths import Points
 from ptq.passes.split_center import coarse_and_fine
 from ptq.weights import Rtn
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from ptq import PtqError, Recipe, bench, quantize
 from ptq.analysis.bench import Setting
-from ptq.balancing import balance
 from ptq.calibration.sample import without_padding
 from ptq.core.channel_extremes import ChannelExtremes
-from ptq.core.smoothing import Reader, Terms, best_smoothing
-from ptq.modelfile import InputSpec
+from ptq.core.smoothing import Reader, SmoothingTerms, best_smoothing
+from ptq.models.source import InputSpec
 from ptq.passes import prepare
-from ptq.passes._linear import name_of
 from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.linear import name_of
 from ptq.passes.placement import place
 from ptq.passes.smooth_values import value_projections
 from ptq.runtime import open_session
+from ptq.transforms.smooth_products import balance
 from tests.builders import SWIGLU_WIDTH, attention, feeds, model_from_text, random, swiglu
 
 KEEP_ALL = lambda _node: None  # noqa: E731 - a selector that leaves nothing out
@@ -72,7 +72,7 @@ def test_the_expected_gain_is_a_real_one() -> None:
     rng = np.random.default_rng(0)
     rows = rng.uniform(-1, 1, (4000, 128)) * np.where(np.arange(128) % 64, 1.0, 30.0)
     weight = random((128, 32), 1)
-    found = best_smoothing([Reader.of_matrix(weight)], halves(rows), Terms(1.0, may_stand_aside=False))
+    found = best_smoothing([Reader.of_matrix(weight)], halves(rows), SmoothingTerms(1.0, may_stand_aside=False))
     assert found.gain_db > 5
 
     def error(values: Any, matrix: Any) -> float:
@@ -87,7 +87,9 @@ def test_the_expected_gain_is_a_real_one() -> None:
 
 def test_even_channels_are_left_alone() -> None:
     rows = np.random.default_rng(0).uniform(-1, 1, (400, 128))
-    found = best_smoothing([Reader.of_matrix(random((128, 32), 1))], halves(rows), Terms(1.0, may_stand_aside=True))
+    found = best_smoothing(
+        [Reader.of_matrix(random((128, 32), 1))], halves(rows), SmoothingTerms(1.0, may_stand_aside=True)
+    )
     assert found.gain_db == 0
     assert not len(found.aside)
     assert (found.scale == 1).all()
@@ -96,7 +98,9 @@ def test_even_channels_are_left_alone() -> None:
 def test_the_widest_channels_stand_aside() -> None:
     rows = np.random.default_rng(0).standard_normal((400, 128))
     rows[:, [7, 90]] *= 200
-    found = best_smoothing([Reader.of_matrix(random((128, 32), 1))], halves(rows), Terms(1.0, may_stand_aside=True))
+    found = best_smoothing(
+        [Reader.of_matrix(random((128, 32), 1))], halves(rows), SmoothingTerms(1.0, may_stand_aside=True)
+    )
     assert found.aside.tolist() == [7, 90]
 
 

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from ptq import Recipe, quantize
 from ptq.calibration import collect as collecting
-from ptq.calibration import engine as engines
-from ptq.calibration import ledger as ledgers
-from ptq.calibration.engine import Engine, Ray, Threads
+from ptq.calibration import executor as engines
+from ptq.calibration import shards as ledgers
+from ptq.calibration.executor import Executor, Ray, Threads
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
 from ptq.recipe import Weights
@@ -63,7 +63,7 @@ def net() -> ir.Model:
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights=Weights(Gptq(), bits=4))], ids=["int8", "gptq"])
 @pytest.mark.parametrize("part", [1, 7, 1000])
 def test_any_engine_gives_the_same_bytes(
-    engine: Engine, part: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    engine: Executor, part: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "PART", part)
     samples = feeds(40, 3, 8, 8)

@@ -83,7 +83,7 @@ def test_products_are_counted_for_every_position(tmp_path: Path, monkeypatch: py
 
 
 def onnx_model(path: Path) -> Any:
-    from ptq.modelfile import load_model
+    from ptq.models.load import load_model
 
     return load_model(path)
 
@@ -95,10 +95,10 @@ class StoppedError(Exception):
 def test_an_interrupted_run_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ptq import huge
+    from ptq.solving import streaming
 
     recipe, solved = Recipe(weight_only=True, weights=Weights(bits=4)), []
-    solve_rows = huge._solve_rows
+    solve_rows = streaming._solve_rows
 
     def counted(name: str, *rest: Any) -> Any:
         if len(solved) == 4:
@@ -106,14 +106,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         solved.append(name)
         return solve_rows(name, *rest)
 
-    monkeypatch.setattr(huge, "_solve_rows", counted)
+    monkeypatch.setattr(streaming, "_solve_rows", counted)
     with pytest.raises(StoppedError):
         ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
     assert solved == ["a0", "b0", "a1", "b1"]
     del solved[:]
     resumed = ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
     assert solved == ["a2", "b2"]
-    monkeypatch.setattr(huge, "_solve_rows", solve_rows)
+    monkeypatch.setattr(streaming, "_solve_rows", solve_rows)
     fresh = ptq.quantize(model, samples(), recipe)
     resumed.save(tmp_path / "a.onnx")
     fresh.save(tmp_path / "b.onnx")

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import open_data, random_data
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 IMAGE = [InputSpec("x", F32, ("N", 3, 4, 4))]

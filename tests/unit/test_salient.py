@@ -16,7 +16,7 @@ from ptq.passes.smooth_activations import normalisation_for
 from ptq.passes.smooth_values import gated_projections
 from ptq.pipeline import Result
 from ptq.recipe import Weights
-from ptq.salient import best_lift, lift_salient
+from ptq.transforms.scale_salient import best_lift, lift_salient
 from ptq.weights import Gptq, Hqq, Rtn, WeightMethod
 from tests.builders import SWIGLU_WIDTH as WIDTH
 from tests.builders import model_from_text, random, swiglu

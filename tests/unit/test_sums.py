@@ -10,19 +10,20 @@ import pytest
 from numpy.typing import NDArray
 
 from ptq import Recipe, quantize
-from ptq.allocation import Demand, allocate
+from ptq.allocation.greedy import Demand, allocate
 from ptq.calibration.influence import MAX_GROUPS, LayerErrors
-from ptq.calibration.sequential import Samples, SequentialWalk
+from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import SumEncoding
+from ptq.core.errors import RecipeError
 from ptq.core.plan import QuantPlan
-from ptq.core.points import Points
 from ptq.core.spec import PerAxis, QuantSpec
-from ptq.modelfile import run, session_of
+from ptq.core.widths import Points
+from ptq.models.sessions import run, session_of
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
-from ptq.recipe import LayerRule, RecipeError, Weights
+from ptq.recipe import LayerRule, Weights
 from ptq.weights import Gptq, Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
@@ -238,8 +239,8 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
     rounding = random((MAX_GROUPS, layer.fan_in), 9, 0.01)
     errors = LayerErrors(rounding, np.arange(MAX_GROUPS, 0, -1.0), centred=True)
     with ArrayStore(1 << 30) as store:
-        samples = Samples(store)
-        list(samples.keep({"x": x[i : i + 1]} for i in range(8)))
+        samples = SampleReplay(store)
+        list(samples.record({"x": x[i : i + 1]} for i in range(8)))
         plan = plan_of(model)
         walk = SequentialWalk(model, placement, plan, placement.layers, samples, survey=True)
         for at, _ in walk.layers():

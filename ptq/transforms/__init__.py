@@ -1,0 +1,1 @@
+"""Float model to float model: the same function, easier to quantize."""
