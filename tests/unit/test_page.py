@@ -23,7 +23,7 @@ from ptq.analysis import page as page_module
 from ptq.analysis import report as report_module
 from ptq.analysis.card_file import read_bench, read_card
 from ptq.analysis.page import page
-from ptq.analysis.report import TimedPlan, Try
+from ptq.analysis.report import TimedPlan, Attempt
 from ptq.cli import main
 from ptq.core.affine import Range, choose_qparams, quantize
 from ptq.core.distribution import distribution_of_values, distribution_of_weight
@@ -197,7 +197,7 @@ def test_what_was_tried_is_told(made: Path) -> None:
     card = read_card((made / "q.onnx.card.json").read_bytes(), "the card")
     bench = read_bench((made / "q.onnx.bench.json").read_bytes(), "its measurements")
     assert "Plans that were timed" not in (plain := page(card, bench).decode())
-    plans, tries = (TimedPlan("3 layers <in> float", 3, 1.5),), (Try("as given", 20.0, 1234567, passed=False),)
+    plans, tries = (TimedPlan("3 layers <in> float", 3, 1.5),), (Attempt("as given", 20.0, 1234567, passed=False),)
     text = page(card, replace(bench, plans=plans, tries=tries)).decode()
     assert "3 layers &lt;in&gt; float" in text
     assert "1,234,567" in text
