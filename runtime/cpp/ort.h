@@ -32,24 +32,36 @@ inline bool failed(Status* status) {
   return status != nullptr;
 }
 
-// Takes a status and throws what it says.
-inline void check(Status* status) {
-  if (!status) return;
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise(Status* status) {
   const Error error(api().GetErrorCode(status), api().GetErrorMessage(status));
   api().ReleaseStatus(status);
   throw error;
 }
 
-// Runs `body`; what it throws becomes a status.
-template <class Body>
-Status* guarded(Body body) noexcept {
+// Takes a status and throws what it says.
+inline void check(Status* status) {
+  if (status) raise(status);
+}
+
+// What is being handled, as a status.
+[[gnu::cold, gnu::noinline]] inline Status* caught() noexcept {
   try {
-    body();
-    return nullptr;
+    throw;
   } catch (const Error& error) {
     return api().CreateStatus(error.code(), error.what());
   } catch (const std::exception& error) {
     return api().CreateStatus(ErrorCode::kFail, error.what());
+  }
+}
+
+// Runs `body`; what it throws becomes a status.
+template <class Body>
+Status* guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (...) {
+    return caught();
   }
 }
 
