@@ -43,7 +43,7 @@ def native_lack() -> str:
     if path is None and OVERRIDE in os.environ:
         return f"{OVERRIDE} is empty"
     if path is None:
-        return f"none was built when this was installed, which takes a C++ compiler, and {OVERRIDE} names none"
+        return f"it was not built at installation, which takes a C++ compiler, and {OVERRIDE} names none"
     try:
         return "" if kernels(path) else f"{path} has no kernels for this processor"
     except (OSError, AttributeError) as error:
