@@ -2,8 +2,6 @@
 PYTHON ?= python3
 EXTRAS ?= test,demo
 BIN := .venv/bin
-# onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
-HEADERS := runtime/cpp/fetch_headers.sh build/ort
 
 # Random tests are repeated with `make ... SEED=`.
 SEED ?= $(shell date +%Y%m%d)
@@ -34,14 +32,14 @@ bench: .venv/test
 	$(BIN)/python -m tests.bench_solvers layers
 	$(BIN)/python -m tests.bench_solvers textbook
 
-INSTALL := ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS) 2>/dev/null || true)} $(BIN)/pip install -q -e
+INSTALL := CMAKE_ARGS="$(CMAKE_ARGS) -DPTQ_WERROR=ON" $(BIN)/pip install -q -e
 
 native: .venv/test  # builds the operator library again, after changes in runtime/cpp
 	$(INSTALL) . --no-deps
 	$(BIN)/python -c "from ptq.runtime import native_path, native_status; print(native_status()); assert native_path()"
 
 kernels:  # product kernels against what the processor's dot products can do
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/native
+	cmake -S runtime/cpp -B build/native -DPTQ_WERROR=ON
 	cmake --build build/native --target ptq_bench
 	build/native/ptq_bench
 
@@ -55,14 +53,15 @@ kills: .venv/test  # 120 kills at random instants, and one before every call tha
 	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider tests/trust/test_faults.py
 
 sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON
+	cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON -DPTQ_WERROR=ON
 	cmake --build build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PTQ_NATIVE_LIBRARY=build/sanitized/_ptqops.so $(BIN)/pytest -q -p no:cacheprovider tests/runtime
 
 edge: .venv/test  # exported models in Node, a browser, C and on arm64; Debian's packages are installed if need be
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/edge/tools.sh build/edge
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} PTQ_EDGE=build/edge $(BIN)/pytest -q -p no:cacheprovider tests/edge
+	-runtime/cpp/fetch_headers.sh build/ort  # where they cannot be had, the C program is not compiled
+	PTQ_EDGE=build/edge $(BIN)/pytest -q -p no:cacheprovider tests/edge
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
