@@ -15,6 +15,7 @@ from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
+from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
@@ -24,10 +25,19 @@ from ptq.passes.widen import SAME_AS_HALF, WidenFloats
 from ptq.target import INTEGER_OPS
 
 PrepareStep = (
-    InlineFunctions | RaiseOpset | RemoveDropout | SumToAdd | FoldConstants | Unfuse | FoldBatchNorm | PlainGemm
+    InlineFunctions
+    | LowerOpset
+    | RaiseOpset
+    | RemoveDropout
+    | SumToAdd
+    | FoldConstants
+    | Unfuse
+    | FoldBatchNorm
+    | PlainGemm
 )
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
+    LowerOpset(),
     RaiseOpset(),
     RemoveDropout(),
     SumToAdd(),
@@ -46,6 +56,7 @@ PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
 
 STREAMING_STEPS: tuple[PrepareStep, ...] = (
     InlineFunctions(),
+    LowerOpset(),
     RaiseOpset(INT4_OPSET),
     RemoveDropout(),
     SumToAdd(),
@@ -121,7 +132,9 @@ def _name_the_culprit(
 def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     notes = []
     before, after = model.opset_imports.get("", 0), prepared.opset_imports.get("", 0)
-    if before != after:
+    if after < before:
+        notes.append(f"opset lowered from {before} to {after}: onnxruntime has no integer operators in newer ones")
+    if before < after:
         why = "4-bit weights and scales per block need 21" if after == INT4_OPSET else "per-channel scales need 13"
         notes.append(f"opset raised from {before} to {after}: {why}")
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")

@@ -80,9 +80,8 @@ class RaiseOpset(ir.passes.InPlacePass):
         found = model.opset_imports.get("", self.minimum)
         if found >= self.minimum:
             return ir.passes.PassResult(model, False)
-        message, weights = message_without_weights(model)
         try:
-            converted = onnx.version_converter.convert_version(message, self.minimum)
+            convert(model, self.minimum)
         except Exception as error:  # the converter raises RuntimeError and pybind types alike
             if not self.required:
                 return ir.passes.PassResult(model, False)
@@ -91,14 +90,28 @@ class RaiseOpset(ir.passes.InPlacePass):
                 f"the model has opset {found}; quantization needs {self.minimum} and the ONNX version converter fails: "
                 f"{reason}; export the model again with a newer opset"
             ) from error
-        folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
-        model.graph = ir.from_proto(converted).graph
-        for name, value in model.graph.initializers.items():
-            value.const_value = weights.get(name, value.const_value)
-        for folder in folders:  # one at most: a model's weights lie beside it
-            ir.external_data.set_base_dir(model.graph, folder)
         model.ir_version = max(model.ir_version, IR_VERSIONS.get(self.minimum, MIN_IR_VERSION))
         return ir.passes.PassResult(model, True)
+
+
+def convert(model: ir.Model, opset: int) -> None:
+    """Run ONNX's version converter on a model, in place, without its weights.
+
+    Args:
+        model: The model; stays as it is if the converter fails.
+        opset: Operator set to reach.
+
+    Raises:
+        Exception: Whatever the converter raises when it does not know an operator of the model.
+    """
+    message, weights = message_without_weights(model)
+    converted = onnx.version_converter.convert_version(message, opset)
+    folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
+    model.graph = ir.from_proto(converted).graph
+    for name, value in model.graph.initializers.items():
+        value.const_value = weights.get(name, value.const_value)
+    for folder in folders:  # one at most: a model's weights lie beside it
+        ir.external_data.set_base_dir(model.graph, folder)
 
 
 def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:

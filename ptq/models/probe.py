@@ -62,7 +62,9 @@ def require_survivable(
             f"onnxruntime takes more than {SECONDS:g} s for one sample; use a smaller one, or export it again"
         )
     if code < 0:
-        raise RunError(f"onnxruntime crashes on the model ({signal.Signals(-code).name}); export it in another way")
+        place, more = (" or in an operator library", ", or build the library again") if custom_ops else ("", "")
+        name = signal.Signals(-code).name
+        raise RunError(f"onnxruntime crashes on the model{place} ({name}); export it in another way{more}")
 
 
 def _try(model: str | Path | bytes, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]) -> NoReturn:

@@ -265,8 +265,9 @@ def branches(stage: Stage, change: Change) -> None:
     stage.put(model)
 
 
-@broken("crash: onnxruntime needs a bias that may be left out", "onnxruntime crashes on the model")
+@either("crash: onnxruntime up to 1.31 needs a bias that may be left out", "onnxruntime crashes on the model")
 def _crash(stage: Stage) -> None:
+    """The crash that happens with every version is that of half a library, in `broken_usage`."""
     net = "net (float[N, 4, 32] x) => (float[N, 4, 32] y) { y = com.microsoft.Attention <num_heads = 4> (x, w) }"
     model = proto_of(net, {"w": random((32, 96))})
     model.opset_import.add(domain="com.microsoft", version=1)

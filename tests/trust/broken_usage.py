@@ -12,7 +12,7 @@ import ml_dtypes
 from tests.builders import random
 from tests.trust.broken_external import external
 from tests.trust.broken_images import folder as image_folder
-from tests.trust.cases import WEIGHTS, Stage, broken, each, small_net, tensor_named
+from tests.trust.cases import WEIGHTS, Stage, broken, each, half_a_library, small_net, tensor_named
 
 
 def _link(stage: Stage, target: str) -> Path:
@@ -288,6 +288,15 @@ def library(stage: Stage, make: Callable[[Path], object]) -> None:
     stage.put_works()
     path = stage.inputs / "bad.so"
     make(path)
+    stage.options = ["--custom-ops", str(path)]
+
+
+@broken("crash: half of an operator library", "onnxruntime crashes on the model or in an operator library")
+def _half_a_library(stage: Stage) -> None:
+    """The system maps it as if it were whole, and what it then reads lies behind the end of the file."""
+    stage.put_works()
+    path = stage.inputs / "half.so"
+    path.write_bytes(half_a_library())
     stage.options = ["--custom-ops", str(path)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -47,6 +48,12 @@ def proto_of(text: str, weights: Arrays, opset: int = 17, ir_version: int = 9) -
 def small_net(opset: int = 17, ir_version: int = 9) -> onnx.ModelProto:
     """A convolution and a Gemm: the model that every case spoils in its own way."""
     return proto_of(NET, WEIGHTS, opset, ir_version)
+
+
+def half_a_library() -> bytes:
+    """The beginning of a shared library: whatever process loads it crashes."""
+    whole = Path(ml_dtypes._ml_dtypes_ext.__file__).read_bytes()
+    return whole[: len(whole) // 2]
 
 
 def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:

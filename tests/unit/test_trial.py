@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ptq.models import probe as trial
 from ptq.models.probe import require_survivable
 from ptq.models.sessions import RunError
 from tests.builders import random
-from tests.trust.cases import proto_of, small_net
+from tests.trust.cases import half_a_library, proto_of, small_net
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 IMAGE = {"x": random((1, 3, 8, 8))}
@@ -39,10 +39,15 @@ def _children() -> str:
 
 
 def test_good_models_pass_quickly_and_quietly(capfd: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
+    start = _processor_seconds()
     require_survivable(small_net().SerializeToString(), IMAGE)
-    assert time.perf_counter() - start < 2
+    assert _processor_seconds() - start < 2
     assert capfd.readouterr() == ("", "")
+
+
+def _processor_seconds() -> float:
+    """Of this process and its children that have ended: what a busy machine does not lengthen."""
+    return sum(os.times()[:4])
 
 
 def test_what_onnxruntime_refuses_is_left_to_the_run(capfd: pytest.CaptureFixture[str]) -> None:
@@ -51,12 +56,19 @@ def test_what_onnxruntime_refuses_is_left_to_the_run(capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
-def test_crashes_are_told() -> None:
-    net = "net (float[1, 4, 32] x) => (float[1, 4, 32] y) { y = com.microsoft.Attention <num_heads = 4> (x, w) }"
-    model = proto_of(net, {"w": random((32, 96))})
-    model.opset_import.add(domain="com.microsoft", version=1)
-    with pytest.raises(RunError, match="crashes on the model"):
-        require_survivable(model.SerializeToString(), {"x": random((1, 4, 32))})
+def test_crashes_are_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Which models onnxruntime crashes on changes with its version; this one crashes where onnxruntime would run it."""
+    monkeypatch.setattr(trial, "run", lambda *_: ctypes.string_at(0))
+    with pytest.raises(RunError, match=r"crashes on the model \(SIGSEGV\); export it in another way$"):
+        require_survivable(small_net().SerializeToString(), IMAGE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_crashes_of_operator_libraries_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "half.so"
+    path.write_bytes(half_a_library())
+    with pytest.raises(RunError, match=r"or in an operator library \(SIG\w+\).* or build the library again$"):
+        require_survivable(small_net().SerializeToString(), IMAGE, [path])
 
 
 def test_hangs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
