@@ -17,11 +17,11 @@ test: .venv/test check
 	$(BIN)/pytest -q -p no:cacheprovider
 	$(BIN)/pytest -q -p no:cacheprovider -p no:randomly --doctest-modules ptq/core ptq/analysis/metrics.py
 
-check: .venv/test build/view
+check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=build/view $(BIN)/mypy -p ptq
-	PYTHONPATH=build/view $(BIN)/lint-imports
+	$(BIN)/mypy -p ptq
+	$(BIN)/lint-imports
 
 bench: .venv/test
 	$(BIN)/python -m tests.bench
@@ -73,13 +73,6 @@ edge: .venv/test  # exported models in Node, a browser, C and on arm64; Debian's
 	$(PYTHON) -m venv .venv
 	$(INSTALL) ".[$(EXTRAS)]"
 	touch $@
-
-# The four package folders as one tree: mypy does not see through the editable install.
-build/view: FORCE
-	rm -rf $@ && mkdir -p $@/ptq
-	ln -sfn $(CURDIR)/ptq/* $@/ptq/
-	ln -sfn $(CURDIR)/passes $(CURDIR)/calibration $(CURDIR)/runtime $@/ptq/
-FORCE:
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
