@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
+from ptq.calibration.record import CalibrationRecord, CalibrationStatistics, StageRecord
 from ptq.calibration.sample import digest_with
 from ptq.core.errors import CalibrationError, InputError
 
@@ -25,6 +25,9 @@ Feed = Mapping[str, NDArray[Any]]
 Numbered = tuple[int, Feed]
 PART = 32
 """Samples of a part, which go to a machine at once."""
+
+NOTED = "noted"
+"""Stage under which an interrupted pass keeps what it has seen."""
 
 SAVE_SECONDS = 5.0
 """How much work an interruption may cost, roughly."""
@@ -53,7 +56,7 @@ class _Done:
 
 
 @dataclass
-class CalibrationShards:
+class StageShards:
     """The parts of one pass over a calibration set.
 
     Attributes:
@@ -66,7 +69,7 @@ class CalibrationShards:
     """
 
     shard: Shard = field(default_factory=Shard)
-    known: CalibrationRecord | None = None
+    known: StageRecord | None = None
     source: str = ""
     notes: Path | None = None
     part_size: int = field(default_factory=lambda: PART)
@@ -88,8 +91,8 @@ class CalibrationShards:
             with self._named():
                 self.known.require(origin)
         elif self.notes is not None and self.notes.is_file():
-            with suppress(InputError):  # of a run on something else, or cut short: no help, and no harm
-                found = CalibrationRecord.load(self.notes)
+            with suppress(InputError, KeyError):  # of a run on something else, or cut short: no help, and no harm
+                found = CalibrationRecord.load(self.notes).stages[NOTED]
                 found.require(origin)
                 self.known = found
 
@@ -132,10 +135,10 @@ class CalibrationShards:
         if time.monotonic() > self._saved + SAVE_SECONDS:
             with suppress(InputError, OSError):  # a help, nothing that a run depends on
                 self.notes.parent.mkdir(exist_ok=True)
-                self._with(statistics(), whole).save(self.notes)
+                CalibrationRecord({NOTED: self._with(statistics(), whole)}).save(self.notes)
             self._saved = time.monotonic()
 
-    def record(self, statistics: CalibrationStatistics | None) -> CalibrationRecord:
+    def record(self, statistics: CalibrationStatistics | None) -> StageRecord:
         """All that is known at the end.
 
         Args:
@@ -155,8 +158,8 @@ class CalibrationShards:
             )
         raise CalibrationError("the calibration set holds no sample; expected at least one")
 
-    def _with(self, statistics: CalibrationStatistics, done: Sequence[_Done]) -> CalibrationRecord:
-        here = CalibrationRecord(self.origin, {each.part: each.digest for each in done}, statistics)
+    def _with(self, statistics: CalibrationStatistics, done: Sequence[_Done]) -> StageRecord:
+        here = StageRecord(self.origin, {each.part: each.digest for each in done}, statistics)
         return here if self.known is None else self.known.merge(here)
 
     @contextmanager
@@ -172,3 +175,48 @@ class CalibrationShards:
         if self.notes is not None:
             self.notes.unlink(missing_ok=True)
         return f"an interrupted run had another calibration set ({reason}); what it left is gone now, run again"
+
+
+@dataclass(frozen=True)
+class CalibrationShards:
+    """What is known of a calibration set, and which share of it is looked at here, pass by pass.
+
+    A model whose activations are evened out is looked at twice: the second pass sees the network that the first one
+    made. A shard of several cannot begin the second pass before the first is known of all parts.
+
+    Attributes:
+        shard: Which parts are to be done here.
+        known: What is done already.
+        source: File that `known` came from. Empty if there is none.
+        notes: File that an interrupted pass goes on from; passes after the first have one beside it.
+        complete: Whether `known` has to cover everything: nothing is run here.
+    """
+
+    shard: Shard = field(default_factory=Shard)
+    known: CalibrationRecord = field(default_factory=CalibrationRecord)
+    source: str = ""
+    notes: Path | None = None
+    complete: bool = False
+
+    def stage(self, name: str) -> StageShards:
+        """The parts of one pass; of one that is known, all have to be there.
+
+        Args:
+            name: Of the pass.
+
+        Raises:
+            InputError: Everything has to be known, and this pass is not.
+        """
+        known = self.known.stages.get(name)
+        if known is None and self.complete:
+            stages = ", ".join(self.known.stages) or "nothing"
+            raise InputError(
+                f"{self.source}: holds {stages}, but not {name}; run `ptq calibrate` again, with --calibration "
+                f"{self.source} if it is the first of two rounds, or without"
+            )
+        notes = None if self.notes is None else self.notes.with_name(f"{self.notes.stem}.{name}{self.notes.suffix}")
+        return StageShards(self.shard, known, "" if known is None else self.source, notes)
+
+    def must_wait(self, name: str) -> bool:
+        """Whether the passes behind this one need what other machines see in it."""
+        return self.shard.count > 1 and name not in self.known.stages

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.calibration.sequential import SampleReplay
 from ptq.passes.linear import constant
 
 Feed = Mapping[str, NDArray[Any]]
@@ -33,6 +34,24 @@ COMMON = 0.9
 """Share of the samples from which on a token stays: those that begin and end a text, and padding."""
 
 MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def augment(model: ir.Model, samples: SampleReplay, seed: int) -> tuple[str, ...]:
+    """Add copies of the samples, some words replaced, to what waits for methods that look at inputs.
+
+    Args:
+        model: Prepared float model.
+        samples: The samples, kept; extended.
+        seed: Of what is drawn.
+
+    Returns:
+        A note for the report, if there was something to add.
+    """
+    vocabulary = vocabularies(model)
+    if not vocabulary:
+        return ()
+    count = samples.extend(with_other_tokens(lambda: samples.replay(keep=True), vocabulary, seed))
+    return (f"weights also fitted to {count} samples with other words in them",) if count else ()
 
 
 def vocabularies(model: ir.Model) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -14,6 +15,25 @@ from ptq.passes.placement import Excludes
 from ptq.target import LINEAR_OPS
 
 REGEX = "re:"
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """What the user leaves in float, as patterns: what they mean depends on the graph as it is by then.
+
+    Attributes:
+        patterns: As in `select_nodes`.
+    """
+
+    patterns: tuple[str, ...] = ()
+
+    def on(self, model: ir.Model) -> Excludes:
+        """The nodes of a graph that are left out.
+
+        Raises:
+            RecipeError: A pattern matches nothing, or is no regular expression.
+        """
+        return select_nodes(model, self.patterns)
 
 
 def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:

@@ -87,12 +87,12 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = CalibrationShards(notes=None if workspace is None else workspace / NOTES)
+    shards = CalibrationShards(notes=None if workspace is None else workspace / NOTES)
     if calibration is not None:
-        ledger = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration))
+        shards = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration), complete=True)
     with naming(model):
         return tune(
-            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger, profiled), progress
+            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards, profiled), progress
         )
 
 
@@ -108,8 +108,12 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     progress: Progress = silent,
     notes: Path | None = None,
     engine: Executor = LOCAL,
+    calibration: str | Path | None = None,
 ) -> CalibrationRecord:
     """Run a model over a calibration set, or a shard of it, and keep what was seen.
+
+    A model whose channels are evened out is run twice: the second time as the first one made it. Shards of such a model
+    come in two rounds: merge the first one, and give the result as `calibration` to the second.
 
     Args:
         model: As for `quantize`.
@@ -122,6 +126,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
         progress: Called with the name of each step.
         notes: File from which an interrupted run goes on.
         engine: Where samples are run.
+        calibration: What the first round has seen of the whole set.
 
     Returns:
         The record: `.save(path)` makes the file that `quantize` takes, `.merge(other)` adds another shard's.
@@ -131,10 +136,12 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     """
     recipe = recipe or Recipe()
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = CalibrationShards(shard or Shard(), notes=notes)
+    known = CalibrationRecord() if calibration is None else CalibrationRecord.load(calibration)
+    source = "" if calibration is None else str(calibration)
+    shards = CalibrationShards(shard or Shard(), known, source, notes)
     with naming(model):
         return run_calibration(
-            Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, ledger=ledger), progress
+            Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, shards=shards), progress
         )
 
 

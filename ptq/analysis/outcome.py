@@ -32,6 +32,8 @@ from ptq.recipe import Recipe
 from ptq.recipe.toml import recipe_to
 from ptq.target import Target, host_target, target_named
 
+Notes = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -101,12 +103,31 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def skipped_note(data: DataReader) -> tuple[str, ...]:
+def notes_of(data: DataReader, model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> Notes:
+    """What a user should know of a lowered model.
+
+    Args:
+        data: The calibration set.
+        model: Prepared float model.
+        placement: What became integers.
+        plan: What it became.
+        lowered: The model that is delivered.
+    """
+    return (*_skipped(data), *_tables(plan), *_stored(model, placement, plan, lowered), *_native(lowered))
+
+
+def overflow_note(target: Target) -> Notes:
+    """Where what was measured here is not what the target does with sums of bytes."""
+    overflows = host_target().saturates and not target.saturates
+    return (f"made for {target.name}, measured on a processor whose sums may overflow",) if overflows else ()
+
+
+def _skipped(data: DataReader) -> tuple[str, ...]:
     """Samples that were left out."""
     return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
 
 
-def table_note(plan: QuantPlan) -> tuple[str, ...]:
+def _tables(plan: QuantPlan) -> tuple[str, ...]:
     """Embedding tables on codes."""
     return tuple(
         f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
@@ -114,24 +135,18 @@ def table_note(plan: QuantPlan) -> tuple[str, ...]:
     )
 
 
-def stored_note(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
+def _stored(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
     """Weights on codes that are not those of layers."""
     lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
     on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
     return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 
 
-def native_note(lowered: ir.Model) -> tuple[str, ...]:
+def _native(lowered: ir.Model) -> tuple[str, ...]:
     """Operators of our own."""
     count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
     carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
     return (carried,) if count else ()
-
-
-def overflow_note(target: Target, *, weight_only: bool) -> tuple[str, ...]:
-    """Where what was measured here is not what the target does."""
-    overflows = host_target().saturates and not (target.saturates or weight_only)
-    return (f"made for {target.name}, measured on a processor whose sums may overflow",) if overflows else ()
 
 
 def data_facts(data: DataReader, split: SampleSplit, proof: Verification, *, evaluated: bool = False) -> DataFacts:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .calib file to be written.")
 @click.option("--shard", help="Only the I-th of N shares of the set, as I/N from 1; `ptq merge` puts them together.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Merged file of the first of two rounds.")
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, IMAGE_OPTIONS)
 @click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -63,10 +64,13 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
             progress=progress,
             notes=notes,
             engine=engine_of(given),
+            calibration=given["calibration"],
         )
     record.save(output)
     Workspace(notes.parent).remove()
-    display.line(f"{record.statistics.num_samples} samples in {len(record.parts)} parts -> {output}")
+    display.line(f"{record.described} -> {output}")
+    if record.is_first_round and shard is not None:
+        display.line("round 1 of 2: merge all shards, then run this again with --calibration and the merged file")
 
 
 def _shard(text: str) -> Shard:

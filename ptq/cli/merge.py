@@ -24,4 +24,4 @@ def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
     require_writable(output, [], ("",))
     whole = run_merge(records)
     whole.save(output)
-    Display(quiet=quiet).line(f"{whole.statistics.num_samples} samples in {len(whole.parts)} parts -> {output}")
+    Display(quiet=quiet).line(f"{whole.described} -> {output}")

@@ -13,8 +13,9 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.collect import collect
 from ptq.calibration.reader import open_data, random_data
+from ptq.calibration.statistics import HistogramOf
 from ptq.core.statistics import Histogram
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
 from ptq.inspection.footprint import file_bytes, huge_file_bytes
@@ -29,7 +30,7 @@ from ptq.passes.infer_shapes import known_sizes, output_sizes
 from ptq.passes.placement import Placement
 from ptq.recipe import Recipe
 from ptq.solving.grids import per_value
-from ptq.solving.streaming import needs_streaming, prepare_streaming, streaming_bytes
+from ptq.streaming.solve import needs_streaming, prepare_streaming, streaming_bytes
 from ptq.target import Target, target_named
 
 PROPOSED_ON = 4
@@ -138,7 +139,7 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     sizes = output_sizes(prepared, made, feeds[0], custom_ops)
     histograms: Mapping[str, Histogram] = {}
     if data is not None:
-        seen = collect(prepared, feeds, Wanted(tuple(observed), {}), custom_ops=custom_ops)
+        seen = collect(prepared, feeds, dict.fromkeys(observed, (HistogramOf(),)), custom_ops=custom_ops)
         histograms = per_value(placement, seen.statistics.histograms)
     convs = sum(layer.op_type == "Conv" for layer in placement.layers)
     work = Work(

@@ -15,14 +15,14 @@ from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerAxis, QuantSpec
 from ptq.delivery.deliver import pack
 from ptq.models.source import weight_bytes
+from ptq.modes import StaticRanges
 from ptq.passes.graph import initializer_of
 from ptq.passes.normalize import INT4_OPSET
 from ptq.passes.placement import Placement
-from ptq.pipeline import lower
 from ptq.recipe import Recipe, Weights
 from ptq.solving.choices import Choices, choices_of
 from ptq.solving.plan import BYTE, MORE_BITS
-from ptq.solving.streaming import BLOCK
+from ptq.streaming.solve import BLOCK
 from ptq.target import Target
 
 FLOAT_BYTES = 4
@@ -39,13 +39,15 @@ def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: 
         target: Where it will run.
         num_bits: Word length of the weights.
     """
-    settings = choices_of(Recipe(weights=Weights(bits=num_bits)), target, model)
+    recipe = Recipe(weights=Weights(bits=num_bits))
+    settings = choices_of(recipe, target, model)
     copy = model.clone()
     if num_bits < BYTE and copy.opset_imports.get("", 0) < INT4_OPSET:
         copy.opset_imports[""] = INT4_OPSET
         _drop_notes(copy)
     tables = {table.name: initializer_of(model, table.name).shape for table in placement.tables}
-    lowered = lower(copy, placement, blank_plan(placement, settings, tables), target)
+    plan = blank_plan(placement, settings, tables)
+    lowered = StaticRanges(recipe, target).lower(copy, placement, plan)
     return pack(lowered, {"ptq.float_sha256": "0" * 64}).num_bytes
 
 

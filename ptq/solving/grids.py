@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from ptq.calibration.record import CalibrationStatistics
+from ptq.calibration.statistics import HistogramOf, MeanOf, Statistic
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.decibels import decibels
 from ptq.core.distortion import expected_error
 from ptq.core.distribution import Distribution, distribution_of_values
+from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
@@ -79,28 +82,41 @@ def grid_distributions(
     return spreads
 
 
-def channel_axes(placement: Placement) -> dict[str, int]:
-    """Inputs of linear layers whose channel means bias correction needs -> their channel axis."""
-    return {
-        layer.source: 1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1 for layer in placement.layers
-    }
+def wanted_of(
+    placement: Placement, aside: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+) -> dict[str, tuple[Statistic, ...]]:
+    """What a plan needs to know: distributions of values with a grid, channel means of the inputs of layers.
+
+    Args:
+        placement: What becomes integers.
+        aside: Value -> channels that its grid need not reach.
+    """
+    histograms = {name: HistogramOf(tuple(map(int, aside.get(name, ())))) for name in placement.sources}
+    means = {layer.source: MeanOf(channel_axis(layer)) for layer in placement.layers}
+    names = dict.fromkeys([*histograms, *means])
+    return {name: tuple(kind[name] for kind in (histograms, means) if name in kind) for name in names}
+
+
+def channel_axis(layer: LinearLayer) -> int:
+    """Axis of the channels in the input of a layer, of which bias correction needs means."""
+    return 1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1
 
 
 def low_sqnr_inputs(
-    placement: Placement, statistics: CalibrationStatistics, settings: Choices, min_input_sqnr_db: float
+    placement: Placement, histograms: Mapping[str, Histogram], settings: Choices, min_input_sqnr_db: float
 ) -> dict[str, str]:
     """Layers that one static grid for their whole input would ruin.
 
     Args:
         placement: The layers.
-        statistics: Histograms of `placement.sources`.
+        histograms: Of `placement.sources`.
         settings: Observer and grid of activations.
         min_input_sqnr_db: What an input has to keep, dB.
 
     Returns:
         Layer name -> reason to leave it in float.
     """
-    groups = _merge_groups(placement, statistics.histograms)
+    groups = _merge_groups(placement, histograms)
     group_of = {name: i for i, members in enumerate(placement.groups) for name in members}
     fragile = {}
     for layer in placement.layers:

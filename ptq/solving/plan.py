@@ -13,7 +13,6 @@ from threadpoolctl import threadpool_limits
 
 from ptq.allocation.greedy import Demand, allocate
 from ptq.calibration.influence import LayerErrors
-from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.sequential import Feed, SampleReplay, SequentialWalk
 from ptq.core.affine import QuantParams
 from ptq.core.channel_mean import ChannelMean
@@ -29,6 +28,7 @@ from ptq.core.problem import LayerProblem, Needs
 from ptq.core.progress import Progress, counted, silent
 from ptq.core.solved_layer import SolvedLayer
 from ptq.core.spec import PerAxis
+from ptq.core.statistics import Histogram
 from ptq.core.widths import Points
 from ptq.delivery.checkpoints import Checkpoints
 from ptq.passes.graph import initializer_of
@@ -60,7 +60,8 @@ class Problem:
     Attributes:
         model: Prepared float model; only its weights are read.
         placement: Which nodes and values become integers.
-        statistics: Histograms of `placement.sources` and, for bias correction, means of the layers' inputs.
+        histograms: Of `placement.sources`.
+        means: Of the channels of the layers' inputs, for bias correction.
         settings: Observer, method and grids.
         samples: The calibration set again, for methods that look at a layer's input.
         feed: One sample.
@@ -70,7 +71,8 @@ class Problem:
 
     model: ir.Model
     placement: Placement
-    statistics: CalibrationStatistics
+    histograms: Mapping[str, Histogram]
+    means: Mapping[str, ChannelMean]
     settings: Choices
     samples: SampleReplay
     feed: Feed
@@ -88,7 +90,7 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         The plan, and a row per layer for the report.
     """
     settings = problem.settings
-    grids = choose_grids(problem.placement, problem.statistics.histograms, settings)
+    grids = choose_grids(problem.placement, problem.histograms, settings)
     layers = problem.placement.layers
     jobs = {layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids) for layer in layers}
     tables = {
@@ -146,7 +148,7 @@ def _solve(
     demands: dict[str, Demand] | None = None,
 ) -> dict[str, SolvedLayer]:
     """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
-    means = problem.statistics.means if problem.settings.bias_correction else {}
+    means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(_start, None, tasks)
     solved = dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))

@@ -6,8 +6,8 @@ with rounded weights and activations on a few samples, with the scale and withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.extremes import collect_extremes
-from ptq.calibration.observers import Observer
+from ptq.calibration.calibration_set import CalibrationSet
+from ptq.calibration.collect import collect
 from ptq.calibration.sequential import Feed
+from ptq.calibration.statistics import ExtremesOf
 from ptq.core.affine import choose_qparams, fake_quantize
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import LayerProblem
-from ptq.core.progress import Progress, counted, silent
+from ptq.core.progress import counted
 from ptq.core.smoothing import Halves, Reader, SmoothingTerms, best_smoothing
-from ptq.core.spec import PerTensor, QuantSpec
+from ptq.core.spec import PerTensor
 from ptq.core.statistics import HistogramAccumulator
 from ptq.models.sessions import run, session_of
 from ptq.passes.absorb_bias import AbsorbBias, can_absorb
@@ -32,7 +33,9 @@ from ptq.passes.equalize import ChannelPair, Equalize, channel_pairs
 from ptq.passes.infer_shapes import exposed, section
 from ptq.passes.linear import constant, describe_linear, name_of
 from ptq.passes.placement import Excludes
-from ptq.solving.choices import LayerChoice
+from ptq.passes.selection import Exclusions
+from ptq.solving.choices import Choices
+from ptq.transforms.rewritten import Rewritten
 from ptq.weights import Rtn
 
 Float = NDArray[np.float64]
@@ -58,81 +61,77 @@ AWAY = 0.5
 
 
 @dataclass(frozen=True)
-class Integers:
-    """What the integers will be.
-
-    Attributes:
-        choose: The choice for a layer's weight.
-        observer: Chooses the ranges of activations.
-        activation: Grid of activations.
-        excluded: The user's exclusions.
-        native: Whether operators of our own may run.
-    """
-
-    choose: Callable[[LinearLayer], LayerChoice]
-    observer: Observer
-    activation: QuantSpec
-    excluded: Excludes
-    native: bool = False
-
-
-def equalize(
-    model: ir.Model,
-    feeds: Sequence[Feed],
-    integers: Integers,
-    custom_ops: Sequence[str | Path] = (),
-    progress: Progress = silent,
-) -> tuple[ir.Model, tuple[str, ...]]:
+class EqualizeConvs:
     """Even out the channels between convolutions, without changing what the model computes.
-
-    Args:
-        model: Prepared float model. Not modified.
-        feeds: Calibration samples; some are enough.
-        integers: What they will be.
-        custom_ops: Libraries the model needs.
-        progress: Told how many pairs are measured.
-
-    Returns:
-        The rewritten model, the model itself where nothing is gained, and what was done, for the report.
 
     Source:
         Data-free quantization, arXiv 1906.04721, section 4.1: scale_c = sqrt(reach of W_c / reach of V_c), and bias
         absorption. Differs: where every feature has a scale of its own, which equal reaches do nothing for, by the
         reach of activations; constants by what channels were never seen to fall below.
+
+    Attributes:
+        exclusions: The user's.
+        native: Whether operators of our own may run.
     """
-    layers = dict(_layers(model, integers))
-    pairs = [pair for pair in channel_pairs(model) if {name_of(n) for n in (pair.first, *pair.readers)} <= set(layers)]
-    if not pairs:
-        return model, ()
-    names, samples = [str(pair.value.name) for pair in pairs], feeds[:MEASURED]
-    seen = counted(feeds, len(feeds), progress)
-    halves = collect_extremes(model, names, seen, axis=1, custom_ops=custom_ops)
-    changed, gains, absorbed = model, list[float](), list[float]()
-    for name in counted(halves, len(halves), progress):
-        trial = PairCandidate(changed, name, layers, integers, halves[name], samples, tuple(custom_ops))
-        for improve, known in ((PairCandidate.equalised, gains), (PairCandidate.absorbed, absorbed)):
-            trial, gain = improve(trial)
-            known.extend([gain] if gain > 0 else [])
-        changed = trial.model
-    if changed is not model:
-        before, after = (float_outputs(each, samples[0], custom_ops) for each in (model, changed))
-        require_same("Equalise", before, after)
-    told = {
-        f"{len(gains)} of {len(halves)} values between convolutions equalised": gains,
+
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    native: bool = False
+
+    def rewrite(self, state: Rewritten, calibration: CalibrationSet) -> Rewritten:
+        """Rescale pairs of convolutions, and move constants into biases, where the measured error falls.
+
+        Args:
+            state: The model so far. Not modified.
+            calibration: Its first samples are looked at.
+
+        Returns:
+            The new state; `state` itself where nothing is gained.
+        """
+        calibration.progress("equalize")
+        model = state.model
+        layers = dict(_layers(model, self.exclusions.on(model), native=self.native))
+        pairs = [
+            pair for pair in channel_pairs(model) if {name_of(n) for n in (pair.first, *pair.readers)} <= set(layers)
+        ]
+        if not pairs:
+            return state
+        feeds = calibration.ahead(PROPOSED_ON)
+        wanted = {str(pair.value.name): (ExtremesOf(1),) for pair in pairs}
+        shown = counted(feeds, len(feeds), calibration.progress)
+        halves = collect(model, shown, wanted, custom_ops=calibration.custom_ops).statistics.halves
+        changed, gains, absorbed = model, list[float](), list[float]()
+        for name in counted(list(wanted), len(wanted), calibration.progress):
+            trial = PairCandidate(
+                changed, name, layers, state.choices, halves[name], feeds[:MEASURED], tuple(calibration.custom_ops)
+            )
+            for improve, known in ((PairCandidate.equalized, gains), (PairCandidate.absorbed, absorbed)):
+                trial, gain = improve(trial)
+                known.extend([gain] if gain > 0 else [])
+            changed = trial.model
+        if changed is not model:
+            before, after = (float_outputs(each, feeds[0], calibration.custom_ops) for each in (model, changed))
+            require_same("EqualizeConvs", before, after)
+        notes = _notes(gains, absorbed, len(halves))
+        return replace(state, model=changed, notes=(*state.notes, *notes), evened_out=bool(notes))
+
+
+def _notes(gains: list[float], absorbed: list[float], num_values: int) -> tuple[str, ...]:
+    done = {
+        f"{len(gains)} of {num_values} values between convolutions equalised": gains,
         f"channels of {len(absorbed)} values that are always on moved into biases": absorbed,
     }
-    return changed, tuple(
+    return tuple(
         f"{what}: measured error behind them {min(known):.1f} to {max(known):.1f} dB lower"
-        for what, known in told.items()
+        for what, known in done.items()
         if known
     )
 
 
-def _layers(model: ir.Model, integers: Integers) -> Iterator[tuple[str, LinearLayer]]:
+def _layers(model: ir.Model, excluded: Excludes, *, native: bool) -> Iterator[tuple[str, LinearLayer]]:
     """Convolutions that will run on integers."""
     for node in model.graph:
-        layer = describe_linear(node, native=integers.native) if node.op_type == "Conv" and not node.domain else None
-        if isinstance(layer, LinearLayer) and not integers.excluded(node):
+        layer = describe_linear(node, native=native) if node.op_type == "Conv" and not node.domain else None
+        if isinstance(layer, LinearLayer) and not excluded(node):
             yield layer.name, layer
 
 
@@ -144,7 +143,7 @@ class PairCandidate:
         model: With the pairs before it rescaled.
         name: The value in the middle.
         layers: Every layer by name.
-        integers: What they will be.
+        choices: What their integers will be.
         halves: Extremes of the value.
         samples: To measure on.
         custom_ops: Libraries the model needs.
@@ -153,12 +152,12 @@ class PairCandidate:
     model: ir.Model
     name: str
     layers: dict[str, LinearLayer]
-    integers: Integers
+    choices: Choices
     halves: Halves
     samples: Sequence[Feed]
     custom_ops: tuple[str | Path, ...]
 
-    def equalised(self) -> tuple[PairCandidate, float]:
+    def equalized(self) -> tuple[PairCandidate, float]:
         """The pair with the scales of least measured error, and what they gain, dB."""
         return self._better(map(self._scaled, self._candidates()))
 
@@ -210,7 +209,7 @@ class PairCandidate:
             for node in pair.readers
             if (weight := constant(node.inputs[1])) is not None
         ]
-        spec = self.integers.choose(self.layers[name_of(pair.first)]).spec
+        spec = self.choices.choice(self.layers[name_of(pair.first)]).spec
         terms = SmoothingTerms(EXPECTED_DB, may_stand_aside=False, levels=spec.qmax, narrowest=NARROWEST)
         evened = self._within(pair, best_smoothing(readers, self.halves, terms).scale)
         if not np.array_equal(evened, np.ones_like(evened)):
@@ -254,10 +253,10 @@ class PairCandidate:
             return [run(back, {self.name: each}, ends) for each in middle]
 
     def _on_grid(self, values: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        seen, spec = HistogramAccumulator(), self.integers.activation
+        seen, spec = HistogramAccumulator(), self.choices.activation
         for each in values:
             seen.update(each)
-        grid = choose_qparams(self.integers.observer.choose_range(seen.value(), spec), spec)
+        grid = choose_qparams(self.choices.observer.choose_range(seen.value(), spec), spec)
         return [fake_quantize(each, grid) for each in values]
 
     def _round(self, node: ir.Node) -> None:
@@ -265,7 +264,7 @@ class PairCandidate:
         weight = constant(value)
         if value is None or weight is None:
             raise RuntimeError(f"{layer.name} has no constant weight")
-        problem = LayerProblem(layer.name, layer.layout.to_matrix(weight), self.integers.choose(layer).spec)
+        problem = LayerProblem(layer.name, layer.layout.to_matrix(weight), self.choices.choice(layer).spec)
         decoded = layer.layout.to_tensor(Rtn().quantize(problem).decode().astype(np.float32))
         value.const_value = ir.tensor(decoded, name=value.name)
 

@@ -8,28 +8,32 @@ methods that look at the inputs gain nothing by it, as they know which errors co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.extremes import collect_extremes
+from ptq.calibration.calibration_set import CalibrationSet
+from ptq.calibration.record import CHANNELS
+from ptq.calibration.statistics import ExtremesOf
 from ptq.core.errors import EquivalenceError
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.smoothing import scales_of
 from ptq.core.spec import QuantSpec
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.linear import constant, name_of
+from ptq.passes.placement import place_weights
+from ptq.passes.selection import Exclusions
 from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.solving.choices import LayerChoice
-from ptq.transforms.smooth_products import FREE_DB, Rewritten, products_by_input
+from ptq.transforms.rewritten import Rewritten
+from ptq.transforms.smooth_products import FREE_DB, products_by_input
 from ptq.weights import Rtn
 
-Feed = Mapping[str, NDArray[Any]]
 Float = NDArray[np.float64]
 
 BYTE = 8
@@ -38,53 +42,57 @@ NARROWEST = 1e-3
 """Share of the widest channel below which no channel is taken to be."""
 
 
-def lift_salient(
-    model: ir.Model,
-    feeds: Iterable[Feed],
-    first: Feed,
-    specs: Mapping[str, QuantSpec],
-    *,
-    custom_ops: Sequence[str | Path] = (),
-) -> Rewritten:
-    """Scale channels of weights by what they meet, without changing what the model computes.
-
-    Args:
-        model: Prepared float model. Not modified.
-        feeds: Calibration samples; consumed once, unless nothing is free.
-        first: One of them, to check on.
-        specs: Products whose weights are rounded -> their grids.
-        custom_ops: Libraries the model needs.
-
-    Returns:
-        The rewritten model; the model itself where nothing is worth it.
+@dataclass(frozen=True)
+class ScaleSalient:
+    """Scale channels of weights by what they meet before they are rounded, without changing what the model computes.
 
     Source:
         Lin et al., "AWQ" (arXiv 2306.00978): s = (mean |x|)^a, a searched by output error. Differs: the root of the
         mean square, also with the weights in the formula, errors of channels taken as independent, only where free.
+
+    Attributes:
+        exclusions: The user's.
     """
-    free = free_inputs(model, specs)
-    if not free:
-        return Rewritten(model)
-    halves = collect_extremes(model, list(free), feeds, custom_ops=custom_ops)
-    found = {}
-    for source, nodes in free.items():
-        seen = halves[source][0].merge(halves[source][1])
-        weights = [(weight, specs[name_of(node)]) for node in nodes if (weight := constant(node.inputs[1])) is not None]
-        scale, gain_db = best_lift(weights, seen.square / max(seen.count, 1))
-        if gain_db > FREE_DB:
-            found[source] = (scale, gain_db)
-    names = {source: tuple(map(name_of, free[source])) for source in found}
-    makers = _makers(model)
-    made = {names[source][0]: scale for source, (scale, _) in found.items() if names[source][0] in makers}
-    normed = {source: scale for source, (scale, _) in found.items() if names[source][0] not in makers}
-    changed = _applied(model, [(made, normed), ({}, normed)], names, first, custom_ops) if found else None
-    if changed is None:
-        return Rewritten(model)
-    gains = sorted(gain_db for _, gain_db in found.values())
-    note = (
-        f"weights behind {len(found)} inputs scaled before rounding: expected error {gains[0]:.1f} to {gains[-1]:.1f}"
-    )
-    return Rewritten(changed, notes=(f"{note} dB lower",), evened_out=True)
+
+    exclusions: Exclusions = field(default_factory=Exclusions)
+
+    def rewrite(self, state: Rewritten, calibration: CalibrationSet) -> Rewritten:
+        """Scale what is free to scale and gains by it.
+
+        Args:
+            state: The model so far. Not modified.
+            calibration: Looked at once, unless nothing is free.
+
+        Returns:
+            The new state; `state` itself where nothing is worth it.
+        """
+        model, excluded = state.model, self.exclusions.on(state.model)
+        if calibration.is_random or not products_by_input(model, excluded):
+            return state
+        layers = place_weights(model, excluded).layers
+        specs = rounded_alone({layer.name: state.choices.choice(layer) for layer in layers})
+        free = free_inputs(model, specs)
+        if not free:
+            return state
+        halves = calibration.observe(model, dict.fromkeys(free, (ExtremesOf(),)), CHANNELS, again=True).halves
+        found = {}
+        for source, nodes in free.items():
+            both = halves[source][0].merge(halves[source][1])
+            weights = [
+                (weight, specs[name_of(node)]) for node in nodes if (weight := constant(node.inputs[1])) is not None
+            ]
+            scale, gain_db = best_lift(weights, both.square / max(both.count, 1))
+            if gain_db > FREE_DB:
+                found[source] = (scale, gain_db)
+        changed = _scaled(model, free, {source: scale for source, (scale, _) in found.items()}, calibration)
+        if changed is None:
+            return state
+        gains = sorted(gain_db for _, gain_db in found.values())
+        note = (
+            f"weights behind {len(found)} inputs scaled before rounding: expected error {gains[0]:.1f} to "
+            f"{gains[-1]:.1f} dB lower"
+        )
+        return replace(state, model=changed, notes=(*state.notes, note), evened_out=True)
 
 
 def rounded_alone(choices: Mapping[str, LayerChoice]) -> dict[str, QuantSpec]:
@@ -142,21 +150,24 @@ def _is_free(nodes: Sequence[ir.Node], makers: Mapping[str, str]) -> bool:
     return alone or (value is not None and normalisation_for(value, list(nodes)) is not None)
 
 
-def _applied(
+def _scaled(
     model: ir.Model,
-    attempts: Sequence[tuple[Mapping[str, Float], Mapping[str, Float]]],
-    names: Mapping[str, tuple[str, ...]],
-    first: Feed,
-    custom_ops: Sequence[str | Path],
+    free: Mapping[str, list[ir.Node]],
+    scales: Mapping[str, Float],
+    calibration: CalibrationSet,
 ) -> ir.Model | None:
-    """The model with the first scales, of products and of normalised values, that leave its outputs as they were."""
-    before = float_outputs(model, first, custom_ops)
-    for made, normed in attempts:
+    """The model with scales of products and of normalised values; of these alone if products are not as they look."""
+    names, makers = {source: tuple(map(name_of, free[source])) for source in scales}, _makers(model)
+    made = {names[source][0]: scale for source, scale in scales.items() if names[source][0] in makers}
+    normed = {source: scale for source, scale in scales.items() if names[source][0] not in makers}
+    outputs = functools.partial(float_outputs, feed=calibration.first, custom_ops=calibration.custom_ops)
+    before = outputs(model) if scales else {}
+    for products in (made, {}) if scales else ():
         changed = model.clone()
-        SmoothValues(made)(changed)
+        SmoothValues(products)(changed)
         SmoothActivations(normed, names)(changed)
         try:
-            require_same("lift_salient", before, float_outputs(changed, first, custom_ops))
+            require_same("ScaleSalient", before, outputs(changed))
         except EquivalenceError:  # heads in another order than they look
             continue
         return changed

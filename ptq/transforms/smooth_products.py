@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.extremes import collect_extremes
+from ptq.calibration.calibration_set import CalibrationSet
+from ptq.calibration.record import CHANNELS
+from ptq.calibration.statistics import ExtremesOf
 from ptq.core.errors import EquivalenceError
 from ptq.core.smoothing import Halves, Reader, Smoothing, SmoothingTerms, best_smoothing
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.placement import Excludes
+from ptq.passes.selection import Exclusions
 from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
-
-Feed = Mapping[str, NDArray[Any]]
+from ptq.transforms.rewritten import Rewritten
 
 Outliers = Literal["inside", "beside", "clipped"]
 """Where the widest channels are computed: within the integer product, in float beside it, or beside it and what they
 leave behind is clipped, as ranges that are taken at run time ask for."""
-
-
-@dataclass(frozen=True)
-class Balancing:
-    """What rewritings depend on.
-
-    Attributes:
-        outliers: Where the widest channels are computed.
-        weight_bits: Word length of the weights that take over what activations lose: short ones can take less.
-    """
-
-    outliers: Outliers = "beside"
-    weight_bits: int = 8
-
-    def over(self, worth_db: float, *, may_stand_aside: bool) -> SmoothingTerms:
-        """Terms for one tensor."""
-        allowed = may_stand_aside and self.outliers != "inside"
-        return SmoothingTerms(worth_db, allowed, (1 << (self.weight_bits - 1)) - 1)
 
 
 WORTH_DB = 4.0
@@ -53,27 +37,83 @@ FREE_DB = 1.0
 """What a change of weights alone has to gain."""
 
 
+class _TermsFor(Protocol):
+    def __call__(self, worth_db: float, *, may_stand_aside: bool) -> SmoothingTerms: ...
+
+
 @dataclass(frozen=True)
-class Rewritten:
-    """A model whose activations are easier to quantize.
+class SmoothProducts:
+    """Even out the channels that products read, and take the widest ones out of them: 8 bits for inputs cost less.
 
     Attributes:
-        model: Computes the same.
-        aside: Value -> channels that no integer product reads any more: its grid need not reach them.
-        beside: Products that compute them in float.
-        notes: What was done, for the report.
-        evened_out: Whether widths of channels moved into weights.
+        exclusions: The user's.
+        outliers: Where the widest channels are computed.
     """
 
-    model: ir.Model
-    aside: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    beside: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
-    evened_out: bool = False
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    outliers: Outliers = "beside"
 
-    def leaves_out(self, excluded: Excludes) -> Excludes:
-        """Exclusions with the products in float beside others added."""
-        return lambda node: excluded(node) or ("carries outlier channels" if name_of(node) in self.beside else None)
+    def rewrite(self, state: Rewritten, calibration: CalibrationSet) -> Rewritten:
+        """Move widths into weights around them, widest channels beside products, where the expected error falls.
+
+        Args:
+            state: The model so far. Not modified.
+            calibration: Looked at once, unless the model has no products.
+
+        Returns:
+            The new state, its model that of `state` where nothing is worth it.
+        """
+        model, excluded = state.model, self.exclusions.on(state.model)
+        products = products_by_input(model, excluded)
+        if not products:
+            return state
+        values = _value_outputs(model, products)
+        wanted = dict.fromkeys([*products, *values.values()], (ExtremesOf(),))
+        halves = calibration.observe(model, wanted, CHANNELS, again=True).halves
+        outputs = functools.partial(float_outputs, feed=calibration.first, custom_ops=calibration.custom_ops)
+        before, terms = outputs(model), self._terms(state.choices.weights.spec.num_bits)
+        of_values = {name: halves[value] for name, value in values.items()}
+        changed, scales = _smooth_values(model, products, of_values, terms)
+        try:
+            require_same("SmoothValues", before, outputs(changed))
+        except EquivalenceError:  # heads in another order than they look
+            changed, scales = model.clone(), {}
+        for source, scale in scales.items():
+            halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
+        found = _choose(products_by_input(changed, excluded), halves, terms)
+        smooth = {value: each for value, each in found.items() if not len(each.aside)}
+        apart = {value: each.aside for value, each in found.items() if len(each.aside)}
+        names = {value: tuple(name_of(node) for node in products[value]) for value in found}
+        SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
+        leaving = {names[value][0]: channels for value, channels in apart.items()}
+        SplitOutliers(leaving, self._limits(apart, halves, names))(changed)
+        require_same("SmoothProducts", before, outputs(changed))
+        return replace(
+            state,
+            model=changed,
+            aside=apart,
+            beside=frozenset(name + SUFFIX for name in leaving),
+            notes=(*state.notes, *_notes(scales, smooth, apart)),
+            evened_out=state.evened_out or bool(scales or smooth),
+        )
+
+    def _terms(self, weight_bits: int) -> _TermsFor:
+        """Terms for one tensor: short weights can take over less of what activations lose."""
+
+        def terms(worth_db: float, *, may_stand_aside: bool) -> SmoothingTerms:
+            allowed = may_stand_aside and self.outliers != "inside"
+            return SmoothingTerms(worth_db, allowed, (1 << (weight_bits - 1)) - 1)
+
+        return terms
+
+    def _limits(
+        self, apart: Mapping[str, Any], halves: Mapping[str, Halves], names: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, tuple[float, float]]:
+        """What is left behind the widest channels, where it is clipped."""
+        if self.outliers != "clipped":
+            return {}
+        inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
+        return {names[value][0]: (float(rest.low.min()), float(rest.high.max())) for value, rest in inner.items()}
 
 
 def products_by_input(model: ir.Model, excluded: Excludes) -> dict[str, list[ir.Node]]:
@@ -87,53 +127,6 @@ def products_by_input(model: ir.Model, excluded: Excludes) -> dict[str, list[ir.
     return found
 
 
-def balance(
-    model: ir.Model,
-    feeds: Iterable[Feed],
-    first: Feed,
-    excluded: Excludes,
-    *,
-    custom_ops: Sequence[str | Path] = (),
-    terms: Balancing = Balancing(),
-) -> Rewritten:
-    """Rewrite the products of a model so that 8 bits for their inputs cost less, without changing what it computes.
-
-    Args:
-        model: Prepared float model. Not modified.
-        feeds: Calibration samples; consumed once.
-        first: One of them, to check on.
-        excluded: The user's exclusions.
-        custom_ops: Libraries the model needs.
-        terms: Of the runtime and the weights.
-
-    Returns:
-        The rewritten model; the model itself where nothing is worth it.
-    """
-    products = products_by_input(model, excluded)
-    values = _value_outputs(model, products)
-    halves = collect_extremes(model, [*products, *values.values()], feeds, custom_ops=custom_ops)
-    before = float_outputs(model, first, custom_ops)
-    changed, scales = _smooth_values(model, products, {name: halves[value] for name, value in values.items()}, terms)
-    try:
-        require_same("SmoothValues", before, float_outputs(changed, first, custom_ops))
-    except EquivalenceError:  # heads in another order than they look
-        changed, scales = model.clone(), {}
-    for source, scale in scales.items():
-        halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
-    found = _choose(products_by_input(changed, excluded), halves, terms)
-    smooth = {value: each for value, each in found.items() if not len(each.aside)}
-    apart = {value: each.aside for value, each in found.items() if len(each.aside)}
-    names = {value: tuple(name_of(node) for node in products[value]) for value in found}
-    SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
-    inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
-    limits = {names[value][0]: (float(rest.low.min()), float(rest.high.max())) for value, rest in inner.items()}
-    leaving = {names[value][0]: channels for value, channels in apart.items()}
-    SplitOutliers(leaving, limits if terms.outliers == "clipped" else {})(changed)
-    require_same("balance", before, float_outputs(changed, first, custom_ops))
-    beside = frozenset(name + SUFFIX for name in leaving)
-    return Rewritten(changed, apart, beside, _notes(scales, smooth, apart), bool(scales or smooth))
-
-
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:
     """Products behind an attention -> the value whose channels reach it, with its bias; behind a gate, its input."""
     nodes = {name_of(node): node for node in model.graph}
@@ -145,7 +138,7 @@ def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> di
 
 
 def _smooth_values(
-    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: Balancing
+    model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: _TermsFor
 ) -> tuple[ir.Model, dict[str, NDArray[np.float64]]]:
     """The model with scales moved through attention, and by what the inputs of the products behind it shrank."""
     changed = model.clone()
@@ -154,7 +147,7 @@ def _smooth_values(
         name = name_of(nodes[0])
         if len(nodes) > 1 or name not in halves:
             continue
-        found = best_smoothing(_readers(nodes), halves[name], terms.over(FREE_DB, may_stand_aside=False))
+        found = best_smoothing(_readers(nodes), halves[name], terms(FREE_DB, may_stand_aside=False))
         if found.gain_db > 0:
             scales[name], sources[source] = found.scale, found.scale
     SmoothValues(scales)(changed)
@@ -162,7 +155,7 @@ def _smooth_values(
 
 
 def _choose(
-    products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: Balancing
+    products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: _TermsFor
 ) -> dict[str, Smoothing]:
     found = {}
     for source, nodes in products.items():
@@ -172,7 +165,7 @@ def _choose(
         # In float beside a narrow product they cost less than dividing its wide input would.
         cheap = len(nodes) == 1 and features <= channels and can_split(nodes[0])
         alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
-        wanted = terms.over(FREE_DB if free else WORTH_DB, may_stand_aside=cheap and alone)
+        wanted = terms(FREE_DB if free else WORTH_DB, may_stand_aside=cheap and alone)
         chosen = best_smoothing(readers, halves[source], wanted)
         if chosen.gain_db > 0:
             found[source] = chosen

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.calibration.calibration_set import CalibrationSet
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerTensor, QuantSpec
@@ -17,7 +18,53 @@ from ptq.passes.linear import constant, describe_linear
 from ptq.passes.split_center import SplitCenter, can_split, coarse_and_fine
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.splits import candidate
+from ptq.transforms.rewritten import Rewritten
 from ptq.weights import Rtn
+
+BRANCH_DB = 36.0
+"""Signal to error of an 8-bit weight from which on a second convolution would add more error than it takes away: its
+output is rounded to 8 bits too."""
+
+
+@dataclass(frozen=True)
+class SplitCenters:
+    """Give wide centre taps of 8-bit kernels a convolution of their own, where the choices want it."""
+
+    def rewrite(self, state: Rewritten, _calibration: CalibrationSet) -> Rewritten:
+        """Split what gains by it.
+
+        Args:
+            state: The model so far, and the choice for each layer. Not modified.
+
+        Returns:
+            The new state, with choices for the new layers.
+        """
+        branches = choose_branches(state.model, state.choices.choice)
+        notes = [f"{name}: {why}" for name, why in branches.rejected.items() if why]
+        chosen = branches.chosen
+        if not chosen:
+            return replace(state, notes=(*state.notes, *notes))
+        divided = state.model.clone()
+        bits = MAX_BITS - state.choices.saturates  # that many neighbors share without loss
+        for per_tensor in (False, True):
+            names = frozenset(
+                name for name, each in chosen.items() if isinstance(each.spec.granularity, PerTensor) == per_tensor
+            )
+            SplitCenter(names, per_tensor, (1 << (bits - 1)) - 1)(divided)
+        notes.insert(0, f"{len(chosen)} convolutions split into a coarse and a fine one: {', '.join(chosen)}")
+        choices = _with_parts(state.choices, chosen, bits)
+        return replace(state, model=divided, choices=choices, notes=(*state.notes, *notes))
+
+
+def _with_parts(choices: Choices, chosen: Mapping[str, LayerChoice], bits: int) -> Choices:
+    """Choices for both parts of every layer that was split; coarse parts have words of `bits`."""
+    whole = {name: replace(choice, split="never") for name, choice in chosen.items()}
+    parts = {f"{name}_fine": choice for name, choice in whole.items()}
+    for name, choice in whole.items():
+        spec = replace(choice.spec, num_bits=bits, narrow_range=True)
+        parts[f"{name}_coarse"] = replace(choice, spec=spec)
+    coarse = frozenset(f"{name}_coarse" for name in chosen)
+    return replace(choices, overrides={**choices.overrides, **parts}, coarse=coarse)
 
 
 @dataclass(frozen=True)
@@ -78,39 +125,3 @@ def _not_worth_a_branch(node: ir.Node, weight: NDArray[np.float32], layer: Linea
 def _rounding_energy(weight: NDArray[np.float32], spec: QuantSpec) -> float:
     decoded = Rtn().quantize(LayerProblem("", weight, spec)).decode()
     return float(np.square(decoded - weight, dtype=np.float64).sum())
-
-
-BRANCH_DB = 36.0
-"""Signal to error of an 8-bit weight from which on a second convolution would add more error than it takes away: its
-output is rounded to 8 bits too."""
-
-
-def split_branches(model: ir.Model, settings: Choices) -> tuple[ir.Model, Choices, tuple[str, ...]]:
-    """Give wide centre taps of 8-bit kernels a convolution of their own, where the settings want it.
-
-    Args:
-        model: Prepared float model.
-        settings: What the recipe means for it.
-
-    Returns:
-        The model, the settings with choices for the new layers, and a note for the report if anything changed.
-    """
-    branches = choose_branches(model, settings.choice)
-    notes = [f"{name}: {why}" for name, why in branches.rejected.items() if why]
-    chosen = branches.chosen
-    if not chosen:
-        return model, settings, tuple(notes)
-    divided, bits = model.clone(), MAX_BITS - settings.saturates  # that many neighbours share without loss
-    for per_tensor in (False, True):
-        names = frozenset(
-            name for name, each in chosen.items() if isinstance(each.spec.granularity, PerTensor) == per_tensor
-        )
-        SplitCenter(names, per_tensor, (1 << (bits - 1)) - 1)(divided)
-    whole = {name: replace(choice, split="never") for name, choice in chosen.items()}
-    parts = {f"{name}_fine": choice for name, choice in whole.items()}
-    for name, choice in whole.items():
-        spec = replace(choice.spec, num_bits=bits, narrow_range=True)
-        parts[f"{name}_coarse"] = replace(choice, spec=spec)
-    coarse = frozenset(f"{name}_coarse" for name in chosen)
-    notes.insert(0, f"{len(chosen)} convolutions split into a coarse and a fine one: {', '.join(chosen)}")
-    return divided, replace(settings, overrides={**settings.overrides, **parts}, coarse=coarse), tuple(notes)

@@ -189,7 +189,7 @@ class _Search:
     def _run(self, name: str, recipe: Recipe) -> Result:
         """One try."""
         number = len(self.tries) + 1
-        job = replace(self._job, recipe=recipe, ledger=CalibrationShards())
+        job = replace(self._job, recipe=recipe, shards=CalibrationShards())
         result = run(job, within(self._progress, f"try {number}, {name}"))
         self._runs[recipe] = result
         passed, size = result.report.verdict.passed, result.delivery.num_bytes

@@ -80,13 +80,18 @@ def streamed(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:
 
 
 def sharded(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:
-    """Calibrated in two shards, merged, then quantized."""
+    """Calibrated in two shards, in as many rounds as it takes, merged, then quantized."""
     with TemporaryDirectory() as folder:
-        parts = [Path(folder) / f"{index}.calib" for index in range(2)]
-        for index, path in enumerate(parts):
-            ptq.calibrate(model.clone(), list(data), recipe, shard=Shard(index, 2)).save(path)
-        ptq.merge(parts).save(Path(folder) / "whole.calib")
-        return ptq.quantize(model, list(data), recipe, calibration=Path(folder) / "whole.calib")
+        parts, whole = [Path(folder) / f"{index}.calib" for index in range(2)], Path(folder) / "all.calib"
+        for known in (None, whole):
+            for index, path in enumerate(parts):
+                shard = Shard(index, len(parts))
+                ptq.calibrate(model.clone(), list(data), recipe, shard=shard, calibration=known).save(path)
+            merged = ptq.merge(parts)
+            merged.save(whole)
+            if not merged.is_first_round:
+                break
+        return ptq.quantize(model, list(data), recipe, calibration=whole)
 
 
 def evaluated(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:

@@ -23,8 +23,9 @@ from ptq.passes.linear import name_of
 from ptq.passes.placement import place
 from ptq.passes.smooth_values import value_projections
 from ptq.runtime import open_session
-from ptq.transforms.smooth_products import balance
+from ptq.transforms import SmoothProducts
 from tests.builders import SWIGLU_WIDTH, attention, feeds, model_from_text, random, swiglu
+from tests.transforming import rewritten
 
 KEEP_ALL = lambda _node: None  # noqa: E731 - a selector that leaves nothing out
 
@@ -126,7 +127,7 @@ def test_a_normalisation_that_nobody_else_reads_takes_the_scale() -> None:
     model = model_from_text(text, {"g": scale, "b": random((64,), 2), "w": random((64, 8), 3)})
     samples = feeds(16, 5, 64)
     prepared, _ = prepare(model, samples[0])
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     assert [node.op_type for node in balanced.model.graph] == ["LayerNormalization", "MatMul"]
     assert balanced.notes
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
@@ -136,14 +137,14 @@ def test_values_of_an_attention_are_found_and_scaled() -> None:
     model, samples = attention(), feeds(16, 7, 16)
     prepared, _ = prepare(model, samples[0])
     assert value_projections(prepared) == {"u": "v"}
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 
 
 def test_scales_of_gated_values_cost_nothing_at_run_time() -> None:
     model = swiglu(30.0)
     samples = [{"x": random((8, 32, SWIGLU_WIDTH), seed)} for seed in range(16)]
-    balanced = balance(model, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(model, samples, SmoothProducts())
     require_same("test", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
     assert any("channels of 1 attention and gated values" in note for note in balanced.notes)
     assert [node.op_type for node in balanced.model.graph] == [node.op_type for node in model.graph]
@@ -171,7 +172,7 @@ def test_heads_in_another_order_are_left_alone() -> None:
     model, samples = model_from_text(text, weights), feeds(16, 4, 16)
     prepared, _ = prepare(model, samples[0])
     assert value_projections(prepared) == {"y": "v"}
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     assert not any("gated values" in note for note in balanced.notes)
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 

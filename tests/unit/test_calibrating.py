@@ -70,7 +70,7 @@ def test_shards_in_any_order_make_the_model_of_one_run(recipe: Recipe, count: in
     calibrate(net(), samples(), recipe).save(tmp_path / "whole.calib")
     assert (tmp_path / "all.calib").read_bytes() == (tmp_path / "whole.calib").read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # nothing may be run again
-        patch.setattr(collecting.StatisticsCollector, "update", None)
+        patch.setattr(collecting, "contribution_of", None)
         found = bytes_of(net(), samples(), recipe, calibration=tmp_path / "all.calib")
     assert found == bytes_of(net(), samples(), recipe)
 
@@ -92,11 +92,11 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_bytes(
         quantize(net(), broken(at), recipe, workspace=work)
     assert work.exists() == (at > 64)  # not before the set is calibrated on
     seen: list[int] = []
-    update = collecting.StatisticsCollector.update
+    contribution_of = collecting.contribution_of
     monkeypatch.setattr(
-        collecting.StatisticsCollector,
-        "update",
-        lambda own, arrays, number: (seen.append(number), update(own, arrays, number))[1],
+        collecting,
+        "contribution_of",
+        lambda wanted, arrays, number: (seen.append(number), contribution_of(wanted, arrays, number))[1],
     )
     found = bytes_of(net(), samples(), recipe, workspace=work)
     if at > 64:

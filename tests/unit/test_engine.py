@@ -21,6 +21,7 @@ from ptq.calibration import collect as collecting
 from ptq.calibration import executor as engines
 from ptq.calibration import shards as ledgers
 from ptq.calibration.executor import Executor, Ray, Threads
+from ptq.calibration.statistics import HistogramOf, MeanOf
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
 from ptq.recipe import Weights
@@ -99,7 +100,7 @@ def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_values_that_are_empty_in_some_parts_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "PART", 3)
     model = model_from_text("net (float[N, S, 4] x) => (float[N, S, 4] y) { y = Relu (x) }", {})
-    wanted = collecting.Wanted(("y",), {"y": 2})
+    wanted = {"y": (HistogramOf(), MeanOf(2))}
     rows = [np.ones((1, index // 3, 4), np.float32) * index for index in range(9)]  # nothing in the first part
     for samples in (rows, rows[::-1]):
         given = [{"x": row} for row in samples]

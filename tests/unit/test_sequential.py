@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.collect import collect
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
@@ -27,7 +27,7 @@ from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import place
 from ptq.recipe import Recipe
 from ptq.solving.choices import choices_of
-from ptq.solving.grids import channel_axes
+from ptq.solving.grids import wanted_of
 from ptq.solving.plan import Problem, make_plan
 from ptq.target import CPU_X86
 from tests.builders import model_from_text, random
@@ -188,10 +188,10 @@ def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
     model, feeds = model_from_text(BRANCHES, WEIGHTS), [{"x": random((1, 3, 8, 8), n)} for n in range(6)]
     placement, recipe = place(model), Recipe()
     choices = choices_of(recipe, CPU_X86, model)
-    seen = collect(model, feeds, Wanted(tuple(placement.sources), channel_axes(placement))).statistics
+    seen = collect(model, feeds, wanted_of(placement)).statistics
     with ArrayStore(1 << 30) as store:
         samples = SampleReplay(store)
-        plan, _ = make_plan(Problem(model, placement, seen, choices, samples, feeds[0]))
+        plan, _ = make_plan(Problem(model, placement, seen.histograms, seen.means, choices, samples, feeds[0]))
         list(samples.record(feeds))
         walk = SequentialWalk(model, placement, plan, placement.layers, samples)
         weights = dict(plan.weights)

@@ -21,6 +21,7 @@ from ptq.core.plan import QuantPlan
 from ptq.core.spec import PerAxis, QuantSpec
 from ptq.core.widths import Points
 from ptq.models.sessions import run, session_of
+from ptq.modes import StaticRanges
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
 from ptq.recipe import LayerRule, Weights
@@ -268,14 +269,15 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
 def plan_of(model: ir.Model) -> QuantPlan:
     """Any complete plan."""
     seen: list[QuantPlan] = []
-    from ptq import pipeline
+    original = StaticRanges.lower
 
-    original = pipeline.lower
-    try:
-        pipeline.lower = lambda *given, **named: seen.append(given[2]) or original(*given, **named)  # type: ignore[func-returns-value]
+    def lower(mode: StaticRanges, *given: Any) -> ir.Model:
+        seen.append(given[2])
+        return original(mode, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StaticRanges, "lower", lower)
         quantize(model, DATA, Recipe(weights=Weights(Rtn(), split="never")))
-    finally:
-        pipeline.lower = original
     return seen[0]
 
 

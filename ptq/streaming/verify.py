@@ -26,7 +26,7 @@ from ptq.models.sessions import run
 from ptq.models.source import INLINE_BYTES
 from ptq.passes.infer_shapes import known_sizes
 from ptq.runtime.opening import open_session
-from ptq.solving.streaming import COMPARED, Streamed
+from ptq.streaming.solve import COMPARED, Streamed
 
 
 def verify_streamed(
