@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,11 @@ FLOORS = {"resnet20": 29.5, "squeezenet": 27.5, "mobilenet_vww": 31.0, "repvgg_c
 """SQNR in dB against float; goals of W8A8 with default flags."""
 
 
+def nightly(names: Iterable[str], *long: str) -> list[Any]:
+    """Names as parameters; the long ones only every night: networks of one kind each stay in every run."""
+    return [pytest.param(name, marks=[pytest.mark.nightly] * (name in long)) for name in names]
+
+
 def estimated_bytes(shared: Path, name: str, kind: str) -> int:
     """What `ptq inspect` says before anything is solved."""
     return int(inspect_model(shared / f"models/{name}.onnx")["estimate"]["file_bytes"][kind])
@@ -30,7 +37,7 @@ def estimated_bytes(shared: Path, name: str, kind: str) -> int:
 FLOORS_W4A8 = {"resnet20": 19.5, "squeezenet": 15.0, "mobilenet_vww": 15.0}
 
 
-@pytest.mark.parametrize("name", FLOORS_W4A8)
+@pytest.mark.parametrize("name", nightly(FLOORS_W4A8, "resnet20", "squeezenet"))
 def test_four_bit_weights_reach_the_floor_at_half_the_bytes(shared: Path, tmp_path: Path, name: str) -> None:
     workloads = evaluator(shared)
     out = tmp_path / "q.onnx"
@@ -44,7 +51,7 @@ def test_four_bit_weights_reach_the_floor_at_half_the_bytes(shared: Path, tmp_pa
     assert not result.report.proof.kernels.fallbacks
 
 
-@pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.parametrize("name", nightly(FLOORS, "repvgg_cifar", "squeezenet"))
 def test_default_flags_reach_the_floor(shared: Path, tmp_path: Path, name: str) -> None:
     workloads = evaluator(shared)
     out = tmp_path / "q.onnx"
