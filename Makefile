@@ -18,7 +18,7 @@ test: .venv/test check
 	$(BIN)/pytest -q -p no:cacheprovider -p no:randomly --doctest-modules ptq/core ptq/analysis/metrics.py
 
 nightly: .venv/test  # what takes minutes and rarely finds anything: docs/nightly.md
-	PTQ_HYPOTHESIS=nightly $(BIN)/pytest -q -p no:cacheprovider -m nightly
+	$(BIN)/pytest -q -p no:cacheprovider -m nightly
 
 check: .venv/test
 	$(BIN)/ruff format --check .
@@ -57,7 +57,7 @@ fuzz-inputs: .venv/test  # broken models, data, recipes and options for ten minu
 	$(BIN)/python -m tests.trust.fuzz --seconds 600 --seed $(SEED) --keep build/found
 
 kills: .venv/test  # 120 kills at random instants, and one before every call that changes a file
-	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider tests/trust/test_faults.py
+	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider -m '' tests/trust/test_faults.py
 
 sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON -DPTQ_WERROR=ON

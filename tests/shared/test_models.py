@@ -18,8 +18,17 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("run", RUNS)
+EVERY_TIME = {("W8A8", "resnet20"), ("W8A8", "mobilenet_vww"), ("W8A8", "minilm"), ("W4A8 gptq", "mobilenet_vww")}
+"""Networks of one kind each; the others are measured every night."""
+
+PAIRS = [
+    pytest.param(run, name, marks=[] if (run, name) in EVERY_TIME else [pytest.mark.nightly])
+    for run in RUNS
+    for name in SAMPLES
+]
+
+
+@pytest.mark.parametrize(("run", "name"), PAIRS)
 def test_what_was_reached_is_reached_again(shared: Path, tmp_path: Path, run: str, name: str) -> None:
     target = host_target().name
     known = results()[run].get(name, {}).get(target)
