@@ -50,5 +50,6 @@ def cross_compile(folder: Path) -> None:
             done = subprocess.run(["cmake", *step], capture_output=True, text=True, check=False)
             if done.returncode:
                 why = " ".join((done.stderr.strip() or done.stdout.strip())[-300:].split())
-                raise UnsupportedModelError(f"{COMPILER} cannot build the operator library: {why}")
+                advice = "mend it, or take it off PATH to export without the library"
+                raise UnsupportedModelError(f"{COMPILER} cannot build the operator library: {why}; {advice}")
         shutil.copyfile(Path(build) / NAME, folder / NAME)
