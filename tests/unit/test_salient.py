@@ -35,7 +35,7 @@ def rounded(model: ir.Model, bits: int, method: WeightMethod, *, equalize: bool 
 
 
 SPEC = replace(INT8_WEIGHT, num_bits=4, granularity=PerBlock(1, 32))
-RECIPE = Recipe(weight_only=True, weights=Weights(bits=5, granularity="block-32"))
+RECIPE = Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-32"))
 
 
 def solved(match: str) -> Recipe:
