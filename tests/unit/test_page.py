@@ -23,7 +23,7 @@ from ptq.analysis import page as page_module
 from ptq.analysis import report as report_module
 from ptq.analysis.card_file import read_bench, read_card
 from ptq.analysis.page import page
-from ptq.analysis.report import TimedPlan, Attempt
+from ptq.analysis.report import Attempt, TimedPlan
 from ptq.cli import main
 from ptq.core.affine import Range, choose_qparams, quantize
 from ptq.core.distribution import distribution_of_values, distribution_of_weight
