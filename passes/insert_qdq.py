@@ -377,7 +377,7 @@ class _Lowering:
                 assert_never(never)
 
     def _joined(self, name: str, layout: WeightLayout, encoding: SumEncoding) -> ir.Value:
-        """Sums of points, weights of one length together. onnxruntime joins them once, when the session opens."""
+        """Words of several lengths, those of one length together; joined once, when the session opens."""
         int8, parts, blocks = ir.DataType.INT8, [], cut(encoding, layout)
         for block in blocks:
             pieces = [self._stored(f"{name}_{piece.num_bits}", piece.codes, piece.num_bits) for piece in block.pieces]

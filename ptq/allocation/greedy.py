@@ -1,4 +1,4 @@
-"""Which output features get more points: those whose errors cost the network's output the most for their price."""
+"""Which output features get longer words: those whose errors cost the network's output the most for their price."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Demand:
 
     Attributes:
         gain: What the rounding of each feature costs the network's output. Shape [out].
-        price: Products that one more point takes in one feature, per sample.
-        num_bits: Word length of a point.
+        price: Products of one more word in one feature, per sample.
+        num_bits: Word length b that all features have; longer ones are multiples of it, up to a byte.
     """
 
     gain: NDArray[np.float64]
@@ -27,21 +27,21 @@ class Demand:
 
     @property
     def most(self) -> int:
-        """Points beyond which a sum has nothing to gain."""
+        """Words of b bits beyond which a feature has nothing to gain."""
         return -(-MAX_BITS // self.num_bits)
 
 
 def allocate(demands: Mapping[str, Demand], share: float) -> dict[str, NDArray[np.int8]]:
     """Spend a budget of products where they gain most.
 
-    Each point takes b bits off a feature's error, which leaves 4^-b of its energy.
+    Another b bits leave 4^-b of the energy of a feature's error.
 
     Args:
         demands: By layer.
-        share: Extra products as a share of those of all the layers with one point each.
+        share: Extra products as a share of those of all the layers with one word for each weight.
 
     Returns:
-        Points per output feature, by layer.
+        Bits of every output feature, by layer.
     """
     names = list(demands)
     layer, row, gain, price = [], [], [], []
@@ -53,13 +53,19 @@ def allocate(demands: Mapping[str, Demand], share: float) -> dict[str, NDArray[n
             row.append(np.arange(len(demand.gain)))
             gain.append(demand.gain * left)
             price.append(np.full(len(demand.gain), demand.price))
-    points = {name: np.ones(len(demand.gain), np.int8) for name, demand in demands.items()}
+    words = {name: np.ones(len(demand.gain), np.int8) for name, demand in demands.items()}
     if not layer:
-        return points
+        return _bits(words, demands)
     layers, rows, gains, prices = (np.concatenate(each) for each in (layer, row, gain, price))
     budget = share * sum(demand.price * len(demand.gain) for demand in demands.values())
-    for item in np.argsort(-gains / prices, kind="stable"):  # a feature's first extra point comes before its second
+    for item in np.argsort(-gains / prices, kind="stable"):  # a feature's first extra word comes before its second
         if prices[item] <= budget and gains[item] > 0:
             budget -= prices[item]
-            points[names[layers[item]]][rows[item]] += 1
-    return points
+            words[names[layers[item]]][rows[item]] += 1
+    return _bits(words, demands)
+
+
+def _bits(words: Mapping[str, NDArray[np.int8]], demands: Mapping[str, Demand]) -> dict[str, NDArray[np.int8]]:
+    return {
+        name: np.minimum(count * np.int8(demands[name].num_bits), np.int8(MAX_BITS)) for name, count in words.items()
+    }

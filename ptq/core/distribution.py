@@ -67,7 +67,11 @@ def distribution_of_weight(weight: FloatArray, encoding: WeightEncoding, sqnr_db
     params = encoding.params
     scale = expand(params.scale, weight.shape, params.spec.granularity)
     zero = expand(params.zero_point, weight.shape, params.spec.granularity).astype(np.float64)
-    codes = encoding.points.limits(params.spec) if isinstance(encoding, SumEncoding) else params.spec.limits
+    codes = (
+        encoding.widths.limits(narrow_range=params.spec.narrow_range)
+        if isinstance(encoding, SumEncoding)
+        else params.spec.limits
+    )
     low, high = ((code - zero) * scale for code in codes)
     outside = (weight < low - scale / 2) | (weight > high + scale / 2)
     histogram = Histogram.of(np.asarray(weight, np.float32))

@@ -16,9 +16,9 @@ class LayerRow:
         op_type: Conv, Gemm or MatMul.
         num_bits: Word length of its weight.
         num_weights: How many weights it has.
-        points: Which weights are sums of several points of that word length, and what came of a split that was tried.
-        num_macs: Products per sample with one point for each weight.
-        extra_macs: Products that the other points add in kernels of that word length.
+        points: Which features have words of several times that length, and what came of a split that was tried.
+        num_macs: Products per sample with one word for each weight.
+        extra_macs: Products that longer words add in kernels of that word length.
         executed_macs: Those of them that this target's kernels really execute.
         weight_sqnr_db: Signal to error of the weight, dB.
         input_sqnr_db: Signal to error of its input on the calibration set, dB.

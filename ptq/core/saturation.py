@@ -59,7 +59,7 @@ class SaturationLimits:
         Example:
             >>> wide = np.array([[1.0, 1.0, 1.0, -1.0]], np.float32)
             >>> ends = np.asarray(-127.0), np.asarray(127.0)
-            >>> limits = PairLimits.of(wide, np.arange(4), QuantSpec(signed=True, symmetric=True), ends)
+            >>> limits = SaturationLimits.of(wide, np.arange(4), QuantSpec(signed=True, symmetric=True), ends)
             >>> limits.high.tolist(), limits.low.tolist()
             ([[64.0, 64.0, 127.0, 1.0]], [[-64.0, -64.0, -1.0, -127.0]])
         """

@@ -1,14 +1,16 @@
-"""Weights as sums: how many points of the layer's word length make up each weight.
+"""Word lengths of single weights: some rows, or some columns, of a layer have longer words than the rest.
 
-A sum of n points of b bits, each 2^b times finer than the one before, is one integer of n b bits on the finest grid:
-among all sums of n such points the one whose values lie evenly. With 8-bit inputs nothing is gained beyond 8 bits,
-which is what the longest sum is cut to; so every sum fits the integer weight that kernels multiply with.
+All words of a row share one scale, and a longer word has more levels at the same step. Whatever a method calls its
+choice, rows that matter, taps that reach far, channels that can be dropped, it comes down to bits per weight.
 
 Sources:
-    Multipoint: Liu, Ye, Zhou, Liu, "Post-training quantization with multiple points" (AAAI 2021): more points in some
-    rows. Coarse & fine weight splitting: two points at the centre taps of re-parameterised convolutions.
-    Differs: the authors choose each point's scale greedily on what is left over; here the ratio is fixed and codes of
-    all points are found at once, by any solver, on the layer's output error.
+    Multipoint: Liu, Ye, Zhou, Liu, "Post-training quantization with multiple points" (AAAI 2021): sums of n points of
+    b bits in some rows. Coarse & fine weight splitting: sums of two points at the centre taps of re-parameterised
+    convolutions. Each point 2^b times finer than the one before, such a sum is one integer of n b bits: among all sums
+    of n points the one whose values lie evenly. With 8-bit inputs nothing is gained beyond 8 bits, which is what the
+    longest word is cut to.
+    Differs: the authors choose each point's scale greedily on what is left over; here the ratio is fixed and all bits
+    of a weight are found at once, by any solver, on the layer's output error.
 """
 
 from __future__ import annotations
@@ -18,63 +20,69 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.spec import QuantSpec
-
 MAX_BITS = 8
 
 
 @dataclass(frozen=True)
-class Points:
-    """Number of points, the larger of what a weight's row and its column ask for.
+class Widths:
+    """Bits per weight, the larger of what its row and its column ask for.
 
     Attributes:
-        rows: Per output feature, >= 1. Shape [out].
-        columns: Per input, >= 1. Shape [in].
+        rows: Per output feature, 0 to 8. Shape [out], int8.
+        columns: Per input, likewise; 0 asks for nothing. Shape [in].
     """
 
     rows: NDArray[np.int8]
     columns: NDArray[np.int8]
 
-    def merge(self, other: Points) -> Points:
-        """What either asks for."""
-        return Points(np.maximum(self.rows, other.rows), np.maximum(self.columns, other.columns))
+    def merge(self, other: Widths) -> Widths:
+        """The longer word of both for every row and every column."""
+        return Widths(np.maximum(self.rows, other.rows), np.maximum(self.columns, other.columns))
 
     @staticmethod
-    def in_rows(rows: NDArray[np.int8], num_columns: int) -> Points:
-        """As many points as each row asks for."""
-        return Points(rows, np.ones(num_columns, np.int8))
+    def in_rows(rows: NDArray[np.int8], num_columns: int) -> Widths:
+        """Words as long as each row asks for."""
+        return Widths(rows, np.zeros(num_columns, np.int8))
 
     @staticmethod
-    def at_taps(num_rows: int, num_columns: int, taps: NDArray[np.bool_]) -> Points:
-        """Two points where a kernel's tap says so; columns run over (channel, tap)."""
-        columns = np.tile(1 + taps.reshape(-1).astype(np.int8), num_columns // taps.size)
-        return Points(np.ones(num_rows, np.int8), columns)
+    def at_taps(shape: tuple[int, int], num_bits: int, taps: NDArray[np.bool_]) -> Widths:
+        """Words twice as long, up to a byte, at some taps of a kernel.
+
+        Args:
+            shape: Rows and columns; columns run over (channel, tap).
+            num_bits: Word length of the other taps.
+            taps: Which of them have longer words.
+        """
+        columns = np.where(taps.reshape(-1), min(2 * num_bits, MAX_BITS), 0).astype(np.int8)
+        return Widths(np.full(shape[0], num_bits, np.int8), np.tile(columns, shape[1] // taps.size))
 
     @property
-    def extra(self) -> int:
-        """Products beyond one per weight, for every position of the output."""
-        return int(self.counts.sum()) - self.counts.size
-
-    @property
-    def counts(self) -> NDArray[np.int8]:
-        """Points per weight. Shape [out, in]."""
-        counts: NDArray[np.int8] = np.maximum(self.rows[:, None], self.columns)
-        return counts
-
-    def word_lengths(self, num_bits: int) -> NDArray[np.int8]:
+    def bits(self) -> NDArray[np.int8]:
         """Bits per weight. Shape [out, in]."""
-        lengths: NDArray[np.int8] = np.minimum(self.counts * num_bits, MAX_BITS).astype(np.int8)
-        return lengths
+        bits: NDArray[np.int8] = np.maximum(self.rows[:, None], self.columns)
+        return bits
 
-    def limits(self, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Smallest and largest level per weight. Shapes [out, in].
+    def extra_words(self, num_bits: int) -> int:
+        """Words of a length beyond one for each weight that hold as many bits: what kernels of that length would read.
 
         Example:
-            >>> points = Points(np.array([1], np.int8), np.array([1, 2], np.int8))
-            >>> points.limits(QuantSpec(3, signed=True, symmetric=True))
+            >>> Widths.in_rows(np.array([3, 8], np.int8), 10).extra_words(3)
+            20
+        """
+        words = -(-self.bits // np.int8(num_bits))
+        return int(np.maximum(words, 1).sum()) - words.size
+
+    def limits(self, *, narrow_range: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest level per weight. Shapes [out, in].
+
+        Args:
+            narrow_range: Whether the most negative code is dropped at every length, not of bytes alone.
+
+        Example:
+            >>> Widths(np.array([3], np.int8), np.array([0, 6], np.int8)).limits()
             (array([[ -4., -32.]]), array([[ 3., 31.]]))
         """
-        bits = self.word_lengths(spec.num_bits).astype(np.float64)
-        high = np.exp2(bits - 1) - 1
-        low = np.where((bits == MAX_BITS) | spec.narrow_range, -high, -high - 1)
-        return low, high
+        bits = self.bits.astype(np.float64)
+        high = np.where(bits > 0, np.exp2(bits - 1) - 1, 0.0)
+        symmetric = (bits == MAX_BITS) | (bits == 0) | narrow_range
+        return np.where(symmetric, -high, -high - 1), high

@@ -31,7 +31,7 @@ from ptq.core.errors import InputError
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.solved_layer import AtOutput, SolvedLayer
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
-from ptq.core.widths import Points
+from ptq.core.widths import Widths
 from ptq.files.scratch import owned
 from ptq.files.whole import write_whole
 
@@ -41,8 +41,8 @@ if sys.platform != "win32":
 TENSORS = "tensors.bin"
 SUFFIX = ".layer"
 KINDS = (
-    AffineEncoding, AtOutput, BiasEncoding, FloatBias, PerAxis, PerBlock, PerTensor, Points, QuantParams, QuantSpec,
-    SolvedLayer, SumEncoding,
+    AffineEncoding, AtOutput, BiasEncoding, FloatBias, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec,
+    SolvedLayer, SumEncoding, Widths,
 )  # fmt: skip
 ALIGNMENT = 4096
 """Offsets that can be mapped into memory."""

@@ -37,10 +37,10 @@ class Weights:
             (Blocks are for products of weight-only and dynamic models: with static activations no runtime has a kernel
             for them; other layers of such models share them per channel.)
         bias_correction: Shift biases by the mean error that the integers cause.
-        split: Coarse & fine splitting: weights below 8 bits that become sums of two points. `auto` tries it where the
+        split: Coarse & fine splitting: weights below 8 bits that get words twice as long. `auto` tries it where the
             centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
             `center` tries it in every kernel, `whole` for all weights; kept wherever anything is gained.
-        extra_macs: Multipoint: extra points, spent on the output features whose errors cost the network's output the
+        extra_macs: Multipoint: longer words, spent on the output features whose errors cost the network's output the
             most, as a share of all products (0.05 is 5 %).
         first_last_bits: Word length in layers with no other before them, or none behind; None treats them like all.
     """

@@ -30,8 +30,8 @@ class LayerChoice:
     Attributes:
         method: Quantizes it.
         spec: Its grid.
-        split: Which weights become sums of a coarse and a fine point: the kernel's centre where it is far wider than
-            the rest, and then only if that pays (`auto`); the centre of any kernel (`center`); all weights (`whole`).
+        split: Which weights get words twice as long: the kernel's centre where it is far wider than the rest, and then
+            only if that pays (`auto`); the centre of any kernel (`center`); all weights (`whole`).
     """
 
     method: WeightMethod
@@ -48,7 +48,7 @@ class Choices:
         activation: Grid of activations.
         weights: Choice for every layer without one of its own.
         bias_correction: Shift biases by the mean error that the integers cause.
-        extra_macs: Budget of extra points in output features, as a share of all products.
+        extra_macs: Budget of longer words in some output features, as a share of all products.
         overrides: Layer name -> choice.
         coarse: Layers that are the coarse part of another.
         centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.

@@ -18,7 +18,7 @@ from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.problem import LayerProblem
 from ptq.core.solved_layer import AtOutput, SolvedLayer
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
-from ptq.core.widths import Points
+from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
 from ptq.solving.choices import LayerChoice
 
@@ -112,7 +112,7 @@ def solve_layer(
     choice: LayerChoice,
     grid: QuantParams | None,
     given: InputStatistics,
-    points: Points | None = None,
+    widths: Widths | None = None,
     *,
     saturates: bool = False,
 ) -> SolvedLayer:
@@ -123,7 +123,7 @@ def solve_layer(
         choice: Method and grid of the weight.
         grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
         given: What is known of its input.
-        points: How many points are summed for each weight; None is one.
+        widths: Bits of each weight; None is the word length of the choice for all.
         saturates: Integer products of two neighbouring weights must not overflow.
 
     Returns:
@@ -137,7 +137,7 @@ def solve_layer(
         moments = moments.centred(weight) if corrects else moments
         seen, damped_statistics = moments.whole, _damped(moments, arrays, grid)
     order = arrays.layer.order_in_kernels if saturates else None
-    problem = LayerProblem(arrays.layer.name, weight, choice.spec, damped_statistics, points, order)
+    problem = LayerProblem(arrays.layer.name, weight, choice.spec, damped_statistics, widths, order)
     encoding: WeightEncoding = choice.method.quantize(problem)
     guarded = 0
     integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float

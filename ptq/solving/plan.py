@@ -29,7 +29,7 @@ from ptq.core.progress import Progress, counted, silent
 from ptq.core.solved_layer import SolvedLayer
 from ptq.core.spec import PerAxis
 from ptq.core.statistics import Histogram
-from ptq.core.widths import Points
+from ptq.core.widths import Widths
 from ptq.delivery.checkpoints import Checkpoints
 from ptq.passes.graph import initializer_of
 from ptq.passes.infer_shapes import output_sizes
@@ -147,7 +147,7 @@ def _solve(
     jobs: Mapping[str, LayerSolver],
     demands: dict[str, Demand] | None = None,
 ) -> dict[str, SolvedLayer]:
-    """Solve all layers; with `demands`, also find out what more points would gain, for another round."""
+    """Solve all layers; with `demands`, also find out what longer words would gain, for another round."""
     means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(_start, None, tasks)
@@ -203,9 +203,9 @@ class LayerSolver:
         return self._best(self.choice, InputStatistics(moments, means))
 
     def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
-        """With one point for each weight, or with the sums that were asked for where they err less."""
-        rows = self.rows if self.rows is not None and (self.rows > 1).any() else None
-        own = None if rows is None else Points.in_rows(rows, self.layer.fan_in)
+        """With words of one length, or with the longer ones that were asked for where they err less."""
+        rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None
+        own = None if rows is None else Widths.in_rows(rows, self.layer.fan_in)
         single = solve_layer(self.arrays, choice, self._grid, seen, own, saturates=self.settings.saturates)
         split = choose_split(self.layer, self.arrays.weight, choice)
         if isinstance(split, str):
@@ -218,15 +218,15 @@ class LayerSolver:
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
     def demand(self, found: SolvedLayer, walk: SequentialWalk) -> Demand:
-        """What more points in a row would gain."""
-        output, points = found.output, found.encoding
+        """What a longer word in a row would gain."""
+        output, encoding = found.output, found.encoding
         if output is None:
             raise RuntimeError(f"{self.layer.name} was solved without its output")
         errors = LayerErrors(
             output.rounding, output.row_error, self.settings.bias_correction and self.arrays.takes_bias
         )
         influence = walk.influence(self.layer, errors)
-        return Demand(influence.cost, influence.positions * self.layer.fan_in, points.params.spec.num_bits)
+        return Demand(influence.cost, influence.positions * self.layer.fan_in, encoding.params.spec.num_bits)
 
     @property
     def _grid(self) -> QuantParams | None:
@@ -237,7 +237,7 @@ class LayerSolver:
         macs = output_size * self.layer.fan_in
         error, signal = solved.weight_error
         codes, spec, output = solved.encoding.codes, solved.encoding.params.spec, solved.output
-        extra = solved.encoding.points.extra if isinstance(solved.encoding, SumEncoding) else 0
+        extra = solved.encoding.widths.extra_words(spec.num_bits) if isinstance(solved.encoding, SumEncoding) else 0
         weight_sqnr_db = decibels(signal, error)
         return LayerRow(
             self.layer.name,
@@ -279,8 +279,10 @@ def _start(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> Solve
 
 
 def _described(solved: SolvedLayer) -> str:
-    """Where the sums are, in words."""
-    rows = solved.encoding.points.rows if isinstance(solved.encoding, SumEncoding) else np.ones(1)
+    """Where the longer words are, counted in points as the paper does."""
+    encoding = solved.encoding
+    bits = encoding.params.spec.num_bits
+    rows = -(-encoding.widths.rows // np.int8(bits)) if isinstance(encoding, SumEncoding) else np.ones(1)
     several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
     return ", ".join(part for part in (several, solved.note) if part)
 

@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from ptq.core.layer import LinearLayer
 from ptq.core.spec import PerTensor, QuantSpec
-from ptq.core.widths import MAX_BITS, Points
+from ptq.core.widths import MAX_BITS, Widths
 from ptq.solving.choices import LayerChoice
 
 FAR_WIDER = 2.0
 """How far the centre tap has to reach beyond the others, in most output features, for a split to be tried."""
 
 
-def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Points | str:
-    """The sums to try for a layer, or why there are none; an empty reason if nobody asked.
+def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Widths | str:
+    """The longer words to try for a layer, or why there are none; an empty reason if nobody asked.
 
     Source:
         Coarse & fine weight splitting for re-parameterised networks: a branch of 1x1 and one of the identity, merged
@@ -26,10 +26,12 @@ def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerC
     return candidate(layer, weight, choice)
 
 
-def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Points | str:
-    """The sums that a choice asks for, or why there are none; an empty reason if nothing speaks for them."""
+def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Widths | str:
+    """The longer words that a choice asks for, or why there are none; an empty reason if nothing speaks for them."""
     if choice.split == "whole":
-        return Points(np.ones(len(weight), np.int8), np.full(weight.shape[1], 2, np.int8))
+        longer = min(2 * choice.spec.num_bits, MAX_BITS)
+        rows, columns = np.full(len(weight), choice.spec.num_bits, np.int8), np.full(weight.shape[1], longer, np.int8)
+        return Widths(rows, columns)
     kernel = layer.unfold.kernel
     has_center = layer.op_type == "Conv" and np.prod(kernel) > 1 and all(size % 2 for size in kernel)
     if not has_center:
@@ -37,7 +39,7 @@ def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoi
     center = np.arange(int(np.prod(kernel))) == int(np.prod(kernel)) // 2
     if choice.split == "auto" and _center_over_rest(weight, center, choice.spec) < FAR_WIDER:
         return ""
-    return Points.at_taps(len(weight), weight.shape[1], center)
+    return Widths.at_taps((len(weight), weight.shape[1]), choice.spec.num_bits, center)
 
 
 def _center_over_rest(weight: NDArray[np.float32], center: NDArray[np.bool_], spec: QuantSpec) -> float:

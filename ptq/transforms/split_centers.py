@@ -13,7 +13,7 @@ from ptq.calibration.calibration_set import CalibrationSet
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerTensor, QuantSpec
-from ptq.core.widths import MAX_BITS, Points
+from ptq.core.widths import MAX_BITS, Widths
 from ptq.passes.linear import constant, describe_linear
 from ptq.passes.split_center import SplitCenter, can_split, coarse_and_fine
 from ptq.solving.choices import Choices, LayerChoice
@@ -103,7 +103,7 @@ def choose_branches(model: ir.Model, choose: Callable[[LinearLayer], LayerChoice
             continue
         found = candidate(layer, layer.layout.to_matrix(weight), choice)
         reason = found if isinstance(found, str) else _not_worth_a_branch(node, weight, layer, choice)
-        if not reason and isinstance(found, Points):
+        if not reason and isinstance(found, Widths):
             chosen[layer.name] = choice
         elif reason:
             rejected[layer.name] = reason

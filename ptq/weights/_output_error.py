@@ -24,7 +24,7 @@ from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import least_squares
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
-from ptq.core.widths import Points
+from ptq.core.widths import Widths
 
 Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
@@ -56,7 +56,7 @@ class GroupedProblem:
         target_correlation: P = W G^T. Shape of `weight`.
         lowest: Smallest level of each weight. Shape of `weight`.
         highest: Largest level, likewise.
-        points: How many points are summed for each weight; None is one.
+        widths: Bits of each weight; None is the word length of the spec.
         widest_scale: Scales wide enough, where neighbours share their levels. Shape [groups, out].
     """
 
@@ -69,7 +69,7 @@ class GroupedProblem:
     target_correlation: Float
     lowest: Float
     highest: Float
-    points: Points | None
+    widths: Widths | None
     widest_scale: Float | None = None
 
     @staticmethod
@@ -83,8 +83,8 @@ class GroupedProblem:
         statistics = problem.statistics
         if statistics is None:
             raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
-        if isinstance(problem.spec.granularity, PerBlock) and (len(statistics.gram) > 1 or problem.points is not None):
-            raise ValueError(f"layer {problem.name!r}: scales per block; expected one group and one point per weight")
+        if isinstance(problem.spec.granularity, PerBlock) and (len(statistics.gram) > 1 or problem.widths is not None):
+            raise ValueError(f"layer {problem.name!r}: scales per block; expected one group and words of one length")
         weight = problem.weight.astype(np.float64).reshape(len(statistics.gram), -1, statistics.gram.shape[-1])
         gram, dead = _revive(statistics.gram)
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
@@ -104,7 +104,7 @@ class GroupedProblem:
             target_correlation,
             low,
             high,
-            problem.points,
+            problem.widths,
             widest_scale,
         )
 
@@ -129,7 +129,7 @@ class GroupedProblem:
             codes = codes + (self.spec.qmin - ends).astype(codes.dtype)
             zero = (self.spec.qmin - ends[:, :: self.spec.granularity.block_size]).astype(codes.dtype)
         params = QuantParams(single, zero, self.spec)
-        return AffineEncoding(codes, params) if self.points is None else SumEncoding(codes, params, self.points)
+        return AffineEncoding(codes, params) if self.widths is None else SumEncoding(codes, params, self.widths)
 
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""
