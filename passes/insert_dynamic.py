@@ -73,7 +73,7 @@ class InsertDynamic(ir.passes.InPlacePass):
         decoded = {f"{weight.name}_decoded": weight for weight in self.placement.stored}
         names = [str(value.name) for value in node.inputs[1:3] if value is not None]
         weights = [decoded[name] for name in names if name in decoded]
-        encodings = [self.plan.stored[weight.name] for weight in weights]
+        encodings = [self.plan.weights[weight.name] for weight in weights]
         if len(weights) < 2 or any(encoding.params.spec.num_bits != BYTE for encoding in encodings):
             return
         if node.attributes.get_int("layout", 0):

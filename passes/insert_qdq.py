@@ -86,10 +86,10 @@ def lower_layers(
     lowering.activations()
     layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
     for table in placement.tables:
-        if table.name in plan.tables:
+        if table.name in plan.weights:
             lowering.table(table)
     for weight in placement.stored:
-        if weight.name in plan.stored:
+        if weight.name in plan.weights:
             lowering.stored(model, weight)
     lowering.unpack()
     avoid_float_fusion(model.graph, lowering.integer)
@@ -181,7 +181,7 @@ class _Lowering:
         Before: y = Gather(table, i)
         After:  y = Mul(Cast(Gather(codes, i)), Cast(Gather(scales, i))), scales of 16 bits where these hold them
         """
-        encoding, name = self.plan.tables[table.name], table.name
+        encoding, name = self.plan.weights[table.name], table.name
         codes = self._stored(f"{name}_quantized", encoding.codes, encoding.params.spec.num_bits)
         scale = self._initializer(f"{name}_scale", _half(encoding.params.scale).reshape(-1, 1))
         for reader in table.readers:
@@ -202,7 +202,7 @@ class _Lowering:
 
     def stored(self, model: ir.Model, weight: StoredWeight) -> None:
         """Let float kernels, of bodies too, read codes times scales that are computed in front of everything."""
-        encoding, value = self.plan.stored[weight.name], value_in(model, weight.name)
+        encoding, value = self.plan.weights[weight.name], value_in(model, weight.name)
         codes = weight.to_tensor(encoding.codes)
         stored = self._stored(f"{weight.name}_quantized", codes, encoding.params.spec.num_bits)
         decoded = self._multiplied(weight.name, stored, weight.along(encoding.params.scale))

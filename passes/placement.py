@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
+from ptq.passes.sites import WeightSite
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
@@ -53,6 +54,11 @@ class Placement:
     tables: tuple[Table, ...] = ()
     only_products: frozenset[int] = frozenset()
     stored: tuple[StoredWeight, ...] = ()
+
+    @property
+    def sites(self) -> tuple[WeightSite, ...]:
+        """Everything that lies on codes."""
+        return (*self.layers, *self.tables, *self.stored)
 
 
 def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: bool = False) -> Placement:

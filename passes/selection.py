@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ptq.core.errors import RecipeError
-from ptq.passes.linear import name_of
+from ptq.passes.linear import constant, name_of
 from ptq.passes.placement import Excludes
+from ptq.passes.stored import RECURRENT
 from ptq.target import LINEAR_OPS
 
 REGEX = "re:"
@@ -59,19 +60,28 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:
     return excluded
 
 
-def layers_matching(model: ir.Model, pattern: str) -> frozenset[str]:
-    """Linear layers that the pattern of a layer rule means.
+def sites_matching(model: ir.Model, pattern: str) -> frozenset[str]:
+    """Weights that the pattern of a layer rule means: linear layers; if there are none, what Gather or an LSTM reads.
 
     Raises:
         RecipeError: It matches none, or is no regular expression.
     """
     found = names_matching(model, pattern, "layers")
     names = found & {name_of(node) for node in model.graph if node.op_type in LINEAR_OPS and not node.domain}
+    names = names or frozenset(_rows_read(model, found))
     if not names:
         raise RecipeError(
             f"layers: {pattern!r} matches {len(found)} nodes, but none of {', '.join(sorted(LINEAR_OPS))}"
         )
     return names
+
+
+def _rows_read(model: ir.Model, names: frozenset[str]) -> Iterator[str]:
+    """Constants that nodes pick rows of, or multiply with step by step."""
+    for node in model.graph:
+        read = node.inputs[:1] if node.op_type == "Gather" else node.inputs[1:3] if node.op_type in RECURRENT else ()
+        if name_of(node) in names and not node.domain:
+            yield from (str(value.name) for value in read if value is not None and constant(value) is not None)
 
 
 def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:

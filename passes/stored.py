@@ -38,7 +38,7 @@ class StoredWeight:
 
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
         """Shape [scales, weights under each]."""
-        return np.moveaxis(array, self.axes, range(len(self.axes))).reshape(self._rows, -1)
+        return np.moveaxis(array, self.axes, range(len(self.axes))).reshape(self.num_rows, -1)
 
     def to_tensor(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """The inverse."""
@@ -56,7 +56,8 @@ class StoredWeight:
         return self.axes == GATES
 
     @property
-    def _rows(self) -> int:
+    def num_rows(self) -> int:
+        """How many scales it has."""
         return int(np.prod([self.shape[i] for i in self.axes]))
 
 

@@ -18,12 +18,14 @@ class Table:
     """Rows of numbers that Gather nodes pick.
 
     Attributes:
-        name: The initializer, shape [rows, columns].
+        name: The initializer.
         readers: Names of the Gather nodes.
+        shape: Rows and columns.
     """
 
     name: str
     readers: tuple[str, ...]
+    shape: tuple[int, int]
 
 
 def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
@@ -39,14 +41,14 @@ def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> t
     found: dict[str, Table] = {}
     for node in model.graph:
         value = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
-        if value is None or str(value.name) in found or not is_float32(value) or constant(value) is None:
+        if value is None or str(value.name) in found or not is_float32(value):
             continue
-        readers = [use.node for use in value.uses()]
-        shape = value.shape
-        if shape is None or len(shape) != 2 or constant(value).size < SMALLEST:  # type: ignore[union-attr]
+        readers, array = [use.node for use in value.uses()], constant(value)
+        if array is None or array.ndim != 2 or array.size < SMALLEST:
             continue
         if all(_picks_rows(reader, value) and not excluded(reader) for reader in readers):
-            found[str(value.name)] = Table(str(value.name), tuple(name_of(reader) for reader in readers))
+            name, shape = str(value.name), (array.shape[0], array.shape[1])
+            found[name] = Table(name, tuple(name_of(reader) for reader in readers), shape)
     return tuple(found.values())
 
 

@@ -113,7 +113,7 @@ def notes_of(data: DataReader, model: ir.Model, placement: Placement, plan: Quan
         plan: What it became.
         lowered: The model that is delivered.
     """
-    return (*_skipped(data), *_tables(plan), *_stored(model, placement, plan, lowered), *_native(lowered))
+    return (*_skipped(data), *_tables(placement, plan), *_stored(model, placement, plan, lowered), *_native(lowered))
 
 
 def overflow_note(target: Target) -> Notes:
@@ -127,17 +127,17 @@ def _skipped(data: DataReader) -> tuple[str, ...]:
     return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
 
 
-def _tables(plan: QuantPlan) -> tuple[str, ...]:
+def _tables(placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
     """Embedding tables on codes."""
     return tuple(
-        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
-        for name, rows in plan.tables.items()
+        f"embedding table {table.name}: {table.shape[0]} rows on {plan.weights[table.name].params.spec.num_bits} bits"
+        for table in placement.tables
     )
 
 
 def _stored(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
     """Weights on codes that are not those of layers."""
-    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
+    lengths = {plan.weights[weight.name].params.spec.num_bits for weight in placement.stored}
     on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
     return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.encoding import WeightEncoding
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,10 @@ class QuantPlan:
 
     Attributes:
         activations: Value name -> grid. Values that share data without arithmetic share the grid.
-        weights: Layer name -> weight.
+        weights: Weight site (layer, embedding table, weight that float kernels read) -> its weight.
         biases: Layer name -> bias.
-        tables: Embedding table -> its rows, one scale each.
-        stored: Weight that float kernels read -> its rows, one scale each.
     """
 
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, WeightEncoding]
     biases: Mapping[str, BiasEncoding | FloatBias]
-    tables: Mapping[str, AffineEncoding] = field(default_factory=dict)
-    stored: Mapping[str, AffineEncoding] = field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -12,16 +10,15 @@ from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
-from ptq.core.spec import PerAxis, QuantSpec
+from ptq.core.spec import QuantSpec
 from ptq.delivery.deliver import pack
 from ptq.models.source import weight_bytes
 from ptq.modes import StaticRanges
-from ptq.passes.graph import initializer_of
 from ptq.passes.normalize import INT4_OPSET
 from ptq.passes.placement import Placement
+from ptq.passes.sites import rows_and_columns
 from ptq.recipe import Recipe, Weights
-from ptq.solving.choices import Choices, choices_of
-from ptq.solving.plan import BYTE, MORE_BITS
+from ptq.solving.choices import BYTE, Choices, choices_of
 from ptq.streaming.solve import BLOCK
 from ptq.target import Target
 
@@ -45,8 +42,7 @@ def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: 
     if num_bits < BYTE and copy.opset_imports.get("", 0) < INT4_OPSET:
         copy.opset_imports[""] = INT4_OPSET
         _drop_notes(copy)
-    tables = {table.name: initializer_of(model, table.name).shape for table in placement.tables}
-    plan = blank_plan(placement, settings, tables)
+    plan = blank_plan(placement, settings)
     lowered = StaticRanges(recipe, target).lower(copy, placement, plan)
     return pack(lowered, {"ptq.float_sha256": "0" * 64}).num_bytes
 
@@ -64,7 +60,7 @@ def huge_file_bytes(model: ir.Model, placement: Placement, num_bits: int) -> int
     return int(weight_bytes(model) + sum(weights.values()) * (each - FLOAT_BYTES))
 
 
-def blank_plan(placement: Placement, settings: Choices, table_shapes: Mapping[str, tuple[int, ...]]) -> QuantPlan:
+def blank_plan(placement: Placement, settings: Choices) -> QuantPlan:
     """A decision about everything that has the right shapes and says nothing."""
     zero = np.zeros((), settings.activation.storage_dtype)
     grids = {
@@ -73,18 +69,15 @@ def blank_plan(placement: Placement, settings: Choices, table_shapes: Mapping[st
         for name in group
     }
     weights = {
-        layer.name: _blank(layer.layout.to_matrix(np.zeros(layer.layout.shape, np.int8)), settings.choice(layer).spec)
-        for layer in placement.layers
+        site.name: _blank(np.zeros(rows_and_columns(site), np.int8), settings.choice(site).spec)
+        for site in placement.sites
     }
     biases = {
         layer.name: _bias(layer, integer=layer.op_type != "MatMul" and layer.source in grids)
         for layer in placement.layers
         if layer.bias is not None or (layer.op_type != "MatMul" and settings.bias_correction)
     }
-    spec = QuantSpec(min(settings.weights.spec.num_bits + MORE_BITS, BYTE), signed=True, granularity=PerAxis(0))
-    tables = {name: _blank(np.zeros(shape, np.int8), spec) for name, shape in table_shapes.items()}
-    stored = {each.name: _blank(each.to_matrix(np.zeros(each.shape, np.int8)), spec) for each in placement.stored}
-    return QuantPlan(grids, weights, biases, tables, stored)
+    return QuantPlan(grids, weights, biases)
 
 
 def _blank(codes: NDArray[np.int8], spec: QuantSpec) -> AffineEncoding:

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ptq.calibration.observers import Auto, MinMax, Observer
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import Needs
 from ptq.core.spec import PerAxis, PerBlock, QuantSpec
-from ptq.passes.selection import layers_matching, outermost
+from ptq.passes.selection import outermost, sites_matching
+from ptq.passes.sites import WeightSite, rows_and_columns
+from ptq.passes.stored import StoredWeight
+from ptq.passes.tables import Table
 from ptq.recipe import Recipe, Split, Weights
 from ptq.target import Target
 from ptq.weights import Rtn, WeightMethod
 
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
+
+BYTE = 8
+MORE_BITS = 2
+"""What the words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
 
 BLOCK_ZERO_BITS = 4
 """Longest words whose blocks have zero points: few weights are seldom centred, and few codes feel it."""
@@ -67,8 +76,30 @@ class Choices:
     saturates: bool = False
     dynamic: bool = False
 
-    def choice(self, layer: LinearLayer) -> LayerChoice:
-        """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
+    def choice(self, site: WeightSite) -> LayerChoice:
+        """The choice for a weight; rounding with clipped ranges where a second moment would not fit into memory."""
+        return self._of_layer(site) if isinstance(site, LinearLayer) else self._of_rows(site)
+
+    def order_of(self, site: WeightSite) -> NDArray[np.intp] | None:
+        """Columns as integer kernels meet them, where sums of two neighbors may overflow; None where nothing can."""
+        match site:
+            case LinearLayer():
+                return site.order_in_kernels if self.saturates else None
+            case StoredWeight(is_recurrent=True) if self.saturates and self.dynamic:
+                return np.arange(rows_and_columns(site)[1])
+            case _:
+                return None
+
+    def _of_rows(self, site: Table | StoredWeight) -> LayerChoice:
+        """Rounding with a scale per row: long words cost bytes and no time there, and nothing corrects their errors."""
+        spec, chosen = self.weights.spec, self.overrides.get(site.name)
+        bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
+        method: WeightMethod = Rtn("mse" if bits < BYTE else "absmax")
+        if chosen is not None and chosen.method.needs is Needs.WEIGHT:
+            method = chosen.method
+        return LayerChoice(method, replace(spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0)))
+
+    def _of_layer(self, layer: LinearLayer) -> LayerChoice:
         chosen = self.overrides.get(layer.name, self.weights)
         if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
             product = layer.op_type == "MatMul" and layer.weight_index == 1
@@ -117,7 +148,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
     for rule in recipe.layers:
         own = rule.over(weights)
         chosen = choice(own, own.bits)
-        overrides |= dict.fromkeys(() if rule.skip else layers_matching(model, rule.match), chosen)
+        overrides |= dict.fromkeys(() if rule.skip else sites_matching(model, rule.match), chosen)
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
     return Choices(

@@ -19,7 +19,7 @@ from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
 from ptq.core.decibels import NO_ERROR_DB, decibels
 from ptq.core.distribution import distribution_of_weight
-from ptq.core.encoding import AffineEncoding, SumEncoding
+from ptq.core.encoding import SumEncoding, WeightEncoding
 from ptq.core.family import tag_of
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
@@ -27,14 +27,12 @@ from ptq.core.plan import BiasEncoding, QuantPlan
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.progress import Progress, counted, silent
 from ptq.core.solved_layer import SolvedLayer
-from ptq.core.spec import PerAxis
 from ptq.core.statistics import Histogram
 from ptq.core.widths import Widths
 from ptq.delivery.checkpoints import Checkpoints
-from ptq.passes.graph import initializer_of
 from ptq.passes.infer_shapes import output_sizes
 from ptq.passes.placement import Placement
-from ptq.passes.stored import tensor_of, value_in
+from ptq.passes.sites import WeightSite, matrix_of
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import InputMeans, InputStatistics, LayerArrays, solve_layer
@@ -44,10 +42,6 @@ from ptq.weights import Rtn
 WIDE = 2048
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
 
-
-BYTE = 8
-MORE_BITS = 2
-"""What the words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
 
 WORTH_DB = 3.0
 """What a split has to gain at the layer's output to be made without being asked for."""
@@ -89,23 +83,16 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     Returns:
         The plan, and a row per layer for the report.
     """
-    settings = problem.settings
-    grids = choose_grids(problem.placement, problem.histograms, settings)
-    layers = problem.placement.layers
-    jobs = {layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids) for layer in layers}
-    tables = {
-        table.name: _rows(table.name, initializer_of(problem.model, table.name), settings)
-        for table in problem.placement.tables
+    settings, placement = problem.settings, problem.placement
+    grids = choose_grids(placement, problem.histograms, settings)
+    jobs = {
+        layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids)
+        for layer in placement.layers
     }
-    stored = {
-        weight.name: _rows(
-            weight.name,
-            weight.to_matrix(_numbers(problem.model, weight.name)),
-            settings,
-            saturates=settings.saturates and settings.dynamic and weight.is_recurrent,
-        )
-        for weight in problem.placement.stored
-    }
+    others: tuple[WeightSite, ...] = (*placement.tables, *placement.stored)
+    rows_alone = {site.name: _rounded(problem, site) for site in others}
+    # In the walk recurrent layers compute in float, as they do in most models: what is installed there are tables.
+    tables = {table.name: rows_alone[table.name] for table in placement.tables}
     if settings.extra_macs > 0:
         demands: dict[str, Demand] = {}
         _solve(problem, tables, grids, jobs, demands)
@@ -113,36 +100,21 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         jobs = {name: replace(job, rows=rows.get(name)) for name, job in jobs.items()}
     solved = _solve(problem, tables, grids, jobs)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
-    return replace(_plan(grids, solved), tables=tables, stored=stored), tuple(
-        job.row(solved[name], sizes[name]) for name, job in jobs.items()
-    )
+    rows_of_report = tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
+    return _plan(grids, solved, rows_alone), rows_of_report
 
 
-def _numbers(model: ir.Model, name: str) -> NDArray[np.float32]:
-    tensor = tensor_of(value_in(model, name))
-    if tensor is None:
-        raise RuntimeError(f"weight {name} lost its values")
-    return np.asarray(tensor.numpy(), np.float32)
-
-
-def _rows(name: str, rows: NDArray[np.float32], settings: Choices, *, saturates: bool = False) -> AffineEncoding:
-    """Rows of a table or of a weight that only shrinks in the file, one scale each.
-
-    Long words cost bytes and no time there, and nothing corrects their errors.
-    """
-    bits = min(settings.weights.spec.num_bits + MORE_BITS, BYTE)
-    spec = replace(settings.weights.spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0))
-    method = Rtn("mse" if bits < BYTE else "absmax")
-    order = np.arange(rows.shape[1]) if saturates else None
-    encoding = method.quantize(LayerProblem(name, rows, spec, order=order))
-    if not isinstance(encoding, AffineEncoding):
-        raise TypeError(f"table {name!r} came back as {type(encoding).__name__}")
+def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
+    """A weight whose input nobody looks at."""
+    choice, weight = problem.settings.choice(site), matrix_of(problem.model, site)
+    order = problem.settings.order_of(site)
+    encoding: WeightEncoding = choice.method.quantize(LayerProblem(site.name, weight, choice.spec, order=order))
     return encoding
 
 
 def _solve(
     problem: Problem,
-    tables: Mapping[str, AffineEncoding],
+    tables: Mapping[str, WeightEncoding],
     grids: Grids,
     jobs: Mapping[str, LayerSolver],
     demands: dict[str, Demand] | None = None,
@@ -155,7 +127,7 @@ def _solve(
     walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
     if not walked:
         return solved
-    start, survey = replace(_plan(grids, solved), tables=tables), demands is not None
+    start, survey = _plan(grids, solved, tables), demands is not None
     walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
     for layer, seen in counted(walk.layers(), len(walked), problem.progress):
         job = jobs[layer.name]
@@ -273,7 +245,7 @@ class LayerSolver:
 
 
 def _start(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> SolvedLayer:
-    """On some machine."""
+    """What a layer's walk starts from, on whatever machine this runs."""
     job, seen = task
     return job.start(seen)
 
@@ -287,7 +259,7 @@ def _described(solved: SolvedLayer) -> str:
     return ", ".join(part for part in (several, solved.note) if part)
 
 
-def _plan(grids: Grids, solved: Mapping[str, SolvedLayer]) -> QuantPlan:
-    weights = {name: each.encoding for name, each in solved.items()}
+def _plan(grids: Grids, solved: Mapping[str, SolvedLayer], others: Mapping[str, WeightEncoding]) -> QuantPlan:
+    weights = {name: each.encoding for name, each in solved.items()} | dict(others)
     biases = {name: each.bias for name, each in solved.items() if each.bias is not None}
     return QuantPlan(grids.of_value, weights, biases)

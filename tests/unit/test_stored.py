@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from ptq import Recipe, quantize
 from ptq.calibration.observers import Dynamic
 from ptq.passes.stored import StoredWeight
-from ptq.recipe import Weights
+from ptq.recipe import LayerRule, Weights
+from ptq.weights import Rtn
 from tests.builders import feeds, model_from_text, random
 from tests.unit.test_balancing import sqnr_db
+from tests.unit.test_transformers import language_model, tokens
 
 
 def lstm(direction: str = "bidirectional", op_type: str = "LSTM") -> ir.Model:
@@ -142,3 +144,18 @@ def test_layers_of_both_branches_lie_on_codes(recipe: Recipe) -> None:
     assert any("Conv a, Conv b" in note for note in result.report.notes)
     left = quantize(model, samples, Recipe(weight_only=True, exclude=("re:w2|y",)))
     assert sqnr_db(left, model, samples) > 30
+
+
+@pytest.mark.parametrize("match", ["LSTM", "h"])
+def test_rules_reach_recurrent_weights(match: str) -> None:
+    recipe = Recipe(weight_only=True, layers=(LayerRule(match, bits=4, method=Rtn("mse")),))
+    short, byte = (quantize(lstm(), sequences(), each) for each in (recipe, Recipe(weight_only=True)))
+    assert any("2 weights on 4 bits" in note for note in short.report.notes)
+    assert short.delivery.num_bytes < byte.delivery.num_bytes - 400
+
+
+def test_rules_reach_tables() -> None:
+    recipe = Recipe(layers=(LayerRule("Gather", bits=4),))
+    result = quantize(language_model(), tokens(24), recipe)
+    assert any("table: 300 rows on 4 bits" in note for note in result.report.notes)
+    assert {row.num_bits for row in result.report.layers} == {8}
