@@ -41,6 +41,11 @@ class LinearLayer:
         return int(np.prod(self.layout.shape)) // self.layout.shape[self.layout.out_axis]
 
     @property
+    def adds_bias_in_float(self) -> bool:
+        """Whether its integer kernel gives floats, to which the Add behind it adds the bias."""
+        return self.op_type == "MatMul"
+
+    @property
     def order_in_kernels(self) -> NDArray[np.intp] | None:
         """Columns as onnxruntime's integer kernels meet them, channels innermost.
 

@@ -73,9 +73,9 @@ def blank_plan(placement: Placement, settings: Choices) -> QuantPlan:
         for site in placement.sites
     }
     biases = {
-        layer.name: _bias(layer, integer=layer.op_type != "MatMul" and layer.source in grids)
+        layer.name: _bias(layer, integer=not layer.adds_bias_in_float and layer.source in grids)
         for layer in placement.layers
-        if layer.bias is not None or (layer.op_type != "MatMul" and settings.bias_correction)
+        if layer.bias is not None or (not layer.adds_bias_in_float and settings.bias_correction)
     }
     return QuantPlan(grids, weights, biases)
 

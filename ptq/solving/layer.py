@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.core.affine import QuantParams, quantize
-from ptq.core.channel_mean import ChannelMean
+from ptq.core.affine import QuantParams
 from ptq.core.damping import LayerMoments, add_damping, damped
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer import LinearLayer
@@ -17,54 +16,15 @@ from ptq.core.layer_statistics import LayerStatistics, output_error
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.problem import LayerProblem
 from ptq.core.solved_layer import AtOutput, SolvedLayer
-from ptq.core.spec import PerAxis, PerTensor, QuantSpec
 from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
+from ptq.solving.bias import InputMeans, encode_bias, guard_bias, mean_error
 from ptq.solving.choices import LayerChoice
 
 Float = NDArray[np.float64]
 
 PRODUCT_DAMPING = 0.1
 """Least share of a product's diagonal moments that is added: unseen samples ask for it, among 0, .1, .3 and 1."""
-
-BIAS_LIMIT = 2.0**30
-"""Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
-
-
-@dataclass(frozen=True)
-class InputMeans:
-    """Mean input of a layer in the float and in the quantized network, per column of its weight matrix.
-
-    Attributes:
-        quantized: Shape [groups, in].
-        original: Shape [groups, in].
-    """
-
-    quantized: Float
-    original: Float
-
-    @staticmethod
-    def of_moments(moments: LayerMoments, *, own: bool = False) -> InputMeans:
-        """The means behind a layer's moments.
-
-        Args:
-            moments: Of its input.
-            own: Leave to the bias what this layer's weights do, not what earlier layers did. Behind the products of a
-                transformer come residual sums and normalisations: the mean error of a few tokens with huge values
-                would shift all others.
-        """
-        whole = moments.whole
-        quantized = whole.total / max(whole.count, 1)
-        return InputMeans(quantized, quantized if own else whole.float_total / max(whole.count, 1))
-
-    @staticmethod
-    def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:
-        """Every tap of a kernel sees its channel's mean; border effects of padding are neglected."""
-        shape, groups = layer.layout.shape, layer.unfold.groups
-        num_taps = int(np.prod(shape)) // (shape[layer.layout.out_axis] * (len(channels.mean) // groups))
-        met = 1 / float(np.prod(layer.unfold.strides)) if layer.unfold.transposed else 1.0  # the rest are zeros between
-        mean = np.repeat(channels.mean.reshape(groups, -1) * met, num_taps, axis=1)
-        return InputMeans(mean, mean)
 
 
 @dataclass(frozen=True)
@@ -91,7 +51,7 @@ class LayerArrays:
     @property
     def takes_bias(self) -> bool:
         """Whether a constant may be added to the output at no cost: a product without an Add behind it has no room."""
-        return self.layer.op_type != "MatMul" or self.bias is not None
+        return not self.layer.adds_bias_in_float or self.bias is not None
 
 
 @dataclass(frozen=True)
@@ -105,6 +65,14 @@ class InputStatistics:
 
     moments: LayerMoments | None
     means: InputMeans | None
+
+    def central(self, weight: NDArray[np.float32]) -> LayerMoments | None:
+        """The moments, if there are any, about their means where a bias takes up every mean error.
+
+        Args:
+            weight: Float weight of the layer. Shape [out, in].
+        """
+        return self.moments if self.moments is None or self.means is None else self.moments.centred(weight)
 
 
 def solve_layer(
@@ -129,33 +97,53 @@ def solve_layer(
     Returns:
         Codes, scales and bias.
     """
-    moments, means = given.moments, given.means
-    weight, bias = arrays.weight, arrays.bias
-    corrects = means is not None and arrays.takes_bias
-    seen = damped_statistics = None
-    if moments is not None:
-        moments = moments.centred(weight) if corrects else moments
-        seen, damped_statistics = moments.whole, _damped(moments, arrays, grid)
-    order = arrays.layer.order_in_kernels if saturates else None
-    problem = LayerProblem(arrays.layer.name, weight, choice.spec, damped_statistics, widths, order)
+    given = given if arrays.takes_bias else replace(given, means=None)
+    moments = given.central(arrays.weight)
+    problem = _problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
     encoding: WeightEncoding = choice.method.quantize(problem)
+    integer = None if arrays.layer.adds_bias_in_float else grid
     guarded = 0
-    integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float
-    if bias is not None and integer is not None:
-        encoding, guarded = _guard_bias(encoding, problem, bias, integer)
-    decoded = encoding.decode().astype(np.float64)
-    if corrects and means is not None:
-        bias = (np.zeros(len(weight)) if bias is None else bias) - _shift(decoded, weight, means)
-    encoded: BiasEncoding | FloatBias | None = None
-    if bias is not None:
-        encoded = FloatBias(bias.astype(np.float32)) if integer is None else _encode_bias(bias, encoding, integer)
+    if arrays.bias is not None and integer is not None:
+        encoding, guarded = guard_bias(encoding, problem, arrays.bias, integer)
+    decoded, weight = encoding.decode().astype(np.float64), arrays.weight
+    bias = _bias_of(arrays, decoded, encoding, integer, given.means)
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
-    solved = SolvedLayer(encoding, encoded, guarded, (float(error[0]), float(error[1])))
-    if seen is None or damped_statistics is None:
+    solved = SolvedLayer(encoding, bias, guarded, (float(error[0]), float(error[1])))
+    if moments is None or problem.statistics is None:
         return solved
-    return replace(
-        solved, output=_at_output(seen, decoded, damped_statistics.best_weight(weight), arrays, encoding.params.scale)
-    )
+    best, scale = problem.statistics.best_weight(weight), encoding.params.scale
+    return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, scale))
+
+
+def _problem_of(
+    arrays: LayerArrays,
+    choice: LayerChoice,
+    grid: QuantParams | None,
+    moments: LayerMoments | None,
+    widths: Widths | None,
+    *,
+    saturates: bool,
+) -> LayerProblem:
+    """What the method is given."""
+    statistics = None if moments is None else _damped(moments, arrays, grid)
+    order = arrays.layer.order_in_kernels if saturates else None
+    return LayerProblem(arrays.layer.name, arrays.weight, choice.spec, statistics, widths, order)
+
+
+def _bias_of(
+    arrays: LayerArrays,
+    decoded: Float,
+    encoding: WeightEncoding,
+    grid: QuantParams | None,
+    means: InputMeans | None,
+) -> BiasEncoding | FloatBias | None:
+    """The float bias without the mean error of the integers, on codes where its sum is."""
+    bias = arrays.bias
+    if means is not None:
+        bias = (np.zeros(len(decoded)) if bias is None else bias) - mean_error(decoded, arrays.weight, means)
+    if bias is None:
+        return None
+    return FloatBias(bias.astype(np.float32)) if grid is None else encode_bias(bias, encoding, grid)
 
 
 def _at_output(
@@ -191,43 +179,3 @@ def _damped(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None
     return add_damping(
         moments.damped(arrays.weight) if grid is None else damped(moments.whole, np.inf), max(PRODUCT_DAMPING, unknown)
     )
-
-
-def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
-    """Mean error of the output: Q x~ - W x. Shape [out]."""
-    by_group = (len(means.quantized), -1, means.quantized.shape[-1])
-    after = np.einsum("goi,gi->go", decoded.reshape(by_group), means.quantized)
-    before = np.einsum("goi,gi->go", weight.reshape(by_group).astype(np.float64), means.original)
-    return np.asarray((after - before).reshape(-1))
-
-
-def _guard_bias(
-    encoding: WeightEncoding, problem: LayerProblem, bias: Float, grid: QuantParams
-) -> tuple[WeightEncoding, int]:
-    """Raise weight scales whose bias would not fit into int32.
-
-    The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
-    ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
-    """
-    least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
-    if isinstance(encoding.params.spec.granularity, PerTensor):
-        least = np.asarray(least.max(initial=0.0))
-    low = encoding.params.scale < least
-    if not low.any():
-        return encoding, 0
-    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
-    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
-    nearest = encoding.nearest(problem.weight, params)
-    if problem.saturation is not None:
-        nearest = np.clip(nearest, problem.saturation.low, problem.saturation.high).astype(nearest.dtype)
-    again = np.broadcast_to(low[..., None], nearest.shape)  # the other rows keep what the method found
-    codes = np.where(again, nearest, encoding.codes)
-    return replace(encoding, codes=codes, params=params), int(low.sum())
-
-
-def _encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
-    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
-    params = QuantParams(
-        scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
-    )
-    return BiasEncoding(quantize(bias, params).astype(np.int32), scale)

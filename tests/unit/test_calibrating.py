@@ -23,7 +23,7 @@ from ptq.cli import main
 from ptq.core.archive import freeze, thaw
 from ptq.core.errors import CalibrationError, InputError
 from ptq.recipe import Weights
-from ptq.solving.plan import LayerSolver
+from ptq.solving.layer_solver import LayerSolver
 from ptq.weights import Gptq
 from tests.builders import feeds, model_from_text, random
 

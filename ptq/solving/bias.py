@@ -1,0 +1,106 @@
+"""The bias that belongs to a weight: it takes up the mean error of the integers, and fits 32 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.affine import QuantParams, quantize
+from ptq.core.channel_mean import ChannelMean
+from ptq.core.damping import LayerMoments
+from ptq.core.encoding import WeightEncoding
+from ptq.core.layer import LinearLayer
+from ptq.core.plan import BiasEncoding
+from ptq.core.problem import LayerProblem
+from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class InputMeans:
+    """Mean input of a layer in the float and in the quantized network, per column of its weight matrix.
+
+    Attributes:
+        quantized: Shape [groups, in].
+        original: Shape [groups, in].
+    """
+
+    quantized: Float
+    original: Float
+
+    @staticmethod
+    def of_moments(moments: LayerMoments, *, own: bool = False) -> InputMeans:
+        """The means behind a layer's moments.
+
+        Args:
+            moments: Of its input.
+            own: Leave to the bias what this layer's weights do, not what earlier layers did. Behind the products of a
+                transformer come residual sums and normalisations: the mean error of a few tokens with huge values
+                would shift all others.
+        """
+        whole = moments.whole
+        quantized = whole.total / max(whole.count, 1)
+        return InputMeans(quantized, quantized if own else whole.float_total / max(whole.count, 1))
+
+    @staticmethod
+    def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:
+        """Every tap of a kernel sees its channel's mean; border effects of padding are neglected."""
+        shape, groups = layer.layout.shape, layer.unfold.groups
+        num_taps = int(np.prod(shape)) // (shape[layer.layout.out_axis] * (len(channels.mean) // groups))
+        met = 1 / float(np.prod(layer.unfold.strides)) if layer.unfold.transposed else 1.0  # the rest are zeros between
+        mean = np.repeat(channels.mean.reshape(groups, -1) * met, num_taps, axis=1)
+        return InputMeans(mean, mean)
+
+
+BIAS_LIMIT = 2.0**30
+"""Largest bias code: half of int32's range, so that the products that are added to it have the other half."""
+
+
+def mean_error(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
+    """Mean error of the output: Q x~ - W x. Shape [out]."""
+    by_group = (len(means.quantized), -1, means.quantized.shape[-1])
+    after = np.einsum("goi,gi->go", decoded.reshape(by_group), means.quantized)
+    before = np.einsum("goi,gi->go", weight.reshape(by_group).astype(np.float64), means.original)
+    return np.asarray((after - before).reshape(-1))
+
+
+def guard_bias(
+    encoding: WeightEncoding, problem: LayerProblem, bias: Float, grid: QuantParams
+) -> tuple[WeightEncoding, int]:
+    """Raise weight scales whose bias would not fit into int32.
+
+    The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
+    ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
+    """
+    least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
+    if isinstance(encoding.params.spec.granularity, PerTensor):
+        least = np.asarray(least.max(initial=0.0))
+    low = encoding.params.scale < least
+    if not low.any():
+        return encoding, 0
+    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
+    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
+    nearest = encoding.nearest(problem.weight, params)
+    if problem.saturation is not None:
+        nearest = np.clip(nearest, problem.saturation.low, problem.saturation.high).astype(nearest.dtype)
+    again = np.broadcast_to(low[..., None], nearest.shape)  # the other rows keep what the method found
+    codes = np.where(again, nearest, encoding.codes)
+    return replace(encoding, codes=codes, params=params), int(low.sum())
+
+
+def encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
+    """A bias as integers at the scale of the sums it is added to.
+
+    Args:
+        bias: Real units. Shape [out].
+        encoding: The weight; its scales are per row or per tensor.
+        grid: Grid of the layer's input.
+    """
+    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
+    params = QuantParams(
+        scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
+    )
+    return BiasEncoding(quantize(bias, params).astype(np.int32), scale)

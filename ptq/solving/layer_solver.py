@@ -1,0 +1,150 @@
+"""One layer with everything that decides what becomes of it: solved once or twice, judged, reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.allocation.greedy import Demand
+from ptq.calibration.influence import LayerErrors
+from ptq.calibration.sequential import SequentialWalk
+from ptq.core.affine import QuantParams
+from ptq.core.channel_mean import ChannelMean
+from ptq.core.damping import LayerMoments
+from ptq.core.decibels import NO_ERROR_DB, decibels
+from ptq.core.distribution import distribution_of_weight
+from ptq.core.encoding import SumEncoding
+from ptq.core.family import tag_of
+from ptq.core.layer import LinearLayer
+from ptq.core.layer_row import LayerRow
+from ptq.core.plan import BiasEncoding
+from ptq.core.problem import Needs
+from ptq.core.solved_layer import SolvedLayer
+from ptq.core.widths import Widths
+from ptq.solving.bias import InputMeans
+from ptq.solving.choices import Choices, LayerChoice
+from ptq.solving.grids import Grids
+from ptq.solving.layer import InputStatistics, LayerArrays, solve_layer
+from ptq.solving.splits import choose_split
+from ptq.weights import Rtn
+
+
+@dataclass(frozen=True)
+class LayerSolver:
+    """One layer to solve."""
+
+    arrays: LayerArrays
+    layer: LinearLayer
+    settings: Choices
+    grids: Grids
+    rows: NDArray[np.int8] | None = None
+
+    @property
+    def choice(self) -> LayerChoice:
+        """How its weight is quantized."""
+        return self.settings.choice(self.layer)
+
+    def start(self, seen: ChannelMean | None) -> SolvedLayer:
+        """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
+        waits = self.choice.method.needs is Needs.GRAM
+        choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
+        means = None if seen is None else InputMeans.of_channels(self.layer, seen)
+        return self._best(choice, InputStatistics(None, means))
+
+    def solve(self, moments: LayerMoments) -> SolvedLayer:
+        """Solve with the moments of the input."""
+        product = self.layer.adds_bias_in_float
+        # A product without a grid is asked to undo earlier errors by its weights; its bias would undo them once more.
+        corrects = self.settings.bias_correction and not (product and self._grid is None)
+        means = InputMeans.of_moments(moments, own=product) if corrects else None
+        return self._best(self.choice, InputStatistics(moments, means))
+
+    def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
+        """With words of one length, or with the longer ones that were asked for where they err less."""
+        rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None
+        own = None if rows is None else Widths.in_rows(rows, self.layer.fan_in)
+        single = solve_layer(self.arrays, choice, self._grid, seen, own, saturates=self.settings.saturates)
+        split = choose_split(self.layer, self.arrays.weight, choice)
+        if isinstance(split, str):
+            return replace(single, note=split)
+        merged = split if own is None else split.merge(own)
+        both = solve_layer(self.arrays, choice, self._grid, seen, merged, saturates=self.settings.saturates)
+        gain = decibels(single.excess, both.excess)
+        if gain <= 0 or (choice.split == "auto" and gain < WORTH_DB):
+            return replace(single, note=f"split rejected ({gain:+.1f} dB)")
+        return replace(both, note=f"split ({gain:+.1f} dB)")
+
+    def demand(self, found: SolvedLayer, walk: SequentialWalk) -> Demand:
+        """What a longer word in a row would gain."""
+        output, encoding = found.output, found.encoding
+        if output is None:
+            raise RuntimeError(f"{self.layer.name} was solved without its output")
+        errors = LayerErrors(
+            output.rounding, output.row_error, self.settings.bias_correction and self.arrays.takes_bias
+        )
+        influence = walk.influence(self.layer, errors)
+        return Demand(influence.cost, influence.positions * self.layer.fan_in, encoding.params.spec.num_bits)
+
+    @property
+    def _grid(self) -> QuantParams | None:
+        return self.grids.of_value.get(self.layer.source)
+
+    def row(self, solved: SolvedLayer, output_size: int) -> LayerRow:
+        """What to report."""
+        macs = output_size * self.layer.fan_in
+        error, signal = solved.weight_error
+        codes, spec, output = solved.encoding.codes, solved.encoding.params.spec, solved.output
+        extra = solved.encoding.widths.extra_words(spec.num_bits) if isinstance(solved.encoding, SumEncoding) else 0
+        weight_sqnr_db = decibels(signal, error)
+        return LayerRow(
+            self.layer.name,
+            self.layer.op_type,
+            spec.num_bits,
+            self.arrays.weight.size,
+            _described(solved),
+            0 if self.layer.name in self.settings.coarse else macs,
+            macs if self.layer.name in self.settings.coarse else macs * extra // self.arrays.weight.size,
+            macs if self.layer.name in self.settings.coarse else 0,
+            weight_sqnr_db,
+            self.grids.sqnr_db.get(self.layer.source, NO_ERROR_DB),
+            solved.bias_guarded,
+            tag_of(type(self.choice.method)),
+            None if output is None else decibels(output.signal, output.error),
+            None if output is None else decibels(output.signal, output.bound),
+            len(np.unique(codes)),
+            solved.encoding.zeros() / codes.size,
+            self._accumulator(solved),
+            self.grids.group.get(self.layer.source, ""),
+            distribution_of_weight(self.arrays.weight, solved.encoding, weight_sqnr_db),
+        )
+
+    def _accumulator(self, solved: SolvedLayer) -> int:
+        grid = self._grid
+        if grid is None:
+            return 0
+        sums = np.abs(solved.encoding.codes.astype(np.int64)).sum(1)  # their zero point is 0
+        low, high = grid.spec.limits
+        reach = max(int(grid.zero_point) - low, high - int(grid.zero_point))
+        bias = np.abs(solved.bias.codes.astype(np.int64)) if isinstance(solved.bias, BiasEncoding) else 0
+        return int((sums * reach + bias).max(initial=0))
+
+
+def start_layer(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> SolvedLayer:
+    """What a layer's walk starts from, on whatever machine this runs."""
+    job, seen = task
+    return job.start(seen)
+
+
+def _described(solved: SolvedLayer) -> str:
+    """Where the longer words are, counted in points as the paper does."""
+    encoding = solved.encoding
+    bits = encoding.params.spec.num_bits
+    rows = -(-encoding.widths.rows // np.int8(bits)) if isinstance(encoding, SumEncoding) else np.ones(1)
+    several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
+    return ", ".join(part for part in (several, solved.note) if part)
+
+
+WORTH_DB = 3.0
+"""What a split has to gain at the layer's output to be made without being asked for."""
