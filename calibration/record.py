@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -198,11 +198,12 @@ def _check(found: object) -> None:
     """A file may claim anything: what would not work as statistics is refused here."""
     if not isinstance(found, CalibrationRecord) or not found.stages:
         raise InputError("something else")
-    if not all(isinstance(name, str) and _is_stage(stage) for name, stage in found.stages.items()):
+    if not all(isinstance(name, str) and is_sound(stage) for name, stage in found.stages.items()):
         raise InputError("its numbers contradict each other")
 
 
-def _is_stage(found: object) -> bool:
+def is_sound(found: object) -> TypeGuard[StageRecord]:
+    """Whether what a file holds works as the record of a pass."""
     if not isinstance(found, StageRecord) or not isinstance(found.statistics, CalibrationStatistics):
         return False
     texts, seen = {**found.origin, **{str(part): text for part, text in found.parts.items()}}, found.statistics

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import time
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ptq.calibration.record import CalibrationRecord, CalibrationStatistics, StageRecord
+from ptq.calibration.record import KINDS, CalibrationRecord, CalibrationStatistics, StageRecord, is_sound
 from ptq.calibration.sample import digest_with
 from ptq.core.errors import CalibrationError, InputError
+from ptq.files.checkpoints import Checkpoints
 
 Feed = Mapping[str, NDArray[Any]]
 Numbered = tuple[int, Feed]
 PART = 32
 """Samples of a part, which go to a machine at once."""
-
-NOTED = "noted"
-"""Stage under which an interrupted pass keeps what it has seen."""
-
-SAVE_SECONDS = 5.0
-"""How much work an interruption may cost, roughly."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class StageShards:
         shard: Which parts are to be done here.
         known: What is done already.
         source: File that `known` came from and that has to cover the whole set: nothing is run here. Empty if not.
-        notes: File that an interrupted pass goes on from; its folder is made when there is something to keep.
+        checkpoints: What an interrupted pass goes on from.
         part_size: Samples of a part.
         origin: What the statistics depend on besides the samples; known once a pass has begun.
     """
@@ -71,11 +65,10 @@ class StageShards:
     shard: Shard = field(default_factory=Shard)
     known: StageRecord | None = None
     source: str = ""
-    notes: Path | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     part_size: int = field(default_factory=lambda: PART)
     origin: Mapping[str, str] = field(default_factory=dict)
     _done: list[_Done] = field(default_factory=list)
-    _saved: float = field(default_factory=time.monotonic)
 
     def open(self, origin: Mapping[str, str]) -> None:
         """Begin a pass.
@@ -90,11 +83,9 @@ class StageShards:
         if self.known is not None:
             with self._named():
                 self.known.require(origin)
-        elif self.notes is not None and self.notes.is_file():
-            with suppress(InputError, KeyError):  # of a run on something else, or cut short: no help, and no harm
-                found = CalibrationRecord.load(self.notes).stages[NOTED]
-                found.require(origin)
-                self.known = found
+        else:
+            found = self.checkpoints.restore(self._key, KINDS)
+            self.known = found if is_sound(found) else None
 
     def pending(self, feeds: Iterable[Feed]) -> Iterator[Numbered]:
         """The samples that have to be run here, with their numbers in the set.
@@ -130,13 +121,8 @@ class StageShards:
             statistics: Gives them.
         """
         whole = [done for done in self._done if done.samples <= samples]
-        if self.notes is None or not whole or whole[-1].samples != samples:
-            return
-        if time.monotonic() > self._saved + SAVE_SECONDS:
-            with suppress(InputError, OSError):  # a help, nothing that a run depends on
-                self.notes.parent.mkdir(exist_ok=True)
-                CalibrationRecord({NOTED: self._with(statistics(), whole)}).save(self.notes)
-            self._saved = time.monotonic()
+        if self.checkpoints.due and whole and whole[-1].samples == samples:
+            self.checkpoints.keep(self._key, self._with(statistics(), whole))
 
     def record(self, statistics: CalibrationStatistics | None) -> StageRecord:
         """All that is known at the end.
@@ -162,6 +148,10 @@ class StageShards:
         here = StageRecord(self.origin, {each.part: each.digest for each in done}, statistics)
         return here if self.known is None else self.known.merge(here)
 
+    @property
+    def _key(self) -> str:
+        return json.dumps(["calibration", dict(self.origin)], sort_keys=True)
+
     @contextmanager
     def _named(self) -> Iterator[None]:
         try:
@@ -172,8 +162,7 @@ class StageShards:
     def _other(self, reason: str) -> str:
         if self.source:
             return f"{self.source}: made from another calibration set ({reason}); run `ptq calibrate` again"
-        if self.notes is not None:
-            self.notes.unlink(missing_ok=True)
+        self.checkpoints.drop(self._key)
         return f"an interrupted run had another calibration set ({reason}); what it left is gone now, run again"
 
 
@@ -188,14 +177,14 @@ class CalibrationShards:
         shard: Which parts are to be done here.
         known: What is done already.
         source: File that `known` came from. Empty if there is none.
-        notes: File that an interrupted pass goes on from; passes after the first have one beside it.
+        checkpoints: What an interrupted pass goes on from.
         complete: Whether `known` has to cover everything: nothing is run here.
     """
 
     shard: Shard = field(default_factory=Shard)
     known: CalibrationRecord = field(default_factory=CalibrationRecord)
     source: str = ""
-    notes: Path | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     complete: bool = False
 
     def stage(self, name: str) -> StageShards:
@@ -214,8 +203,7 @@ class CalibrationShards:
                 f"{self.source}: holds {stages}, but not {name}; run `ptq calibrate` again, with --calibration "
                 f"{self.source} if it is the first of two rounds, or without"
             )
-        notes = None if self.notes is None else self.notes.with_name(f"{self.notes.stem}.{name}{self.notes.suffix}")
-        return StageShards(self.shard, known, "" if known is None else self.source, notes)
+        return StageShards(self.shard, known, "" if known is None else self.source, self.checkpoints)
 
     def must_wait(self, name: str) -> bool:
         """Whether the passes behind this one need what other machines see in it."""

@@ -30,6 +30,7 @@ from ptq.core.errors import InputError, RecipeError
 from ptq.core.progress import Progress, counted, silent
 from ptq.delivery.deliver import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
+from ptq.files.checkpoints import Checkpoints
 from ptq.files.whole import write_whole
 from ptq.job import Job, Result
 from ptq.models.load import load_model
@@ -87,7 +88,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
-    shards = CalibrationShards(notes=None if workspace is None else workspace / NOTES)
+    shards = CalibrationShards(checkpoints=Checkpoints(workspace))
     if calibration is not None:
         shards = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration), complete=True)
     with naming(model):
@@ -124,7 +125,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
         custom_ops: Libraries the model needs.
         images: How to read an image folder.
         progress: Called with the name of each step.
-        notes: File from which an interrupted run goes on.
+        notes: File in a folder from which an interrupted run goes on.
         engine: Where samples are run.
         calibration: What the first round has seen of the whole set.
 
@@ -138,7 +139,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     reader, other = _open(model, (data, evaluation), recipe, images)
     known = CalibrationRecord() if calibration is None else CalibrationRecord.load(calibration)
     source = "" if calibration is None else str(calibration)
-    shards = CalibrationShards(shard or Shard(), known, source, notes)
+    shards = CalibrationShards(shard or Shard(), known, source, Checkpoints(None if notes is None else notes.parent))
     with naming(model):
         return run_calibration(
             Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, shards=shards), progress
@@ -297,9 +298,6 @@ def export(
             examples.append(Example(sample.feed, outputs, sample.label))
     return export_bundle(Bundle(path, examples, beside), target, Path(folder))
 
-
-NOTES = "calibration.calib"
-"""File in a workspace that an interrupted calibration goes on from."""
 
 EXPORTED = 12
 """Samples that go along with an export."""

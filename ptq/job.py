@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.progress import Progress, silent
-from ptq.delivery.checkpoints import Checkpoints, Workspace
 from ptq.delivery.deliver import Delivery, deliver
+from ptq.delivery.workspace import Workspace
+from ptq.files.checkpoints import Checkpoints, checkpoint_key
 from ptq.models.load import load_model
 from ptq.models.source import ModelSource, runnable_source, source_fingerprint
 from ptq.modes import Mode, mode_of
@@ -175,4 +175,4 @@ class Context:
             return Checkpoints()
         origin, recipe = calibration.record.latest.origin, recipe_to(self.job.recipe)
         parts = (origin, calibration.split.fingerprint, recipe, self.target.name)
-        return Checkpoints(self.job.workspace, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+        return Checkpoints(self.job.workspace, checkpoint_key(*parts))

@@ -18,8 +18,8 @@ from ptq.calibration.split import SampleSplit
 from ptq.calibration.token_augmentation import augment
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.progress import Progress, counted, silent
-from ptq.delivery.checkpoints import Workspace
 from ptq.delivery.deliver import Delivery, pack
+from ptq.delivery.workspace import Workspace
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import prepare

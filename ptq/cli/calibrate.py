@@ -43,8 +43,8 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     """
     from ptq.api import calibrate as run_calibrate
     from ptq.calibration.remote import local_path
-    from ptq.delivery.checkpoints import Workspace
     from ptq.delivery.deliver import require_writable
+    from ptq.delivery.workspace import Workspace
     from ptq.display import Display
 
     require_data(given)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.encoding import WeightEncoding
+from ptq.core.affine import QuantParams
+from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.plan import BiasEncoding, FloatBias
+from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.core.widths import Widths
 
 Float = NDArray[np.float64]
 
@@ -64,3 +67,8 @@ class SolvedLayer:
         if self.output is None:
             return self.weight_error[0] / max(self.weight_error[1], 1e-300)
         return float(self.output.row_error.sum()) / max(self.output.signal, 1e-300)
+
+
+ENCODING_PARTS = (AffineEncoding, SumEncoding, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec, Widths)
+SOLVED_PARTS = (AtOutput, BiasEncoding, FloatBias, *ENCODING_PARTS)
+"""What may be in the file of a solved layer."""

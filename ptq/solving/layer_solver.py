@@ -61,6 +61,10 @@ class LayerSolver:
         means = InputMeans.of_moments(moments, own=product) if corrects else None
         return self._best(self.choice, InputStatistics(moments, means))
 
+    def settled(self, moments: LayerMoments) -> SolvedLayer:
+        """The same without what is as large as the weight and no longer needed."""
+        return self.solve(moments).settled()
+
     def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
         """With words of one length, or with the longer ones that were asked for where they err less."""
         rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None

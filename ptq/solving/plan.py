@@ -17,9 +17,9 @@ from ptq.core.layer_row import LayerRow
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.progress import Progress, counted, silent
-from ptq.core.solved_layer import SolvedLayer
+from ptq.core.solved_layer import SOLVED_PARTS, SolvedLayer
 from ptq.core.statistics import Histogram
-from ptq.delivery.checkpoints import Checkpoints
+from ptq.files.checkpoints import Checkpoints
 from ptq.passes.infer_shapes import output_sizes
 from ptq.passes.placement import Placement
 from ptq.passes.sites import WeightSite, matrix_of
@@ -44,7 +44,7 @@ class Problem:
         settings: Observer, method and grids.
         samples: The calibration set again, for methods that look at a layer's input.
         feed: One sample.
-        notes: Layers that an interrupted run has solved.
+        checkpoints: Layers that an interrupted run has solved.
         progress: Told how many layers are solved.
     """
 
@@ -55,7 +55,7 @@ class Problem:
     settings: Choices
     samples: SampleReplay
     feed: Feed
-    notes: Checkpoints = field(default_factory=Checkpoints)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     progress: Progress = silent
 
 
@@ -114,14 +114,12 @@ def _solve(
         return solved
     start, survey = _plan(grids, solved, tables), demands is not None
     walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
+    kept = problem.checkpoints.restore_or_solve
     for layer, seen in counted(walk.layers(), len(walked), problem.progress):
         job = jobs[layer.name]
+        solve = functools.partial(job.settled, seen)
         with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
-            found = (
-                job.solve(seen)
-                if survey
-                else problem.notes.restore_or_solve(layer.name, functools.partial(job.solve, seen))
-            )
+            found = job.solve(seen) if survey else kept(layer.name, SolvedLayer, SOLVED_PARTS, solve)
         if demands is not None and found.output is not None:
             demands[layer.name] = job.demand(found, walk)
         solved[layer.name] = found.settled()

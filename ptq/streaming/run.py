@@ -8,8 +8,8 @@ import weakref
 from ptq.analysis.outcome import Outcome, data_facts, report_of
 from ptq.calibration.reader import Sample
 from ptq.calibration.split import split_samples
-from ptq.delivery.checkpoints import Workspace
 from ptq.delivery.deliver import pack
+from ptq.delivery.workspace import Workspace
 from ptq.job import Context, Result
 from ptq.solving.choices import choices_of
 from ptq.streaming.solve import COMPARED, prepare_streaming, require_streamable, stream

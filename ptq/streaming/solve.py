@@ -6,9 +6,11 @@ the float model is not opened as one session. Its outputs are computed segment b
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
 import onnx_ir as ir
@@ -24,8 +26,10 @@ from ptq.core.layer_row import LayerRow
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.progress import Progress
+from ptq.core.solved_layer import ENCODING_PARTS
 from ptq.core.spec import PerAxis, PerBlock
-from ptq.delivery.checkpoints import Workspace, checkpoint_key
+from ptq.delivery.workspace import Workspace
+from ptq.files.checkpoints import Checkpoints, checkpoint_key
 from ptq.models.source import INLINE_BYTES, weight_bytes
 from ptq.passes import STREAMING_STEPS
 from ptq.passes.graph import initializer_of
@@ -159,11 +163,11 @@ def _solve(
 ) -> tuple[AffineEncoding, LayerRow]:
     """One layer, a few rows at a time, or as it was solved before."""
     weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
-    key = checkpoint_key(weight, choice)
-    encoding = workspace.find(key)
-    if encoding is None:
-        encoding = _solve_rows(layer.name, weight, choice)
-        workspace.keep(key, encoding)
+    numbers = np.ascontiguousarray(weight).data
+    key = checkpoint_key(numbers, weight.shape, repr(choice), version("ptq"), version("numpy"))
+    kept, solve = Checkpoints(workspace.folder, key), functools.partial(_solve_rows, layer.name, weight, choice)
+    encoding = kept.restore_or_solve(layer.name, AffineEncoding, ENCODING_PARTS, solve)
+    kept.write()
     error, signal, zeros = 0.0, 0.0, 0
     for rows in _chunks(weight):
         part = replace(encoding, codes=encoding.codes[rows], params=_rows_of(encoding.params, rows))

@@ -13,7 +13,6 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-import ptq.delivery.checkpoints as workspaces
 from ptq import Recipe, calibrate, merge, quantize
 from ptq.calibration import collect as collecting
 from ptq.calibration import shards as ledgers
@@ -22,6 +21,7 @@ from ptq.calibration.shards import Shard
 from ptq.cli import main
 from ptq.core.archive import freeze, thaw
 from ptq.core.errors import CalibrationError, InputError
+from ptq.files import checkpoints
 from ptq.recipe import Weights
 from ptq.solving.layer_solver import LayerSolver
 from ptq.weights import Gptq
@@ -33,8 +33,7 @@ RECIPES = {"int8": Recipe(), "gptq": Recipe(weights=Weights(Gptq(), bits=4))}
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "PART", 4)
-    monkeypatch.setattr(ledgers, "SAVE_SECONDS", -1.0)
-    monkeypatch.setattr(workspaces, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SECONDS", -1.0)
 
 
 def net(seed: int = 1) -> ir.Model:

@@ -43,7 +43,8 @@ class Elsewhere:
         common, parts = pickle.loads(pickle.dumps((common, list(items))))  # as machines get them
         order = list(range(len(parts)))
         shuffling.Random(self.seed).shuffle(order)
-        function(common, parts[0])
+        for part in parts[:1]:
+            function(common, part)
         results = {index: function(common, parts[index]) for index in order}
         return (results[index] for index in range(len(parts)))
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import ptq
 from ptq import Recipe, pipeline
 from ptq.cli import main
+from ptq.files.checkpoints import SUFFIX
 from ptq.recipe import Goals, Weights
 from ptq.runtime import open_session
 from ptq.weights import Gptq
@@ -127,7 +128,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_a_solved_layer_cut_short_is_solved_again(model: Path, tmp_path: Path) -> None:
     recipe = Recipe(weight_only=True, weights=Weights(bits=4))
     ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
-    for path in (tmp_path / "work").glob("*.npz"):
+    paths = list((tmp_path / "work").glob(f"*{SUFFIX}"))
+    assert len(paths) == 6
+    for path in paths:
         path.write_bytes(path.read_bytes()[:100])
     result = ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
     assert result.report.proof.comparison.sqnr_db > 15

@@ -1,49 +1,27 @@
-"""A folder for what outlives an interrupted run: layers already solved, and tensors that are too large for memory.
-
-A solved layer lies under a hash of everything it depends on, so that an interrupted run goes on where it stopped and
-a changed model, recipe or version never meets an old result.
-"""
+"""A folder for tensors that are too large for memory, and for what outlives an interrupted run."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.shards import SAVE_SECONDS
-from ptq.core.affine import QuantParams
-from ptq.core.archive import freeze, thaw
-from ptq.core.encoding import AffineEncoding, SumEncoding
 from ptq.core.errors import InputError
-from ptq.core.plan import BiasEncoding, FloatBias
-from ptq.core.solved_layer import AtOutput, SolvedLayer
-from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
-from ptq.core.widths import Widths
 from ptq.files.scratch import owned
-from ptq.files.whole import write_whole
 
 if sys.platform != "win32":
     import fcntl
 
 TENSORS = "tensors.bin"
-SUFFIX = ".layer"
-KINDS = (
-    AffineEncoding, AtOutput, BiasEncoding, FloatBias, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec,
-    SolvedLayer, SumEncoding, Widths,
-)  # fmt: skip
 ALIGNMENT = 4096
 """Offsets that can be mapped into memory."""
 
@@ -130,62 +108,6 @@ class Workspace:
         """Forget the tensors of an interrupted run; solved layers stay."""
         (self.folder / TENSORS).unlink(missing_ok=True)
 
-    def find(self, key: str) -> AffineEncoding | None:
-        """A layer solved before, or None."""
-        found = _recalled(self.folder / f"{key}{SUFFIX}")
-        return found if isinstance(found, AffineEncoding) else None
-
-    def keep(self, key: str, encoding: AffineEncoding) -> None:
-        """Keep a solved layer, whole or not at all."""
-        write_whole(self.folder / f"{key}{SUFFIX}", freeze(encoding))
-
-
-class Checkpoints:
-    """Layers solved in a run that may be interrupted; written once in a while, so that short runs write nothing.
-
-    Args:
-        folder: Where they go; made when there is something to keep. None for nowhere.
-        base: All that the whole run depends on, as a hash: what earlier layers became follows from it.
-    """
-
-    def __init__(self, folder: Path | None = None, base: str = "") -> None:
-        self._folder, self._base = folder, base
-        self._waiting: dict[Path, SolvedLayer] = {}
-        self._saved = time.monotonic()
-
-    def restore_or_solve(self, name: str, solve: Callable[[], SolvedLayer]) -> SolvedLayer:
-        """The layer as an interrupted run solved it, or as it is solved now."""
-        if self._folder is None:
-            return solve()
-        digest = hashlib.sha256(f"{self._base} {name}".encode()).hexdigest()
-        path = self._folder / f"{digest}{SUFFIX}"
-        found = _recalled(path)
-        if isinstance(found, SolvedLayer):
-            return found
-        self._waiting[path] = solved = solve()
-        if time.monotonic() > self._saved + SAVE_SECONDS:
-            self._write()
-        return solved
-
-    def _write(self) -> None:
-        for path, solved in self._waiting.items():
-            with suppress(InputError, OSError):  # a help, nothing that a run depends on
-                path.parent.mkdir(exist_ok=True)
-                write_whole(path, freeze(solved.settled()))
-        self._waiting.clear()
-        self._saved = time.monotonic()
-
-
-def _recalled(path: Path) -> object:
-    """What a file holds; None if there is none, or it was cut short by a full disk."""
-    if not path.is_file():
-        return None
-    try:
-        return thaw(path.read_bytes(), KINDS)
-    except (InputError, OSError):
-        path.unlink(missing_ok=True)
-        return None
-
 
 def _locked(folder: Path) -> Lock | None:
     """What keeps others out; None if another run has it."""
@@ -208,10 +130,3 @@ def _named(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
-def checkpoint_key(weight: NDArray[np.float32], settings: object) -> str:
-    """What a layer's codes depend on, as a hash: its numbers, the settings, the versions that compute them."""
-    digest = hashlib.sha256(np.ascontiguousarray(weight).data)
-    digest.update(json.dumps([repr(settings), weight.shape, version("ptq"), version("numpy")]).encode())
-    return digest.hexdigest()
