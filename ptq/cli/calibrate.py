@@ -19,7 +19,7 @@ from ptq.cli.options import (
     recipe_of,
     require_data,
 )
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
         )
     record.save(output)
     Workspace(notes.parent).remove()
-    display.line(f"{record.statistics.num_samples} samples in {len(record.parts)} parts -> {output}")
+    with ending(0):
+        display.line(f"{record.statistics.num_samples} samples in {len(record.parts)} parts -> {output}")
 
 
 def _shard(text: str) -> Shard:
