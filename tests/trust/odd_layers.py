@@ -130,7 +130,7 @@ RUN = [version for version in range(7, NEWEST + 1) if version <= PROMISED or _ru
 
 @each(lambda name: odd(f"opset: {name}"), {str(version): version for version in RUN})
 @each(
-    lambda name: broken(f"opset: {name}", "pset"),
+    lambda name: broken(f"opset: {name}", "older opset"),
     {str(version): version for version in range(7, NEWEST + 1) if version not in RUN},
 )
 def opset(stage: Stage, version: int) -> None:
