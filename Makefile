@@ -2,26 +2,29 @@
 PYTHON ?= python3
 EXTRAS ?= test,demo
 BIN := .venv/bin
-# onnxruntime's headers for the operator library; without them the installation is pure Python and says so.
-HEADERS := runtime/cpp/fetch_headers.sh build/ort
+# The versions that figures and tests belong to; `make ... CONSTRAINTS=` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 
 # Random tests are repeated with `make ... SEED=`.
 SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: demo test check bench native kernels sanitized edge fuzz fuzz-inputs kills clean
+.PHONY: demo test check nightly bench native kernels sanitized edge fuzz fuzz-inputs kills clean
 
-demo: .venv/demo
+demo: $(if $(wildcard .venv/test),.venv/test,.venv/demo)  # what the tests run in has all that the demo needs
 	$(BIN)/python -m ptq.demo
 
 test: .venv/test check
 	$(BIN)/pytest -q -p no:cacheprovider
 	$(BIN)/pytest -q -p no:cacheprovider -p no:randomly --doctest-modules ptq/core ptq/analysis/metrics.py
 
-check: .venv/test build/view
+nightly: .venv/test  # what takes minutes and rarely finds anything: docs/nightly.md
+	$(BIN)/pytest -q -p no:cacheprovider -m nightly
+
+check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=build/view $(BIN)/mypy -p ptq
-	PYTHONPATH=build/view $(BIN)/lint-imports
+	$(BIN)/mypy -p ptq
+	$(BIN)/lint-imports
 
 bench: .venv/test
 	$(BIN)/python -m tests.bench
@@ -34,14 +37,16 @@ bench: .venv/test
 	$(BIN)/python -m tests.bench_solvers layers
 	$(BIN)/python -m tests.bench_solvers textbook
 
-INSTALL := ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS) 2>/dev/null || true)} $(BIN)/pip install -q -e
+# pip says what it does: a terminal that is silent for minutes looks like one that hangs.
+PIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS),-U --upgrade-strategy eager)
+INSTALL := CMAKE_ARGS="$(CMAKE_ARGS) -DPTQ_WERROR=ON" $(BIN)/pip install $(PIN) -e
 
 native: .venv/test  # builds the operator library again, after changes in runtime/cpp
 	$(INSTALL) . --no-deps
 	$(BIN)/python -c "from ptq.runtime import native_path, native_status; print(native_status()); assert native_path()"
 
 kernels:  # product kernels against what the processor's dot products can do
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/native
+	cmake -S runtime/cpp -B build/native -DPTQ_WERROR=ON
 	cmake --build build/native --target ptq_bench
 	build/native/ptq_bench
 
@@ -52,33 +57,37 @@ fuzz-inputs: .venv/test  # broken models, data, recipes and options for ten minu
 	$(BIN)/python -m tests.trust.fuzz --seconds 600 --seed $(SEED) --keep build/found
 
 kills: .venv/test  # 120 kills at random instants, and one before every call that changes a file
-	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider tests/trust/test_faults.py
+	PTQ_KILLS=120 PTQ_SEED=$(SEED) $(BIN)/pytest -q -p no:cacheprovider -m '' tests/trust/test_faults.py
 
 sanitized: .venv/test  # the kernels' tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON
+	cmake -S runtime/cpp -B build/sanitized -DPTQ_SANITIZE=ON -DPTQ_WERROR=ON
 	cmake --build build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PTQ_NATIVE_LIBRARY=build/sanitized/_ptqops.so $(BIN)/pytest -q -p no:cacheprovider tests/runtime
 
 edge: .venv/test  # exported models in Node, a browser, C and on arm64; Debian's packages are installed if need be
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/edge/tools.sh build/edge
-	ORT_INCLUDE_DIR=$${ORT_INCLUDE_DIR:-$$($(HEADERS))} PTQ_EDGE=build/edge $(BIN)/pytest -q -p no:cacheprovider tests/edge
+	-runtime/cpp/fetch_headers.sh build/ort  # where they cannot be had, the C program is not compiled
+	PTQ_EDGE=build/edge $(BIN)/pytest -q -p no:cacheprovider tests/edge
 
-.venv/demo: pyproject.toml
+.venv/demo: pyproject.toml .venv/versions  # Python alone: nothing is compiled for the demo
+	@echo "1 of 2: a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
-	$(INSTALL) ".[demo]"
+	@echo "2 of 2: ptq and what it needs, some 60 MB to download"
+	$(INSTALL) ".[demo]" --config-settings=wheel.cmake=false --config-settings=wheel.platlib=false
 	touch $@
 
-.venv/test: pyproject.toml
+.venv/test: pyproject.toml .venv/versions
+	@echo "1 of 2: a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
+	@echo "2 of 2: ptq, its operator library if there is a compiler, and what the tests need"
 	$(INSTALL) ".[$(EXTRAS)]"
 	touch $@
 
-# The four package folders as one tree: mypy does not see through the editable install.
-build/view: FORCE
-	rm -rf $@ && mkdir -p $@/ptq
-	ln -sfn $(CURDIR)/ptq/* $@/ptq/
-	ln -sfn $(CURDIR)/passes $(CURDIR)/calibration $(CURDIR)/runtime $@/ptq/
+# Other versions asked for, or constraints.txt edited: what is installed is stale.
+.venv/versions: FORCE
+	@mkdir -p $(@D)
+	@echo "$(CONSTRAINTS)" | cat - $(CONSTRAINTS) | cmp -s - $@ || echo "$(CONSTRAINTS)" | cat - $(CONSTRAINTS) > $@
 FORCE:
 
 clean:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.sample import Sample
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # a name proves nothing, and EPS would start Ghostscript

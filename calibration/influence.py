@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import IR_VERSION, SegmentedRun
-from ptq.modelfile import run, session_of
-from ptq.passes._graph import initializer_of
-from ptq.passes._linear import LinearLayer
+from ptq.core.layer import LinearLayer
+from ptq.models.sessions import run, session_of
+from ptq.passes.graph import initializer_of
 
 Float = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ from ptq.calibration.sample import (
 )
 from ptq.calibration.tokens import token_rows
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 LABEL_KEYS = ("labels", "label")
 FILES = (".npz", ".npy", ".jsonl", ".parquet")

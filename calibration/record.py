@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ptq.calibration.statistics import ExtremesOf, HistogramOf, MeanOf
 from ptq.core.archive import freeze, thaw
+from ptq.core.channel_extremes import ChannelExtremes, HalvedExtremes
 from ptq.core.channel_mean import ROWS, ChannelMean
 from ptq.core.errors import InputError
 from ptq.core.statistics import MAGNITUDES, Histogram
-from ptq.files import read_regular_file, write_whole
+from ptq.core.tree_sum import TreeSum
+from ptq.files.whole import read_regular_file, write_whole
 
 LARGEST = 2**32
 """Bytes of a file of statistics."""
@@ -23,30 +27,48 @@ class CalibrationStatistics:
     """What was seen over a calibration set.
 
     Attributes:
-        histograms: Value name -> distribution.
-        means: Value name -> mean per channel.
+        values: Value name -> tag of a statistic -> what was seen. A value that was empty in all samples has no mean.
         num_samples: How many samples were run.
     """
 
-    histograms: Mapping[str, Histogram]
-    means: Mapping[str, ChannelMean]
+    values: Mapping[str, Mapping[str, Any]]
     num_samples: int
 
     def merge(self, other: CalibrationStatistics) -> CalibrationStatistics:
         """Of both sets; exact, so no order or split of the samples changes a bit."""
-        return CalibrationStatistics(
-            {name: seen.merge(other.histograms[name]) for name, seen in self.histograms.items()},
-            {  # a value that was empty in all samples of a part has no mean there
-                name: self.means[name].merge(other.means[name]) if name in self.means and name in other.means else mean
-                for name, mean in {**other.means, **self.means}.items()
-            },
-            self.num_samples + other.num_samples,
-        )
+        values = {
+            name: _merged(seen, other.values.get(name, {})) for name, seen in {**other.values, **self.values}.items()
+        }
+        return CalibrationStatistics(values, self.num_samples + other.num_samples)
+
+    def of(self, tag: str) -> dict[str, Any]:
+        """One statistic of every value that has it."""
+        return {name: seen[tag] for name, seen in self.values.items() if tag in seen}
+
+    @property
+    def histograms(self) -> dict[str, Histogram]:
+        """Value name -> distribution."""
+        return self.of(HistogramOf.tag)
+
+    @property
+    def means(self) -> dict[str, ChannelMean]:
+        """Value name -> mean per channel."""
+        return self.of(MeanOf.tag)
+
+    @property
+    def halves(self) -> dict[str, tuple[ChannelExtremes, ChannelExtremes]]:
+        """Value name -> channel extremes over two halves of the set."""
+        return {name: seen.halves for name, seen in self.of(ExtremesOf.tag).items()}
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    both = {tag: first[tag].merge(second[tag]) for tag in first if tag in second}
+    return {**second, **first, **both}
 
 
 @dataclass(frozen=True)
-class CalibrationRecord:
-    """What was seen, on which samples, and in what network.
+class StageRecord:
+    """What was seen in one pass: on which samples, and in what network.
 
     Attributes:
         origin: What the statistics depend on besides the samples: name -> hash or version.
@@ -71,7 +93,7 @@ class CalibrationRecord:
                     f"made for another {name}: expected {expected[:16]}, found {found[:16]}; run `ptq calibrate` again"
                 )
 
-    def merge(self, other: CalibrationRecord) -> CalibrationRecord:
+    def merge(self, other: StageRecord) -> StageRecord:
         """Both together; exact, in any order.
 
         Raises:
@@ -82,7 +104,55 @@ class CalibrationRecord:
         if twice:
             raise InputError(f"part {twice[0]} of the calibration set is in it a second time; merge each shard once")
         parts = dict(sorted({**self.parts, **other.parts}.items()))
-        return CalibrationRecord(self.origin, parts, self.statistics.merge(other.statistics))
+        return StageRecord(self.origin, parts, self.statistics.merge(other.statistics))
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What was seen of a calibration set, pass by pass; as a file it lets machines share the work.
+
+    Attributes:
+        stages: Name of a pass -> what was seen in it, in the order of the passes.
+    """
+
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+
+    @property
+    def latest(self) -> StageRecord:
+        """The last pass."""
+        return list(self.stages.values())[-1]
+
+    @property
+    def described(self) -> str:
+        """The last pass, in words."""
+        return f"{self.latest.statistics.num_samples} samples in {len(self.latest.parts)} parts"
+
+    @property
+    def is_first_round(self) -> bool:
+        """Whether channels were looked at and nothing else: ranges are seen in a network that depends on them."""
+        return tuple(self.stages) == (CHANNELS,)
+
+    def with_stage(self, name: str, record: StageRecord) -> CalibrationRecord:
+        """The same with one more pass."""
+        return CalibrationRecord({**self.stages, name: record})
+
+    def merge(self, other: CalibrationRecord) -> CalibrationRecord:
+        """Both together; exact, in any order. Passes before the last one belong to all parts: they have to be equal.
+
+        Raises:
+            InputError: They hold different passes, belong to different networks, or a part is in both.
+        """
+        names, others = tuple(self.stages), tuple(other.stages)
+        if names != others:
+            raise InputError(
+                f"holds {', '.join(others)} where the others hold {', '.join(names)}; merge shards of the same round"
+            )
+        earlier = names[:-1]
+        for name in earlier:
+            if freeze(self.stages[name]) != freeze(other.stages[name]):
+                raise InputError(f"its {name} is that of another run; merge shards that went on from the same file")
+        last = self.latest.merge(other.latest)
+        return CalibrationRecord({**{name: self.stages[name] for name in earlier}, names[-1]: last})
 
     def save(self, path: str | Path) -> None:
         """Write it, whole or not at all. Equal records give equal bytes.
@@ -111,28 +181,50 @@ class CalibrationRecord:
             InputError: They hold none; names `where`.
         """
         try:
-            found = thaw(data, (CalibrationRecord, CalibrationStatistics, Histogram, ChannelMean))
+            found = thaw(data, KINDS)
             _check(found)
         except InputError as error:
             raise InputError(f"{where}: no calibration statistics: {error}; run `ptq calibrate` again") from error
         return found  # type: ignore[no-any-return]
 
 
+CHANNELS, RANGES = "channels", "ranges"
+"""Names of passes: what is evened out, and what gets a grid."""
+
+KINDS = (CalibrationRecord, StageRecord, CalibrationStatistics, Histogram, ChannelMean, HalvedExtremes, TreeSum)
+
+
 def _check(found: object) -> None:
     """A file may claim anything: what would not work as statistics is refused here."""
-    if not isinstance(found, CalibrationRecord) or not isinstance(found.statistics, CalibrationStatistics):
+    if not isinstance(found, CalibrationRecord) or not found.stages:
         raise InputError("something else")
-    seen = found.statistics
-    texts = {**found.origin, **{str(part): text for part, text in found.parts.items()}}
-    sound = (
+    if not all(isinstance(name, str) and _is_stage(stage) for name, stage in found.stages.items()):
+        raise InputError("its numbers contradict each other")
+
+
+def _is_stage(found: object) -> bool:
+    if not isinstance(found, StageRecord) or not isinstance(found.statistics, CalibrationStatistics):
+        return False
+    texts, seen = {**found.origin, **{str(part): text for part, text in found.parts.items()}}, found.statistics
+    return (
         all(isinstance(key, str) and isinstance(text, str) for key, text in texts.items())
         and all(isinstance(part, int) and part >= 0 for part in found.parts)
         and isinstance(seen.num_samples, int)
-        and all(isinstance(each, Histogram) and _is_histogram(each) for each in seen.histograms.values())
-        and all(isinstance(each, ChannelMean) and _is_mean(each) for each in seen.means.values())
+        and all(isinstance(tags, Mapping) for tags in seen.values.values())
+        and all(_is_seen(tag, each) for tags in seen.values.values() for tag, each in tags.items())
     )
-    if not sound:
-        raise InputError("its numbers contradict each other")
+
+
+def _is_seen(tag: str, found: object) -> bool:
+    match found:
+        case Histogram():
+            return tag == HistogramOf.tag and _is_histogram(found)
+        case ChannelMean():
+            return tag == MeanOf.tag and _is_mean(found)
+        case HalvedExtremes():
+            return tag == ExtremesOf.tag and _is_extremes(found)
+        case _:
+            return False
 
 
 def _is_histogram(found: Histogram) -> bool:
@@ -147,3 +239,19 @@ def _is_histogram(found: Histogram) -> bool:
 
 def _is_mean(found: ChannelMean) -> bool:
     return found.table.dtype == np.int64 and found.table.ndim == 2 and len(found.table) == ROWS and found.count > 0
+
+
+def _is_extremes(found: HalvedExtremes) -> bool:
+    bounds = (found.low, found.high, found.least)
+    if not all(each.dtype == np.float64 and each.shape == found.low.shape and each.ndim == 2 for each in bounds):
+        return False
+    if len(found.low) != 2 or len(found.squares) != 2 or len(found.positions) != 2:
+        return False
+    sums = [(key, node) for half in found.squares for key, node in half.nodes.items()]
+    return (
+        bool((found.low <= 0).all() and (found.high >= 0).all() and np.isfinite(found.low + found.high).all())
+        and all(isinstance(count, int) and count >= 0 for count in found.positions)
+        and all(isinstance(key, int) and key >= 0 for key, _ in sums)
+        and all(node.dtype == np.float64 and node.shape == found.low.shape[1:] for _, node in sums)
+        and all(bool((node >= 0).all()) for _, node in sums)
+    )

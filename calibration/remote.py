@@ -14,7 +14,7 @@ from typing import Any
 from urllib.request import url2pathname
 
 from ptq.core.errors import InputError
-from ptq.scratch import scratch_folder
+from ptq.files.scratch import scratch_folder
 
 MAX_BYTES, MAX_FILES = 2**35, 100_000  # of one data set
 BLOCK = 2**22

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.parallel import in_order
 from ptq.calibration.store import ArrayStore
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 
 IR_VERSION = 10
 

@@ -17,19 +17,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ptq.calibration.engine import HERE, Engine
+from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.influence import Influence, LayerErrors, influence
 from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams, dequantize
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import WeightEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
-from ptq.modelfile import run, session_of
-from ptq.passes._graph import initializer_of
-from ptq.passes._linear import LinearLayer
+from ptq.models.sessions import run, session_of
+from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
 
@@ -63,7 +63,7 @@ class Chunk:
     size: int
 
 
-class Samples:
+class SampleReplay:
     """The calibration set kept for a second look.
 
     Args:
@@ -72,11 +72,11 @@ class Samples:
         engine: Where moments are computed.
     """
 
-    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = (), engine: Engine = HERE) -> None:
+    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = (), engine: Executor = LOCAL) -> None:
         self.store, self.custom_ops, self.engine = store, tuple(custom_ops), engine
         self._names: list[tuple[str, ...]] = []
 
-    def keep(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
+    def record(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Pass samples through and keep a copy."""
         for feed in feeds:
             for name, array in feed.items():
@@ -84,11 +84,11 @@ class Samples:
             self._names.append(tuple(feed))
             yield feed
 
-    def add(self, feeds: Iterable[Feed]) -> int:
+    def extend(self, feeds: Iterable[Feed]) -> int:
         """Keep further samples; how many there were."""
-        return sum(1 for _ in self.keep(feeds))
+        return sum(1 for _ in self.record(feeds))
 
-    def take(self, *, keep: bool = False) -> Iterator[Feed]:
+    def replay(self, *, keep: bool = False) -> Iterator[Feed]:
         """The samples again; unless they are to be kept, each is forgotten as it is given."""
         for index, names in enumerate(tuple(self._names)):
             yield {name: self.store.get((index, name)) for name in names}
@@ -115,7 +115,7 @@ class SequentialWalk:
         placement: Placement,
         plan: QuantPlan,
         layers: Sequence[LinearLayer],
-        samples: Samples,
+        samples: SampleReplay,
         *,
         survey: bool = False,
     ) -> None:
@@ -131,7 +131,7 @@ class SequentialWalk:
         self._float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
         self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
         self._sizes = []
-        for chunk in _chunks(model, samples.take(keep=survey), self._custom_ops):
+        for chunk in _chunks(model, samples.replay(keep=survey), self._custom_ops):
             self._sizes.append(chunk.size)
             self._float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
-from ptq.scratch import scratch_folder
+from ptq.files.scratch import scratch_folder
 
 
 class ArrayStore:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.sample import Sample
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 LABEL = "label"
 MAX_LINE = 16 * 2**20  # characters

@@ -1,6 +1,6 @@
 """Write what the examples work on, `python model.py FOLDER`: model.onnx and calib.npz, a small network and its data.
 
-Needs `pip install "ptq[demo]"`. In a project of your own both files are there already.
+In a project of your own both files are there already.
 """
 
 from __future__ import annotations

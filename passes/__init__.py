@@ -16,7 +16,7 @@ from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.lower_opset import LowerOpset
-from ptq.passes.normalise import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
+from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
 from ptq.passes.unfuse import Unfuse
@@ -54,7 +54,7 @@ PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, requi
 PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
 """For scales per block, which older opsets cannot say."""
 
-HUGE_STEPS: tuple[PrepareStep, ...] = (
+STREAMING_STEPS: tuple[PrepareStep, ...] = (
     InlineFunctions(),
     LowerOpset(),
     RaiseOpset(INT4_OPSET),

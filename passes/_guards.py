@@ -7,9 +7,9 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import onnx_ir as ir
 
-from ptq.passes._graph import add_initializer, fresh_name
-from ptq.passes._linear import name_of
 from ptq.passes._qdq import decoder, only_reader
+from ptq.passes.graph import add_initializer, fresh_name
+from ptq.passes.linear import name_of
 
 INTEGER_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._linear import constant
+from ptq.passes.linear import constant
 
 
 def decoder(value: ir.Value | None) -> ir.Node | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.errors import EquivalenceError
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a fraction of the output's largest magnitude: reassociated float32 sums, with room."""

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from ptq.modelfile import run, session_of
-from ptq.passes._graph import message_without_weights
+from ptq.models.sessions import run, session_of
+from ptq.passes.graph import message_without_weights
 
 
 def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
-from ptq.passes._graph import add_initializer
 from ptq.passes._guards import take_over
-from ptq.passes._linear import LinearLayer, name_of
+from ptq.passes.graph import add_initializer
+from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement

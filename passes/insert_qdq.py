@@ -19,14 +19,15 @@ from onnx_ir.passes import common
 
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerBlock, PerTensor
-from ptq.passes._graph import add_initializer
 from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
-from ptq.passes._linear import LinearLayer, bias_add, name_of
+from ptq.passes.graph import add_initializer
+from ptq.passes.linear import bias_add, name_of
 from ptq.passes.lowered_layer import LoweredLayer, along_blocks
-from ptq.passes.normalise import INT4_OPSET
+from ptq.passes.normalize import INT4_OPSET
 from ptq.passes.packing import BYTE, PACKED_BITS, PACKING_OPSET, CodeStream
 from ptq.passes.pieces import cut
 from ptq.passes.placement import Placement
@@ -376,7 +377,7 @@ class _Lowering:
                 assert_never(never)
 
     def _joined(self, name: str, layout: WeightLayout, encoding: SumEncoding) -> ir.Value:
-        """Sums of points, weights of one length together. onnxruntime joins them once, when the session opens."""
+        """Words of several lengths, those of one length together; joined once, when the session opens."""
         int8, parts, blocks = ir.DataType.INT8, [], cut(encoding, layout)
         for block in blocks:
             pieces = [self._stored(f"{name}_{piece.num_bits}", piece.codes, piece.num_bits) for piece in block.pieces]

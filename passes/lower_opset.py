@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
-from ptq.modelfile import RunError, session_of
-from ptq.passes.normalise import INT4_OPSET, convert
+from ptq.models.sessions import RunError, session_of
+from ptq.passes.normalize import INT4_OPSET, convert
 
 PROBE = """probe (float[1, 1, 2, 2] x, uint8[1, 1, 2, 2] w, float scale, uint8 zero) => (float[1, 1, 2, 2] y) {
     codes = QuantizeLinear (x, scale, zero)

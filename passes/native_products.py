@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ptq.core.encoding import AffineEncoding, WeightEncoding
 from ptq.core.spec import PerBlock
-from ptq.passes._graph import add_initializer, fresh_name
-from ptq.passes._linear import bias_add, constant, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
+from ptq.passes.graph import add_initializer, fresh_name
+from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.native_bodies import DOMAIN, overload
 
 STRIP, LANE = 16, 4

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer
+from ptq.passes.graph import add_initializer
 
 PACKED_BITS = (2, 3, 5, 6, 7)
 """Word lengths that are stored this way; 4 and 8 bits are types of ONNX."""

@@ -41,21 +41,21 @@ class Block:
 
 
 def cut(encoding: SumEncoding, layout: WeightLayout) -> tuple[Block, ...]:
-    """Cut a weight of sums along its output features, and those along the taps of their kernel, by word length.
+    """Cut a weight along its output features, and those along the taps of their kernel, by word length.
 
     Args:
-        encoding: The sums; their columns differ by tap at most.
+        encoding: The weight; its columns differ by tap at most.
         layout: How the graph stores the weight.
 
     Returns:
         Blocks; every feature is in one of them.
     """
-    lengths = encoding.points.word_lengths(encoding.params.spec.num_bits)
+    widths = encoding.widths
     blocks = []
-    for count in np.unique(encoding.points.rows):
-        rows = np.flatnonzero(encoding.points.rows == count)
+    for width in np.unique(widths.rows):
+        rows = np.flatnonzero(widths.rows == width)
         shape = tuple(len(rows) if axis == layout.out_axis else n for axis, n in enumerate(layout.shape))
-        codes, bits = encoding.codes[rows], lengths[rows[0]]
+        codes, bits = encoding.codes[rows], np.maximum(width, widths.columns)
         part = WeightLayout(layout.out_axis, shape)
         if len(set(bits.tolist())) == 1:
             pieces: tuple[Piece, ...] = (Piece(part.to_tensor(codes), int(bits[0])),)

@@ -14,14 +14,15 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
-from ptq.passes._linear import LinearLayer, constant, describe_linear, is_float32, name_of
+from ptq.core.layer import LinearLayer
+from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
 
 RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
-Selector = Callable[[ir.Node], str | None]
+Excludes = Callable[[ir.Node], str | None]
 """Why the user wants a node left in float, or None."""
 
 
@@ -54,12 +55,12 @@ class Placement:
     stored: tuple[StoredWeight, ...] = ()
 
 
-def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: bool = False) -> Placement:
+def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: bool = False) -> Placement:
     """Decide which nodes of a prepared graph run on integers.
 
     Args:
         model: Prepared float model with known element types.
-        left_out: The user's exclusions.
+        excluded: The user's exclusions.
         native: Whether operators of our own may run layers.
 
     Returns:
@@ -68,12 +69,12 @@ def place(model: ir.Model, left_out: Selector = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(left_out, native)
+    planner = _Planner(excluded, native)
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
-    if not planner.integer and not find_stored(model, left_out):
-        _require_own_fault(model, left_out, planner.left_float)
+    if not planner.integer and not find_stored(model, excluded):
+        _require_own_fault(model, excluded, planner.left_float)
     for node in nodes:
         planner.visit_other(node)
     return planner.finish(nodes, model)
@@ -83,13 +84,13 @@ NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run 
 
 
 def place_weights(
-    model: ir.Model, left_out: Selector = lambda _node: None, *, only_products: bool = False
+    model: ir.Model, excluded: Excludes = lambda _node: None, *, only_products: bool = False
 ) -> Placement:
     """The same when only weights have their integers fixed: every linear layer, and no grids.
 
     Args:
         model: Prepared float model with known element types.
-        left_out: The user's exclusions.
+        excluded: The user's exclusions.
         only_products: Layers that take their ranges at run time: products with the weight on the right.
 
     Returns:
@@ -104,25 +105,25 @@ def place_weights(
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
-        reason = left_out(node) or (layer if isinstance(layer, str) else unfit)
+        reason = excluded(node) or (layer if isinstance(layer, str) else unfit)
         if reason:
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):
             layers.append(layer)
-    tables, stored = find_tables(model, left_out), find_stored(model, left_out)
+    tables, stored = find_tables(model, excluded), find_stored(model, excluded)
     if not layers and not stored:
-        _require_own_fault(model, left_out, left_float)
-    left_float |= _inside(model, left_out)
+        _require_own_fault(model, excluded, left_float)
+    left_float |= _inside(model, excluded)
     return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
 
 
-def _inside(model: ir.Model, left_out: Selector) -> dict[str, str]:
-    return {name_of(node): left_out(node) or INSIDE for node in inner_layers(model)}
+def _inside(model: ir.Model, excluded: Excludes) -> dict[str, str]:
+    return {name_of(node): excluded(node) or INSIDE for node in inner_layers(model)}
 
 
-def _require_own_fault(model: ir.Model, left_out: Selector, left_float: Mapping[str, str]) -> None:
+def _require_own_fault(model: ir.Model, excluded: Excludes, left_float: Mapping[str, str]) -> None:
     """Of a model nothing may become integers, which the verdict says; of the user's exclusions something has to."""
-    if any(left_out(node) for node in model.graph):
+    if any(excluded(node) for node in model.graph):
         reasons = "; ".join(sorted(set(left_float.values()))[:5])
         raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
 
@@ -131,7 +132,7 @@ def _require_own_fault(model: ir.Model, left_out: Selector, left_float: Mapping[
 class _Planner:
     """The state of one walk. `needed` values get a grid; `produced` ones come out of integer nodes."""
 
-    left_out: Selector
+    excluded: Excludes
     native: bool = False
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
@@ -147,7 +148,7 @@ class _Planner:
             return
         name = name_of(node)
         layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
-        reason = self.left_out(node) or (layer if isinstance(layer, str) else None)
+        reason = self.excluded(node) or (layer if isinstance(layer, str) else None)
         if reason:
             self.left_float[name] = reason
             return
@@ -165,7 +166,7 @@ class _Planner:
         if node.domain or name in self.absorbed or not is_float32(node.outputs[0]):
             return
         if node.op_type in MOVING and _moves_only(node) and self._moves_codes(node):
-            if not self.left_out(node):
+            if not self.excluded(node):
                 self.integer.add(name)
                 self._produce(node, absorb=False)
                 self._join(node.outputs[0], node.inputs[0])
@@ -197,11 +198,11 @@ class _Planner:
             tuple(tuple(members) for members in groups.values()),
             sources,
             frozenset(self.produced),
-            self.left_float | _inside(model, self.left_out),
+            self.left_float | _inside(model, self.excluded),
             self._read_as(nodes, groups, lambda node, position: node.op_type == "MatMul" and position == 1),
-            find_tables(model, self.left_out),
+            find_tables(model, self.excluded),
             self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
-            find_stored(model, self.left_out),
+            find_stored(model, self.excluded),
         )
 
     def _read_as(
@@ -218,7 +219,7 @@ class _Planner:
 
     def _visit_arithmetic(self, node: ir.Node) -> None:
         name = name_of(node)
-        if reason := self.left_out(node):
+        if reason := self.excluded(node):
             self.left_float[name] = reason
             return
         if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
@@ -240,14 +241,14 @@ class _Planner:
         producer = value.producer()
         if producer is not None and producer.op_type in RESHAPING and len(value.uses()) == 1:
             source = producer.inputs[0]
-            if is_float32(source) and not self.left_out(producer):
+            if is_float32(source) and not self.excluded(producer):
                 self._need_upwards(source)
 
     def _produce(self, node: ir.Node, *, absorb: bool = True) -> None:
         """The node writes codes; an activation that only clips at 0 is swallowed."""
         value = node.outputs[0]
         follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
-        if follower is not None and not self.left_out(follower):
+        if follower is not None and not self.excluded(follower):
             self.absorbed.add(name_of(follower))
             value = follower.outputs[0]
         self._need(value)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer
+from ptq.passes.graph import add_initializer
 
 
 @dataclass(frozen=True)

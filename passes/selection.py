@@ -5,18 +5,38 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ptq.core.errors import RecipeError
-from ptq.passes._linear import name_of
-from ptq.passes.placement import Selector
+from ptq.passes.linear import name_of
+from ptq.passes.placement import Excludes
 from ptq.target import LINEAR_OPS
 
 REGEX = "re:"
 
 
-def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Selector:
+@dataclass(frozen=True)
+class Exclusions:
+    """What the user leaves in float, as patterns: what they mean depends on the graph as it is by then.
+
+    Attributes:
+        patterns: As in `select_nodes`.
+    """
+
+    patterns: tuple[str, ...] = ()
+
+    def on(self, model: ir.Model) -> Excludes:
+        """The nodes of a graph that are left out.
+
+        Raises:
+            RecipeError: A pattern matches nothing, or is no regular expression.
+        """
+        return select_nodes(model, self.patterns)
+
+
+def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:
     """Compile exclusion patterns.
 
     Args:
@@ -32,11 +52,11 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Selector:
     """
     chosen = {pattern: names_matching(model, pattern, "exclude") for pattern in patterns}
 
-    def left_out(node: ir.Node) -> str | None:
+    def excluded(node: ir.Node) -> str | None:
         found = [pattern for pattern, names in chosen.items() if name_of(node) in names]
         return f"excluded by {found[0]!r}" if found else None
 
-    return left_out
+    return excluded
 
 
 def layers_matching(model: ir.Model, pattern: str) -> frozenset[str]:

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer, fresh_name
-from ptq.passes._linear import constant, name_of
+from ptq.passes.graph import add_initializer, fresh_name
+from ptq.passes.linear import constant, name_of
 
 Float = NDArray[np.float64]
 

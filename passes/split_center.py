@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.affine import nearest_level
-from ptq.passes._graph import add_initializer
-from ptq.passes._linear import constant, name_of
+from ptq.passes.graph import add_initializer
+from ptq.passes.linear import constant, name_of
 
 LEVELS = 127
 """Codes of the coarse part on either side of 0."""

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._graph import add_initializer, fresh_name
-from ptq.passes._linear import bias_add, constant, name_of
+from ptq.passes.graph import add_initializer, fresh_name
+from ptq.passes.linear import bias_add, constant, name_of
 
 SUFFIX = "_outliers"
 """What a product in float beside another is called after it."""

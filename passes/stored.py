@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._linear import name_of
+from ptq.passes.linear import name_of
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 GATES = (0, 1)
@@ -60,12 +60,12 @@ class StoredWeight:
         return int(np.prod([self.shape[i] for i in self.axes]))
 
 
-def find_stored(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
+def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
     """Weights of recurrent layers anywhere, and of linear layers inside the bodies of If, Loop and Scan.
 
     Args:
         model: Prepared float model.
-        left_out: The user's exclusions.
+        excluded: The user's exclusions.
 
     Returns:
         The weights, in the order in which they are read.
@@ -74,7 +74,7 @@ def find_stored(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> t
     for node in model.graph.all_nodes():
         for value, axes in _weights(node, inside=node.graph is not model.graph):
             tensor = tensor_of(value)
-            if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST or left_out(node):
+            if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST or excluded(node):
                 continue
             weight = StoredWeight(str(value.name), tuple(tensor.shape.numpy()), axes)
             if found.setdefault(weight.name, weight) != weight:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ptq.passes._linear import constant, is_float32, name_of
+from ptq.passes.linear import constant, is_float32, name_of
 
 SMALLEST = 4096
 """Numbers in a table that are worth two more operators."""
@@ -26,12 +26,12 @@ class Table:
     readers: tuple[str, ...]
 
 
-def find_tables(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
+def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
     """Constant float tables of two axes that nothing but Gather along the first one reads.
 
     Args:
         model: Prepared float model.
-        left_out: The user's exclusions.
+        excluded: The user's exclusions.
 
     Returns:
         The tables, in dataflow order.
@@ -45,7 +45,7 @@ def find_tables(model: ir.Model, left_out: Callable[[ir.Node], str | None]) -> t
         shape = value.shape
         if shape is None or len(shape) != 2 or constant(value).size < SMALLEST:  # type: ignore[union-attr]
             continue
-        if all(_picks_rows(reader, value) and not left_out(reader) for reader in readers):
+        if all(_picks_rows(reader, value) and not excluded(reader) for reader in readers):
             found[str(value.name)] = Table(str(value.name), tuple(name_of(reader) for reader in readers))
     return tuple(found.values())
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from ptq.passes._graph import add_initializer, fresh_name
-from ptq.passes._linear import constant, name_of
+from ptq.passes.graph import add_initializer, fresh_name
+from ptq.passes.linear import constant, name_of
 
 DOMAIN = "com.microsoft"
 FUNCTION_OPSET = 17  # LayerNormalization

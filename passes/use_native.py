@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ptq.core.plan import QuantPlan
-from ptq.passes._linear import has_native_kernel, name_of
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
+from ptq.passes.linear import has_native_kernel, name_of
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_product
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ptq.passes._graph import fresh_value_name
-from ptq.passes._linear import constant
+from ptq.passes.graph import fresh_value_name
+from ptq.passes.linear import constant
 from ptq.target import LINEAR_OPS
 
 OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

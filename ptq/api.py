@@ -21,23 +21,25 @@ from ptq.analysis.diff.causes import Names
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.page import page, require_extra
 from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
-from ptq.calibration.engine import HERE, Engine
+from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.images import ImageOptions
-from ptq.calibration.ledger import Ledger, Shard
 from ptq.calibration.reader import DataReader, open_data, random_data
 from ptq.calibration.record import CalibrationRecord
+from ptq.calibration.shards import CalibrationShards, Shard
 from ptq.core.errors import InputError, RecipeError
 from ptq.core.progress import Progress, counted, silent
-from ptq.delivery import require_writable
+from ptq.delivery.deliver import require_writable
 from ptq.exporters import EXPORTERS, Bundle, Example, export_bundle, require_free
-from ptq.files import write_whole
+from ptq.files.whole import write_whole
 from ptq.job import Job, Result
-from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, session_of
-from ptq.modelfile import run as run_session
+from ptq.models.load import load_model
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import naming, session_of
+from ptq.models.sessions import run as run_session
+from ptq.models.source import ModelSource, input_specs, runnable_source
 from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
-from ptq.trial import require_survivable
 from ptq.tuning import tune
 
 
@@ -52,7 +54,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     metric: tuple[str, Metric] | None = None,
     progress: Progress = silent,
     workspace: Path | None = None,
-    engine: Engine = HERE,
+    engine: Executor = LOCAL,
     calibration: str | Path | None = None,
     profiled: bool = False,
 ) -> Result:
@@ -85,12 +87,12 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = Ledger(notes=None if workspace is None else workspace / NOTES)
+    shards = CalibrationShards(notes=None if workspace is None else workspace / NOTES)
     if calibration is not None:
-        ledger = Ledger(known=CalibrationRecord.load(calibration), source=str(calibration))
+        shards = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration), complete=True)
     with naming(model):
         return tune(
-            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, ledger, profiled), progress
+            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards, profiled), progress
         )
 
 
@@ -105,9 +107,13 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     images: ImageOptions | None = None,
     progress: Progress = silent,
     notes: Path | None = None,
-    engine: Engine = HERE,
+    engine: Executor = LOCAL,
+    calibration: str | Path | None = None,
 ) -> CalibrationRecord:
     """Run a model over a calibration set, or a shard of it, and keep what was seen.
+
+    A model whose channels are evened out is run twice: the second time as the first one made it. Shards of such a model
+    come in two rounds: merge the first one, and give the result as `calibration` to the second.
 
     Args:
         model: As for `quantize`.
@@ -120,6 +126,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
         progress: Called with the name of each step.
         notes: File from which an interrupted run goes on.
         engine: Where samples are run.
+        calibration: What the first round has seen of the whole set.
 
     Returns:
         The record: `.save(path)` makes the file that `quantize` takes, `.merge(other)` adds another shard's.
@@ -129,10 +136,12 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
     """
     recipe = recipe or Recipe()
     reader, other = _open(model, (data, evaluation), recipe, images)
-    ledger = Ledger(shard or Shard(), notes=notes)
+    known = CalibrationRecord() if calibration is None else CalibrationRecord.load(calibration)
+    source = "" if calibration is None else str(calibration)
+    shards = CalibrationShards(shard or Shard(), known, source, notes)
     with naming(model):
         return run_calibration(
-            Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, ledger=ledger), progress
+            Job(model, reader, recipe, other, tuple(custom_ops), engine=engine, shards=shards), progress
         )
 
 

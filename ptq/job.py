@@ -1,23 +1,39 @@
-"""What a run works on, and what it gives."""
+"""What a run works on, what of it is looked up once, and what a run gives."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from ptq.analysis.card import card_markdown
 from ptq.analysis.compare import Metric
 from ptq.analysis.report import QuantReport
-from ptq.calibration.engine import Engine, Threads
-from ptq.calibration.ledger import Ledger
+from ptq.calibration.calibration_set import CalibrationSet
+from ptq.calibration.executor import Executor, Threads
 from ptq.calibration.reader import DataReader
-from ptq.delivery import Delivery, deliver
-from ptq.modelfile import ModelSource
+from ptq.calibration.sequential import SampleReplay
+from ptq.calibration.shards import CalibrationShards
+from ptq.calibration.split import split_samples
+from ptq.calibration.store import ArrayStore
+from ptq.core.progress import Progress, silent
+from ptq.delivery.checkpoints import Checkpoints, Workspace
+from ptq.delivery.deliver import Delivery, deliver
+from ptq.models.load import load_model
+from ptq.models.source import ModelSource, runnable_source, source_fingerprint
+from ptq.modes import Mode, mode_of
 from ptq.recipe import Recipe
+from ptq.recipe.toml import recipe_to
+from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
-from ptq.workspace import Workspace
+from ptq.solving.choices import Choices
+from ptq.target import Target, target_named
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -75,7 +91,7 @@ class Job:
         workspace: Folder in which a model too large for memory is built, and from which an interrupted run goes on;
             None for a temporary one.
         engine: Where the calibration set is run.
-        ledger: Which parts of it were run before.
+        shards: What was seen of it before, and which parts are looked at here.
         profiled: Also measure which operators the time of both models goes to.
     """
 
@@ -86,6 +102,77 @@ class Job:
     custom_ops: tuple[str | Path, ...] = ()
     metric: tuple[str, Metric] | None = None
     workspace: Path | None = None
-    engine: Engine = field(default_factory=Threads)
-    ledger: Ledger = field(default_factory=Ledger)
+    engine: Executor = field(default_factory=Threads)
+    shards: CalibrationShards = field(default_factory=CalibrationShards)
     profiled: bool = False
+
+
+MEMORY = 256 * 2**20
+"""Bytes of values that wait in memory between two layers; more go to temporary files."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A job with everything looked up that the run asks for again and again.
+
+    Attributes:
+        job: Model, data and recipe.
+        model: The model as it came.
+        target: Where it will run.
+        mode: What will run on integers.
+        progress: Told the name of each step, and how far it is.
+    """
+
+    job: Job
+    model: ir.Model
+    target: Target
+    mode: Mode
+    progress: Progress = silent
+
+    @staticmethod
+    def of(job: Job, progress: Progress = silent) -> Context:
+        """Look everything up.
+
+        Raises:
+            InputError: The model cannot be read.
+        """
+        progress("prepare")
+        target = target_named(job.recipe.target)
+        return Context(job, load_model(job.source), target, mode_of(job.recipe, target), progress)
+
+    @property
+    def form(self) -> str | Path | bytes:
+        """The model as it came, in a form that onnxruntime opens."""
+        return runnable_source(self.job.source, self.model)
+
+    @property
+    def libraries(self) -> tuple[str | Path, ...]:
+        """Libraries that the quantized model needs."""
+        library = native_path() if self.target.native else None
+        return (*self.job.custom_ops, *(() if library is None else (library,)))
+
+    @contextmanager
+    def calibration(self) -> Iterator[CalibrationSet]:
+        """The calibration set, a part of it held out; what waits for further passes goes when the context ends."""
+        job = self.job
+        split = split_samples(job.data, hold_out=job.evaluation is None)
+        with ArrayStore(MEMORY) as store, job.engine.open():
+            samples = SampleReplay(store, job.custom_ops, job.engine)
+            yield CalibrationSet(split, samples, job.shards, self.progress, is_random=job.data.is_random)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the delivered file says of where it came from."""
+        return {"ptq.float_sha256": source_fingerprint(self.job.source, self.model)}
+
+    def augments(self, choices: Choices) -> bool:
+        """Whether weights are also fitted to copies of texts with other words in them."""
+        return choices.walks and self.job.recipe.other_words
+
+    def checkpoints(self, calibration: CalibrationSet) -> Checkpoints:
+        """Where solved layers are kept, known by everything that decides what they become."""
+        if self.job.workspace is None:
+            return Checkpoints()
+        origin, recipe = calibration.record.latest.origin, recipe_to(self.job.recipe)
+        parts = (origin, calibration.split.fingerprint, recipe, self.target.name)
+        return Checkpoints(self.job.workspace, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())

@@ -25,14 +25,14 @@ class Target:
         activation: Grid of activations. x86 kernels are fastest with unsigned, ARM ones with signed codes.
         why: One line for the card.
         native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
-        pairs: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbouring weights share room.
+        saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbours share room.
     """
 
     name: str
     activation: QuantSpec
     why: str
     native: bool = False
-    pairs: bool = False
+    saturates: bool = False
 
     @property
     def weight(self) -> QuantSpec:
@@ -44,7 +44,7 @@ class Target:
         """Word lengths of weights whose products our own operators run; without VNNI onnxruntime's run bytes faster."""
         if not self.native:
             return ()
-        return (2, 4) if self.pairs else (2, 4, 8)
+        return (2, 4) if self.saturates else (2, 4, 8)
 
 
 CPU_X86 = Target(
@@ -52,7 +52,10 @@ CPU_X86 = Target(
 )
 CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), "signed activations and weights: ARM's dot product")
 PORTABLE = Target(
-    "portable", QuantSpec(), "unsigned activations, neighbouring weights share room: no overflow on any CPU", pairs=True
+    "portable",
+    QuantSpec(),
+    "unsigned activations, neighbouring weights share room: no overflow on any CPU",
+    saturates=True,
 )
 NATIVE = Target(
     "native", QuantSpec(), "operators of domain ai.ptq where they are faster, else as this CPU", native=True
@@ -79,7 +82,7 @@ def target_named(name: str | None) -> Target:
     if name is None:
         return host_target()
     found = {target.name: target for target in TARGETS}[name]
-    return replace(found, pairs=host_target().pairs) if found.native else found
+    return replace(found, saturates=host_target().saturates) if found.native else found
 
 
 def _has_vnni() -> bool:

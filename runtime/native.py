@@ -31,14 +31,23 @@ def native_path() -> Path | None:
 
 def native_status() -> str:
     """One line for people: which kernels run, or why none."""
+    why = native_lack()
+    return (
+        f"no operator library: {why}; standard operators run" if why else f"{native_kernels()} kernels from {_find()}"
+    )
+
+
+def native_lack() -> str:
+    """Why no operator library is used; empty if one is."""
     path = _find()
+    if path is None and OVERRIDE in os.environ:
+        return f"{OVERRIDE} is empty"
     if path is None:
-        return f"no operator library in this installation (or in {OVERRIDE}); standard operators run"
+        return f"it was not built at installation, which takes a C++ compiler, and {OVERRIDE} names none"
     try:
-        found = kernels(path)
+        return "" if kernels(path) else f"{path} has no kernels for this processor"
     except (OSError, AttributeError) as error:
-        return f"the operator library cannot be loaded ({error}); standard operators run"
-    return f"{found} kernels from {path}" if found else f"{path} has no kernels for this processor; standard ones run"
+        return f"{path} cannot be loaded ({error})"
 
 
 def native_kernels() -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ptq.outcome import peak_rss_mb
+from ptq.analysis.outcome import peak_rss_mb
 from ptq.recipe import Weights
 from ptq.runtime import open_session
 from ptq.weights import Gptq

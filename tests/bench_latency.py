@@ -17,7 +17,8 @@ import ptq
 from ptq.analysis.bench import Setting, bench
 from ptq.calibration.reader import open_data
 from ptq.calibration.sample import repeated
-from ptq.modelfile import input_specs, load_model
+from ptq.models.load import load_model
+from ptq.models.source import input_specs
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import ptq
+from ptq.analysis.outcome import peak_rss_mb
 from ptq.core.encoding import AffineEncoding
 from ptq.core.layer_statistics import LayerStatistics, MomentSum, add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import INT8_WEIGHT, PerAxis
 from ptq.core.unfold import Unfold
-from ptq.outcome import peak_rss_mb
 from ptq.recipe import Weights
 from ptq.weights import Gpfq, Gptq
 from ptq.weights._output_error import GroupedProblem, best_scale, in_order, round_to_nearest
@@ -139,7 +139,7 @@ class Probe:
         chosen = Gpfq().quantize(problem)
         final = chosen.codes.astype(np.float64).reshape(rounded.shape)
         own = np.broadcast_to(chosen.params.scale, scale.size).astype(np.float64).reshape(scale.shape)
-        asked = grouped.pull.transpose(0, 2, 1)
+        asked = grouped.target_correlation.transpose(0, 2, 1)
         best = np.linalg.solve(add_diagonal(grouped.gram, np.full((len(asked), 1), 1e-12)), asked).transpose(0, 2, 1)
         least = float(grouped.error(best, np.ones_like(scale)).sum())  # what real numbers could reach
         pairs = ((rounded, scale), (followed, scale), (final, own))

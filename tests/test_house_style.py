@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 
 import pytest
 
 from ptq.calibration.observers import Observer
-from ptq.recipe import members, tag_of
+from ptq.core.family import members, tag_of
 from ptq.weights import WeightMethod
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +48,18 @@ def test_a_method_is_one_file_with_one_class_and_one_verb(union: UnionType) -> N
         verbs = [name for name in vars(member) if not name.startswith("_") and callable(getattr(member, name))]
         assert len(verbs) == 1, f"{tag_of(member)} has verbs {verbs}"
         assert member.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("name", ["passes", "calibration", "runtime"])
+def test_the_root_is_the_package_as_it_lies(name: str) -> None:
+    assert (ROOT / "ptq" / name).readlink() == Path("..") / name
+    spec = find_spec(f"ptq.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).samefile(ROOT / name / "__init__.py")
+    alone = [sys.executable, "-S", "-c", f"import importlib.util as u; print(u.find_spec('ptq.{name}').origin)"]
+    origin = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(origin) == ROOT / "ptq" / name / "__init__.py"
 
 
 def test_the_map_in_the_readme_names_every_folder() -> None:

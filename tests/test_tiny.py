@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from click.testing import CliRunner
 
 import ptq
 from ptq.cli import main
-from ptq.demo.data import MODEL
+from ptq.demo.data import MODEL, Digits, load
 from tests.builders import attention, conv_net, feeds
 
 
@@ -41,10 +40,9 @@ def test_attention_runs_on_integers_without_float_fusion() -> None:
 
 
 def test_command_line_on_the_demo_model(tmp_path: Path) -> None:
-    data = pytest.importorskip("ptq.demo.data")
-    _, calibration, evaluation = data.load()
-    data.Digits(calibration.images[:64], calibration.labels[:64]).save(tmp_path / "c.npz")
-    data.Digits(evaluation.images[:100], evaluation.labels[:100]).save(tmp_path / "e.npz")
+    _, calibration, evaluation = load()
+    Digits(calibration.images[:64], calibration.labels[:64]).save(tmp_path / "c.npz")
+    Digits(evaluation.images[:100], evaluation.labels[:100]).save(tmp_path / "e.npz")
     out = tmp_path / "q.onnx"
     runner = CliRunner()
     done = runner.invoke(main, ["quantize", str(MODEL), "--data", str(tmp_path / "c.npz"), "-o", str(out)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ptq.calibration.observers.kl import _range_of
 from ptq.core.affine import Range
-from ptq.core.limits import require_within
+from ptq.core.checks import require_within
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 

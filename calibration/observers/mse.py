@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import Range
+from ptq.core.checks import require_within
 from ptq.core.distortion import range_error
-from ptq.core.limits import require_within
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
-from ptq.modelfile import run, session_of
+from ptq.files.scratch import scratch_folder
+from ptq.models.sessions import run, session_of
 from ptq.runtime.opening import open_session
-from ptq.scratch import scratch_folder
 
 MIN_ROUNDS, MAX_ROUNDS, WARM_UP, FEWEST = 7, 101, 2, 3
 PROFILED_RUNS = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptq.analysis.report import QuantReport
-from ptq.core.spread import Spread
-from ptq.recipe import recipe_toml
+from ptq.core.distribution import Distribution
+from ptq.recipe.toml import recipe_toml
 
 
 def card_markdown(report: QuantReport) -> str:
@@ -154,7 +154,7 @@ def _layers(report: QuantReport) -> str:
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")
 
 
-def _share(spread: Spread | None) -> str:
+def _share(spread: Distribution | None) -> str:
     return "" if spread is None else f"{spread.clipped:.2%}"
 
 

@@ -15,13 +15,14 @@ from cattrs.errors import BaseValidationError
 from ptq.analysis.compare import Accuracy
 from ptq.analysis.kernels import Kernels
 from ptq.analysis.metrics import OutputMetrics
-from ptq.analysis.report import SCHEMA, DataFacts, FileFacts, TimedPlan, Try
+from ptq.analysis.report import SCHEMA, Attempt, DataFacts, FileFacts, TimedPlan
 from ptq.analysis.verdict import Finding
+from ptq.core.distribution import Distribution
 from ptq.core.errors import InputError
-from ptq.core.spread import Spread
+from ptq.core.layer_row import LayerRow
 from ptq.core.strict import explained, strict_converter
-from ptq.recipe import Recipe, recipe_from
-from ptq.solve import LayerRow
+from ptq.recipe import Recipe
+from ptq.recipe.toml import recipe_from
 
 MAX_BYTES = 64 * 2**20
 """Of a card: 100,000 layers."""
@@ -79,8 +80,8 @@ class Spreads:
         omitted: How many of each kind a card leaves out.
     """
 
-    activations: Mapping[str, Spread]
-    weights: Mapping[str, Spread]
+    activations: Mapping[str, Distribution]
+    weights: Mapping[str, Distribution]
     omitted: Mapping[str, int]
 
 
@@ -198,7 +199,7 @@ class BenchFile:
     command: str = ""
     quantized_sha256: str = ""
     plans: tuple[TimedPlan, ...] = ()
-    tries: tuple[Try, ...] = ()
+    tries: tuple[Attempt, ...] = ()
 
 
 def read_card(data: bytes, where: str) -> Card:

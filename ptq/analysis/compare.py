@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession
 from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.calibration.reader import Sample
 from ptq.core.errors import InputError, RecipeError
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 
 Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64] | None], float]
 """User metric: (output name -> all samples, labels or None) -> figure, higher is better."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ptq.core.errors import InputError, PtqError, VerificationError
+from ptq.files.scratch import scratch_folder
 from ptq.passes.native_bodies import NATIVE_OPERATORS
 from ptq.runtime.opening import open_session
-from ptq.scratch import scratch_folder
 
 LINEAR_KERNELS = NATIVE_OPERATORS | {
     "QLinearConv",

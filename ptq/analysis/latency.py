@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.analysis.bench import batch_of, take_turns
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ptq.analysis.bench import MAX_ROUNDS, MIN_ROUNDS, Setting
 from ptq.core.errors import InputError
-from ptq.modelfile import run, session_of
+from ptq.files.scratch import scratch_folder
+from ptq.models.sessions import run, session_of
 from ptq.runtime.opening import open_session
-from ptq.scratch import scratch_folder
 
 KERNEL = "_kernel_time"
 

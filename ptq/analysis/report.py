@@ -17,9 +17,9 @@ from typing import Any
 from ptq.analysis.storage import Kind
 from ptq.analysis.verdict import Verdict
 from ptq.analysis.verify import Verification
-from ptq.core.spread import Spread
+from ptq.core.distribution import Distribution
+from ptq.core.layer_row import LayerRow
 from ptq.runtime.native import native_kernels
-from ptq.solve import LayerRow
 from ptq.target import Target
 
 SCHEMA = "ptq.card/1"
@@ -85,7 +85,7 @@ class TimedPlan:
 
 
 @dataclass(frozen=True)
-class Try:
+class Attempt:
     """A recipe that was tried to meet a goal.
 
     Attributes:
@@ -135,7 +135,7 @@ class QuantReport:
     layers: tuple[LayerRow, ...]
     left_float: Mapping[str, str]
     num_grids: int
-    spreads: Mapping[str, Spread]
+    spreads: Mapping[str, Distribution]
     equalized: bool
     storage: Mapping[Kind, int]
     notes: tuple[str, ...]
@@ -144,7 +144,7 @@ class QuantReport:
     seconds: float
     peak_rss_mb: float
     plans: tuple[TimedPlan, ...] = ()
-    tries: tuple[Try, ...] = ()
+    tries: tuple[Attempt, ...] = ()
     command: str = ""
 
     def card(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from ptq.analysis.compare import Accuracy, Comparison
 from ptq.analysis.latency import Latency
 from ptq.analysis.verify import Verification
 from ptq.core.errors import RecipeError
+from ptq.core.layer_row import LayerRow
 from ptq.recipe import Goals
-from ptq.solve import LayerRow
 
 Level = Literal["missed", "warning"]
 POOR_SQNR_DB = 15.0  # a class or two in a hundred usually change here

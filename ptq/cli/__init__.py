@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a goal was missed, 2 the input or the command line is at f
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -33,8 +34,26 @@ def _cmakedir(context: click.Context, _option: click.Parameter, asked: bool) -> 
         context.exit()
 
 
+def _version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """The first line is for scripts, the second for people."""
+    if asked:
+        from ptq.runtime.native import native_kernels, native_lack
+
+        why = native_lack()
+        click.echo(f"ptq, version {metadata.version('ptq')}")
+        click.echo(f"operator library: none; {why}" if why else f"operator library: {native_kernels()} kernels")
+        context.exit()
+
+
 @click.group(cls=OneLineErrors, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ptq")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and which operator library runs.",
+)
 @click.option(
     "--cmakedir", is_flag=True, is_eager=True, expose_value=False, callback=_cmakedir, help="Where ptq.cmake lies."
 )

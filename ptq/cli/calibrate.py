@@ -23,13 +23,14 @@ from ptq.cli.running import ending, guarded
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from ptq.calibration.ledger import Shard
+    from ptq.calibration.shards import Shard
 
 
 @click.command(cls=Verb, example="ptq calibrate model.onnx --data calib.npz --shard 1/8 -o 1.calib")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .calib file to be written.")
 @click.option("--shard", help="Only the I-th of N shares of the set, as I/N from 1; `ptq merge` puts them together.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Merged file of the first of two rounds.")
 @options(DATA_OPTIONS, RECIPE_OPTIONS, ENGINE_OPTIONS, IMAGE_OPTIONS)
 @click.option("--custom-ops", multiple=True, type=click.Path(path_type=Path), help="Operator library the model needs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -42,9 +43,9 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     """
     from ptq.api import calibrate as run_calibrate
     from ptq.calibration.remote import local_path
-    from ptq.delivery import require_writable
+    from ptq.delivery.checkpoints import Workspace
+    from ptq.delivery.deliver import require_writable
     from ptq.display import Display
-    from ptq.workspace import Workspace
 
     require_data(given)
     named = (local_path(str(given[name])) for name in ("data", "eval_data", "recipe_path") if given[name])
@@ -63,15 +64,18 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
             progress=progress,
             notes=notes,
             engine=engine_of(given),
+            calibration=given["calibration"],
         )
     record.save(output)
     Workspace(notes.parent).remove()
     with ending(0):
-        display.line(f"{record.statistics.num_samples} samples in {len(record.parts)} parts -> {output}")
+        display.line(f"{record.described} -> {output}")
+        if record.is_first_round and shard is not None:
+            display.line("round 1 of 2: merge all shards, then run this again with --calibration and the merged file")
 
 
 def _shard(text: str) -> Shard:
-    from ptq.calibration.ledger import Shard
+    from ptq.calibration.shards import Shard
 
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):

@@ -57,14 +57,14 @@ def propose_targets(_context: click.Context, _param: click.Parameter, incomplete
 def propose_observers(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of observers."""
     from ptq.calibration.observers import Observer
-    from ptq.recipe import members, tag_of
+    from ptq.core.family import members, tag_of
 
     return _starting([*map(tag_of, members(Observer)), "dynamic"], incomplete)
 
 
 def propose_weight_methods(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of weight methods."""
-    from ptq.recipe import members, tag_of
+    from ptq.core.family import members, tag_of
     from ptq.weights import WeightMethod
 
     return _starting([*map(tag_of, members(WeightMethod))], incomplete)

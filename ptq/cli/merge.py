@@ -18,11 +18,11 @@ from ptq.cli.running import ending, guarded
 def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
     """Put .calib files of all shards together, in any order."""
     from ptq.api import merge as run_merge
-    from ptq.delivery import require_writable
+    from ptq.delivery.deliver import require_writable
     from ptq.display import Display
 
     require_writable(output, [], ("",))
     whole = run_merge(records)
     whole.save(output)
     with ending(0):
-        Display(quiet=quiet).line(f"{whole.statistics.num_samples} samples in {len(whole.parts)} parts -> {output}")
+        Display(quiet=quiet).line(f"{whole.described} -> {output}")

@@ -14,7 +14,7 @@ from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from ptq.analysis.compare import Metric
-    from ptq.calibration.engine import Engine
+    from ptq.calibration.executor import Executor
     from ptq.calibration.images import ImageOptions
     from ptq.recipe import Goals, Recipe
 
@@ -145,9 +145,9 @@ def require_data(given: dict[str, Any]) -> None:
         )
 
 
-def engine_of(given: dict[str, Any]) -> Engine:
+def engine_of(given: dict[str, Any]) -> Executor:
     """Where the calibration set is run."""
-    from ptq.calibration.engine import Ray, Threads
+    from ptq.calibration.executor import Ray, Threads
 
     if given["engine"] == "ray":
         return Ray(given["address"], given["workers"])
@@ -159,7 +159,10 @@ def engine_of(given: dict[str, Any]) -> Engine:
 def recipe_of(given: dict[str, Any]) -> Recipe:
     """The recipe file with the command line's options on top."""
     from ptq.calibration.observers import Observer
-    from ptq.recipe import Recipe, load_recipe, member_named, parse_rule
+    from ptq.core.family import member_named
+    from ptq.recipe import Recipe
+    from ptq.recipe.text import parse_rule
+    from ptq.recipe.toml import load_recipe
     from ptq.weights import WeightMethod
 
     recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
@@ -195,7 +198,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
 
 def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
     """The goals of a recipe with the command line's on top."""
-    from ptq.recipe import Goals, parse_goal
+    from ptq.recipe import Goals
+    from ptq.recipe.text import parse_goal
 
     names = ("min_sqnr_db", "min_agreement", "max_drop", "max_latency_ratio")
     sought = {name: value for text in given.get("goals") or () for name, value in parse_goal(text).items()}

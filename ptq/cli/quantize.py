@@ -32,8 +32,8 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from ptq.cache import Cache, Entry
     from ptq.core.progress import Progress
+    from ptq.delivery.cache import Cache, Entry
     from ptq.job import Result
 
 
@@ -75,12 +75,12 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         _repeat(entry, model, output, given)
         return
     from ptq.analysis.front_matter import front_matter
-    from ptq.delivery import deliver
+    from ptq.delivery.deliver import deliver
     from ptq.display import Display
-    from ptq.files import write_whole
+    from ptq.files.whole import write_whole
     from ptq.job import cards_of
-    from ptq.modelfile import external_files
-    from ptq.recipe import recipe_toml
+    from ptq.models.source import external_files
+    from ptq.recipe.toml import recipe_toml
 
     _require_writable(output, [model, *_inputs(given), *external_files(model)], given)
     display = Display(quiet=given["quiet"] or given["as_json"])
@@ -107,7 +107,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
 
 def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:
     """Find out before the work starts that nothing given is overwritten, and all that was asked for can be written."""
-    from ptq.delivery import require_apart, require_writable
+    from ptq.delivery.deliver import require_apart, require_writable
 
     require_writable(output, inputs)
     if given["page"] is not None:
@@ -126,7 +126,7 @@ def _write_page(place: Path | None, cards: Mapping[str, bytes]) -> None:
         return
     from ptq.analysis.card_file import read_bench, read_card
     from ptq.analysis.page import page
-    from ptq.files import write_whole
+    from ptq.files.whole import write_whole
 
     card, bench = read_card(cards[".card.json"], "the card"), read_bench(cards[".bench.json"], "its measurements")
     write_whole(place, page(card, bench))
@@ -166,8 +166,8 @@ def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | No
         return None, ""
     if given["metric"]:
         raise RecipeError("--cache cannot tell whether the code behind --metric changed; leave one of them")
-    from ptq.cache import Cache
     from ptq.calibration.remote import local_path
+    from ptq.delivery.cache import Cache
 
     remote = [given[name] for name in ("data", "eval_data") if given[name] and local_path(given[name]) is None]
     if remote:
@@ -186,7 +186,7 @@ def _repeat(entry: Entry, model: Path, output: Path, given: dict[str, Any]) -> N
         for suffix in entry.products:  # build tools compare times
             output.with_name(output.name + suffix).touch()
     else:
-        from ptq.delivery import deliver
+        from ptq.delivery.deliver import deliver
 
         _require_writable(output, [model, *_inputs(given)], {**given, "page": None})
         deliver(output, entry, {suffix: contents for suffix, contents in entry.products.items() if suffix})

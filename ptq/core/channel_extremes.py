@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.tree_sum import TreeSum
+
 Float = NDArray[np.float64]
 
 
@@ -83,3 +85,68 @@ class ChannelExtremes:
     def without(self, channels: NDArray[np.int64]) -> ChannelExtremes:
         """Extremes of all channels but some."""
         return self.at(np.setdiff1d(np.arange(len(self.low)), channels))
+
+
+@dataclass(frozen=True)
+class HalvedExtremes:
+    """Extremes over the samples with even numbers, and over those with odd ones: exact, however a set is divided.
+
+    Attributes:
+        low: Smallest values, at most 0. Shape [2, channels].
+        high: Largest values, at least 0. Shape [2, channels].
+        least: Smallest values, of whatever sign; infinite if there was none. Shape [2, channels].
+        squares: Sums of squares of the two halves, terms numbered within each.
+        positions: How many positions each half has.
+    """
+
+    low: Float
+    high: Float
+    least: Float
+    squares: tuple[TreeSum, TreeSum]
+    positions: tuple[int, int]
+
+    @staticmethod
+    def of(values: NDArray[Any], axis: int, number: int) -> HalvedExtremes:
+        """Extremes of one sample.
+
+        Args:
+            values: Shape [..., channels], or with the channels elsewhere.
+            axis: Where the channels are.
+            number: Of the sample in its set.
+        """
+        seen, half = ChannelExtremes.of(values, axis), number % 2
+        own = np.arange(2)[:, None] == half
+        nothing = TreeSum({})
+        square = TreeSum.of(seen.square, number // 2)
+        return HalvedExtremes(
+            np.where(own, seen.low, 0.0),
+            np.where(own, seen.high, 0.0),
+            np.where(own, seen.least, np.inf),
+            (nothing, square) if half else (square, nothing),
+            (0, seen.count) if half else (seen.count, 0),
+        )
+
+    def merge(self, other: HalvedExtremes) -> HalvedExtremes:
+        """Extremes of both sets; exact, associative and commutative.
+
+        Raises:
+            ValueError: A sample is in both.
+        """
+        (even, odd), (others_even, others_odd) = self.squares, other.squares
+        return HalvedExtremes(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.minimum(self.least, other.least),
+            (even.merge(others_even), odd.merge(others_odd)),
+            (self.positions[0] + other.positions[0], self.positions[1] + other.positions[1]),
+        )
+
+    @property
+    def halves(self) -> tuple[ChannelExtremes, ChannelExtremes]:
+        """Extremes of the two halves; of a set without odd numbers twice those of the even ones."""
+        first, second = (self._half(index) if self.squares[index].nodes else None for index in (0, 1))
+        return (first or second or self._half(0)), (second or first or self._half(1))
+
+    def _half(self, half: int) -> ChannelExtremes:
+        square = np.broadcast_to(self.squares[half].value, self.low[half].shape)
+        return ChannelExtremes(self.low[half], self.high[half], square, self.positions[half], self.least[half])

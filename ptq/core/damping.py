@@ -70,10 +70,10 @@ def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
     """
     if statistics.matched:
         return statistics
-    return replace(statistics, cross=statistics.gram) if np.isinf(strength) else held(statistics, strength)
+    return replace(statistics, cross=statistics.gram) if np.isinf(strength) else add_damping(statistics, strength)
 
 
-def held(statistics: LayerStatistics, share: float) -> LayerStatistics:
+def add_damping(statistics: LayerStatistics, share: float) -> LayerStatistics:
     """Moments with a share of the diagonal added: correlations between inputs count for less, float weights for more.
 
     Args:
@@ -103,13 +103,14 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
     judged, weight = some_outputs(moments, weight)
     (first, second), (first_pooled, second_pooled) = judged.rows, judged.pooled
     turns = [
-        (half, half.pull(weight), other, other.pull(weight))
+        (half, half.target_correlation(weight), other, other.target_correlation(weight))
         for half, other in ((first, second_pooled), (second, first_pooled))
     ]
     best, least = np.inf, np.inf
     for strength in reversed(STRENGTHS):
         error = sum(
-            other.relative_error(_fit(half, pull, weight, strength), asked) for half, pull, other, asked in turns
+            other.relative_error(_fit(half, target_correlation, weight, strength), asked)
+            for half, target_correlation, other, asked in turns
         )
         if error > least:
             break  # weaker ones err more still, and cost the most
@@ -127,13 +128,13 @@ def some_outputs(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[La
     return LayerMoments(*fewer), by_group[:, ::step].reshape(-1, weight.shape[-1])
 
 
-def _fit(statistics: LayerStatistics, pull: Float, weight: NDArray[np.float32], strength: float) -> Float:
-    """Real weights of least damped error. Shape of `pull`."""
-    by_group = weight.reshape(pull.shape).astype(np.float64)
+def _fit(statistics: LayerStatistics, target_correlation: Float, weight: NDArray[np.float32], strength: float) -> Float:
+    """Real weights of least damped error. Shape of `target_correlation`."""
+    by_group = weight.reshape(target_correlation.shape).astype(np.float64)
     if np.isinf(strength):
         return by_group
     diagonal = np.einsum("gii->gi", statistics.gram)
     more = strength * diagonal
     more = more + 1e-10 * (diagonal + more).max(-1)[:, None] + 1e-30
-    asked = (pull + more[:, None] * by_group).transpose(0, 2, 1)
+    asked = (target_correlation + more[:, None] * by_group).transpose(0, 2, 1)
     return np.linalg.solve(add_diagonal(statistics.gram, more), asked).transpose(0, 2, 1)

@@ -82,10 +82,12 @@ class LayerStatistics:
         """The real weights of least output error. Shapes [groups * out, in]."""
         if self.matched or not self.count:
             return weight.astype(np.float64)
-        pull = self.pull(weight)
-        return least_squares(weight.reshape(pull.shape).astype(np.float64), self.gram, pull).reshape(weight.shape)
+        target_correlation = self.target_correlation(weight)
+        return least_squares(
+            weight.reshape(target_correlation.shape).astype(np.float64), self.gram, target_correlation
+        ).reshape(weight.shape)
 
-    def pull(self, weight: NDArray[Any]) -> Float:
+    def target_correlation(self, weight: NDArray[Any]) -> Float:
         """W G^T, what the output asks of each weight.
 
         Args:
@@ -97,15 +99,15 @@ class LayerStatistics:
         by_group = weight.reshape(len(self.gram), -1, self.gram.shape[-1]).astype(np.float64)
         return np.asarray(np.matmul(by_group, self.cross.transpose(0, 2, 1)))
 
-    def relative_error(self, quantized: NDArray[Any], pull: Float) -> float:
+    def relative_error(self, quantized: NDArray[Any], target_correlation: Float) -> float:
         """Energy of the error at the layer's output over that of the float output.
 
         Args:
             quantized: Weights that the quantized network uses. Shape [groups * out, in].
-            pull: Of the float weight, see `pull`.
+            target_correlation: Of the float weight, see `target_correlation`.
         """
-        q = quantized.reshape(pull.shape).astype(np.float64)
-        error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * pull, q) + self.energy.sum()
+        q = quantized.reshape(target_correlation.shape).astype(np.float64)
+        error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * target_correlation, q) + self.energy.sum()
         return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
 
     def centred(self, weight: NDArray[Any]) -> LayerStatistics:
@@ -127,19 +129,19 @@ class LayerStatistics:
         return LayerStatistics(gram, cross, none, none, energy, self.count)
 
 
-def least_squares(weight: Float, gram: Float, pull: Float) -> Float:
+def least_squares(weight: Float, gram: Float, target_correlation: Float) -> Float:
     """The real weights that err least at the output, held a little to the float ones where the input says nothing.
 
     Args:
         weight: W. Shape [groups, out, in].
         gram: H. Shape [groups, in, in].
-        pull: P = W G^T. Shape of `weight`.
+        target_correlation: P = W G^T. Shape of `weight`.
 
     Returns:
         argmin over T of tr(T H T^T) - 2 tr(T P^T) + damping |T - W|^2. Shape of `weight`.
     """
     strength = np.maximum(DAMPING * np.einsum("gii->g", gram)[:, None] / gram.shape[-1], 1e-30)  # dead groups
-    asked = (pull + strength[:, None] * weight).transpose(0, 2, 1)
+    asked = (target_correlation + strength[:, None] * weight).transpose(0, 2, 1)
     return np.linalg.solve(add_diagonal(gram, strength), asked).transpose(0, 2, 1)
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics
-from ptq.core.pairs import ROOM, PairLimits
-from ptq.core.points import Points
+from ptq.core.saturation import PAIR_SUM, SaturationLimits
 from ptq.core.spec import PerBlock, QuantSpec
+from ptq.core.widths import Widths
 
 
 class Needs(Enum):
@@ -33,7 +33,7 @@ class LayerProblem:
         weight: Float weight, shape [out, in], rows independent. Never written to.
         spec: The grid wished for; `PerAxis(0)` means one scale per row.
         statistics: What was seen at the layer's input, if the method needs it.
-        points: How many points of the spec's word length are summed for each weight; None is one.
+        widths: Bits of each weight; None is the spec's word length for all.
         order: Columns as kernels meet them whose sums of two neighbours must not overflow; None where nothing can.
     """
 
@@ -41,25 +41,25 @@ class LayerProblem:
     weight: NDArray[np.float32]
     spec: QuantSpec
     statistics: LayerStatistics | None = None
-    points: Points | None = None
+    widths: Widths | None = None
     order: NDArray[np.intp] | None = None
 
     @property
     def limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest level of each weight by itself. Shapes [out, in], or [] if all are alike."""
-        if self.points is not None:
-            return self.points.limits(self.spec)
+        if self.widths is not None:
+            return self.widths.limits(narrow_range=self.spec.narrow_range)
         low, high = self.spec.limits
         return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     @functools.cached_property
-    def pairs(self) -> PairLimits | None:
+    def saturation(self) -> SaturationLimits | None:
         """What neighbours leave each other, if they could overflow. Products in blocks sum in 32 bits, or in float."""
         ends = self.limits
-        is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= ROOM
+        is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= PAIR_SUM
         if self.order is None or is_safe:
             return None
-        return PairLimits.of(self.weight, self.order, self.spec, ends)
+        return SaturationLimits.of(self.weight, self.order, self.spec, ends)
 
 
 class WeightQuantizer(Protocol):

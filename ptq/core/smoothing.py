@@ -95,7 +95,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Terms:
+class SmoothingTerms:
     """What a rewriting has to fulfil.
 
     Attributes:
@@ -112,7 +112,7 @@ class Terms:
     narrowest: float = 0.0
 
 
-def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: Terms) -> Smoothing:
+def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: SmoothingTerms) -> Smoothing:
     """The rewriting of least expected error at the output of the layers that read a tensor.
 
     Args:

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as images for the demo network. Needs the extra `demo`; not for training code."""
+"""Handwritten digits as images for the demo network: UCI's optical digits, test set, as scikit-learn ships them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MODEL = Path(__file__).with_name("digits.onnx")
+DIGITS = Path(__file__).with_name("digits.npz")
+"""`images`, shape [1797, 8, 8], 0..16, and `labels`, shape [1797], 0..9, both uint8."""
+
 SIDE = 32
 TRAIN, CALIBRATION = 1000, 256
 MEAN, STD = 0.305, 0.377  # of the training images before upscaling, pixels in 0..1
@@ -37,17 +40,16 @@ def load() -> tuple[Digits, Digits, Digits]:
     Returns:
         Training set (1000), calibration set (its first 256), and evaluation set (the other 797).
     """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    order = np.random.default_rng(0).permutation(len(raw.target))
-    digits = Digits(upscale(raw.images[order]), raw.target[order].astype(np.int64))
+    with np.load(DIGITS) as raw:
+        images, labels = raw["images"], raw["labels"]
+    order = np.random.default_rng(0).permutation(len(labels))
+    digits = Digits(upscale(images[order]), labels[order].astype(np.int64))
     parts = (slice(0, TRAIN), slice(0, CALIBRATION), slice(TRAIN, None))
     train, calibration, evaluation = (Digits(digits.images[part], digits.labels[part]) for part in parts)
     return train, calibration, evaluation
 
 
-def upscale(images: NDArray[np.float64]) -> NDArray[np.float32]:
+def upscale(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Bilinear upscaling to 32x32, normalised.
 
     Args:

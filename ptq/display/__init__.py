@@ -21,6 +21,7 @@ from ptq.analysis.report import QuantReport
 from ptq.analysis.verdict import Verdict
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
+from ptq.core.family import describe_method, members
 from ptq.core.printable import printable
 from ptq.display.inspection import (
     LEGEND,
@@ -33,7 +34,6 @@ from ptq.display.inspection import (
     tree_table,
 )
 from ptq.display.progress import Steps
-from ptq.recipe import describe_method, members
 from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import FILES, Bundle
+from ptq.files.scratch import scratch_folder
 from ptq.runtime.native import NAME, SOURCES
-from ptq.scratch import scratch_folder
 
 COMPILER = "aarch64-linux-gnu-g++"
 
@@ -19,8 +19,7 @@ COMPILER = "aarch64-linux-gnu-g++"
 class Arm64:
     """The model, a script that checks it on the device, and the operator library where a cross compiler is at hand.
 
-    The library is compiled with CMake and aarch64-linux-gnu-g++; onnxruntime's headers are found as when this package
-    was installed (ORT_INCLUDE_DIR). Without them the bodies of its operators run.
+    The library is compiled with CMake and aarch64-linux-gnu-g++. Without them the bodies of its operators run.
     """
 
     def export(self, bundle: Bundle, folder: Path) -> None:
@@ -40,19 +39,17 @@ class Arm64:
 
 
 def cross_compile(folder: Path) -> None:
-    """Build the operator library into a folder; nothing if onnxruntime's headers are missing.
+    """Build the operator library into a folder.
 
     Raises:
         UnsupportedModelError: The compiler fails.
     """
     with scratch_folder() as build:
         toolchain = f"-DCMAKE_TOOLCHAIN_FILE={FILES / 'aarch64.cmake'}"
-        found = subprocess.run(
-            ["cmake", "-S", str(SOURCES), "-B", build, toolchain], capture_output=True, text=True, check=False
-        )
-        if found.returncode:
-            return
-        made = subprocess.run(["cmake", "--build", build], capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise UnsupportedModelError(f"{COMPILER} cannot build the operator library: {made.stderr.strip()[-300:]}")
+        for step in (["-S", str(SOURCES), "-B", build, toolchain], ["--build", build]):
+            done = subprocess.run(["cmake", *step], capture_output=True, text=True, check=False)
+            if done.returncode:
+                why = " ".join((done.stderr.strip() or done.stdout.strip())[-300:].split())
+                advice = "mend it, or take it off PATH to export without the library"
+                raise UnsupportedModelError(f"{COMPILER} cannot build the operator library: {why}; {advice}")
         shutil.copyfile(Path(build) / NAME, folder / NAME)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
-from ptq.modelfile import fingerprint
+from ptq.models.source import fingerprint
 
 Arrays = Mapping[str, NDArray[Any]]
 FILES = Path(__file__).with_name("files")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import Bundle, external_files
-from ptq.scratch import scratch_folder
+from ptq.files.scratch import scratch_folder
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,27 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.collect import collect
 from ptq.calibration.reader import open_data, random_data
+from ptq.calibration.statistics import HistogramOf
 from ptq.core.statistics import Histogram
-from ptq.huge import is_huge, prepare_huge, streaming_bytes
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
 from ptq.inspection.footprint import file_bytes, huge_file_bytes
 from ptq.inspection.layers import Known, describe_layers, linear_layers
 from ptq.inspection.tree import module_tree, noted_scopes
-from ptq.layerwise import spread
-from ptq.modelfile import ModelSource, input_specs, load_model, naming, runnable_source, source_bytes, weight_bytes
+from ptq.models.load import load_model
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import naming
+from ptq.models.source import ModelSource, input_specs, runnable_source, source_bytes, weight_bytes
 from ptq.passes import place, place_weights, prepare
 from ptq.passes.infer_shapes import known_sizes, output_sizes
 from ptq.passes.placement import Placement
 from ptq.recipe import Recipe
+from ptq.solving.grids import per_value
+from ptq.streaming.solve import needs_streaming, prepare_streaming, streaming_bytes
 from ptq.target import Target, target_named
-from ptq.trial import require_survivable
 
-LOOKED_AT = 4
+PROPOSED_ON = 4
 """Samples whose activations are looked at."""
 
 ESTIMATED_BITS = (8, 4)
@@ -56,7 +59,7 @@ def inspect_model(
     """
     wanted, model = target_named(Recipe(target=target).target), load_model(source)
     with naming(source):
-        known = _look_at_huge(model) if is_huge(model) else _look_at(model, tuple(custom_ops), wanted, data)
+        known = _look_at_huge(model) if needs_streaming(model) else _look_at(model, tuple(custom_ops), wanted, data)
     layers = linear_layers(known.prepared)
     bits = {layer.name: wanted.weight.num_bits for layer in known.placement.layers}
     facts = Known(known.sizes, bits, known.placement.left_float, known.histograms)
@@ -110,7 +113,7 @@ class _Look:
 
 def _look_at_huge(model: ir.Model) -> _Look:
     """Without running it or reading its weights."""
-    prepared = prepare_huge(model)
+    prepared = prepare_streaming(model)
     placement = place_weights(prepared)
     note = "too large to be held in memory: quantized layer by layer, weights alone (--weight-only)"
     sizes = {f"int{bits}": huge_file_bytes(prepared, placement, bits) for bits in ESTIMATED_BITS}
@@ -124,7 +127,7 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     """By running a sample, and with data a few more."""
     specs = input_specs(model)
     reader = random_data(specs, 1, 0) if data is None else open_data(data, specs)
-    feeds = [sample.feed for sample in itertools.islice(reader, LOOKED_AT)]
+    feeds = [sample.feed for sample in itertools.islice(reader, PROPOSED_ON)]
     require_survivable(runnable_source(model, model), feeds[0], custom_ops)
     start = time.perf_counter()
     prepared, notes = prepare(model, feeds[0], custom_ops=custom_ops)
@@ -136,8 +139,8 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     sizes = output_sizes(prepared, made, feeds[0], custom_ops)
     histograms: Mapping[str, Histogram] = {}
     if data is not None:
-        seen = collect(prepared, feeds, Wanted(tuple(observed), {}), custom_ops=custom_ops)
-        histograms = spread(placement, seen.statistics.histograms)
+        seen = collect(prepared, feeds, dict.fromkeys(observed, (HistogramOf(),)), custom_ops=custom_ops)
+        histograms = per_value(placement, seen.statistics.histograms)
     convs = sum(layer.op_type == "Conv" for layer in placement.layers)
     work = Work(
         Recipe().samples if data is None else reader.num_samples or Recipe().samples,

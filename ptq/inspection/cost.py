@@ -13,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.calibration.split import EVERY, MAX_HELD
-from ptq.modelfile import run, session_of, weight_bytes
+from ptq.models.sessions import run, session_of
+from ptq.models.source import weight_bytes
 
 START_SECONDS, SECONDS_PER_VALUE, SECONDS_PER_WEIGHT_BYTE = 1.5, 7e-9, 5e-8
 SECONDS_PER_CONV, SECONDS_PER_PRODUCT = 0.07, 0.03

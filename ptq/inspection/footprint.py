@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import AffineEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import PerAxis, QuantSpec
-from ptq.delivery import pack
-from ptq.huge import BLOCK
-from ptq.layerwise import Settings, settings_of
-from ptq.modelfile import weight_bytes
-from ptq.passes._graph import initializer_of
-from ptq.passes._linear import LinearLayer
-from ptq.passes.normalise import INT4_OPSET
+from ptq.delivery.deliver import pack
+from ptq.models.source import weight_bytes
+from ptq.modes import StaticRanges
+from ptq.passes.graph import initializer_of
+from ptq.passes.normalize import INT4_OPSET
 from ptq.passes.placement import Placement
-from ptq.pipeline import lower
 from ptq.recipe import Recipe, Weights
-from ptq.solve import BYTE, MORE_BITS
+from ptq.solving.choices import Choices, choices_of
+from ptq.solving.plan import BYTE, MORE_BITS
+from ptq.streaming.solve import BLOCK
 from ptq.target import Target
 
 FLOAT_BYTES = 4
@@ -39,13 +39,15 @@ def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: 
         target: Where it will run.
         num_bits: Word length of the weights.
     """
-    settings = settings_of(Recipe(weights=Weights(bits=num_bits)), target, model)
+    recipe = Recipe(weights=Weights(bits=num_bits))
+    settings = choices_of(recipe, target, model)
     copy = model.clone()
     if num_bits < BYTE and copy.opset_imports.get("", 0) < INT4_OPSET:
         copy.opset_imports[""] = INT4_OPSET
         _drop_notes(copy)
     tables = {table.name: initializer_of(model, table.name).shape for table in placement.tables}
-    lowered = lower(copy, placement, blank_plan(placement, settings, tables), target)
+    plan = blank_plan(placement, settings, tables)
+    lowered = StaticRanges(recipe, target).lower(copy, placement, plan)
     return pack(lowered, {"ptq.float_sha256": "0" * 64}).num_bytes
 
 
@@ -62,7 +64,7 @@ def huge_file_bytes(model: ir.Model, placement: Placement, num_bits: int) -> int
     return int(weight_bytes(model) + sum(weights.values()) * (each - FLOAT_BYTES))
 
 
-def blank_plan(placement: Placement, settings: Settings, table_shapes: Mapping[str, tuple[int, ...]]) -> QuantPlan:
+def blank_plan(placement: Placement, settings: Choices, table_shapes: Mapping[str, tuple[int, ...]]) -> QuantPlan:
     """A decision about everything that has the right shapes and says nothing."""
     zero = np.zeros((), settings.activation.storage_dtype)
     grids = {

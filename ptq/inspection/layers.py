@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.core.layer import LinearLayer
 from ptq.core.statistics import Histogram
-from ptq.passes._graph import initializer_of
-from ptq.passes._linear import LinearLayer, describe_linear
+from ptq.passes.graph import initializer_of
+from ptq.passes.linear import describe_linear
 from ptq.target import LINEAR_OPS
 
 FEW = 1e-30

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ptq.passes._linear import name_of
+from ptq.passes.linear import name_of
 
 Path = tuple[str, ...]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from ptq.analysis.diff import Pair
 from ptq.analysis.diff import diff as find_parts
 from ptq.analysis.diff.causes import Names
-from ptq.analysis.report import Try
-from ptq.calibration.ledger import Ledger
+from ptq.analysis.report import Attempt
 from ptq.calibration.observers import Auto
+from ptq.calibration.shards import CalibrationShards
 from ptq.core.errors import PtqError
 from ptq.core.problem import Needs
 from ptq.core.progress import Progress, silent, within
@@ -136,7 +136,7 @@ class _Search:
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
         self._runs: dict[Recipe, Result] = {}
-        self.tries: list[Try] = []
+        self.tries: list[Attempt] = []
         self.met: Result | None = None
 
     @property
@@ -189,11 +189,11 @@ class _Search:
     def _run(self, name: str, recipe: Recipe) -> Result:
         """One try."""
         number = len(self.tries) + 1
-        job = replace(self._job, recipe=recipe, ledger=Ledger())
+        job = replace(self._job, recipe=recipe, shards=CalibrationShards())
         result = run(job, within(self._progress, f"try {number}, {name}"))
         self._runs[recipe] = result
         passed, size = result.report.verdict.passed, result.delivery.num_bytes
-        self.tries.append(Try(name, result.report.proof.comparison.sqnr_db, size, passed))
+        self.tries.append(Attempt(name, result.report.proof.comparison.sqnr_db, size, passed))
         if passed and (self.met is None or size < self.met.delivery.num_bytes):
             self.met = result
         return result

@@ -13,44 +13,42 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.allocation.mincut import FORBIDDEN, Division
 from ptq.analysis.bench import Setting, take_turns
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.analysis.report import TimedPlan
-from ptq.calibration.collect import Wanted, collect
-from ptq.calibration.record import CalibrationStatistics
+from ptq.calibration.collect import collect
 from ptq.calibration.sample import repeated
-from ptq.calibration.sequential import Samples
+from ptq.calibration.sequential import SampleReplay
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError, RecipeError
-from ptq.core.mincut import FORBIDDEN, Division
 from ptq.core.progress import Progress, silent
-from ptq.huge import is_huge
-from ptq.job import Job
-from ptq.layerwise import Settings, channel_axes, settings_of, spread
-from ptq.modelfile import load_model, run, runnable_source, session_of
-from ptq.passes import Placement, place, prepare
-from ptq.passes._linear import name_of
+from ptq.core.statistics import Histogram
+from ptq.job import Context, Job
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import run, session_of
+from ptq.passes import Placement, prepare
 from ptq.passes.infer_shapes import observe
-from ptq.passes.placement import Selector
-from ptq.pipeline import left_out_by, lower
+from ptq.passes.linear import name_of
 from ptq.recipe import Recipe
-from ptq.runtime.native import native_path
-from ptq.solve import Problem, make_plan
-from ptq.target import INTEGER_OPS, target_named
-from ptq.trial import require_survivable
+from ptq.solving.choices import choices_of
+from ptq.solving.grids import per_value
+from ptq.solving.plan import Problem, make_plan
+from ptq.streaming.solve import needs_streaming
+from ptq.target import INTEGER_OPS
+from ptq.transforms import Rewritten
 from ptq.weights import Rtn
 
 Feed = Mapping[str, NDArray[Any]]
 
-LOOKED_AT = 4
+CALIBRATED_ON = 4
 """Samples that ranges are taken from while only time is of interest."""
 
 SECONDS = 1.0
@@ -104,7 +102,7 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
     if not job.recipe.has_grids:
         raise RecipeError("optimize: latency chooses between float and static integers; leave out weight-only, dynamic")
     progress("measure")
-    trial = _Trial.of(job)
+    trial = LatencyTrial.of(job)
     whole = trial.mixed(frozenset())
     times = _Times(trial.times(trial.float_form()), trial.times(whole.form))
     mixes, latest, tried = {whole.key: whole}, whole, {frozenset[str]()}
@@ -242,32 +240,29 @@ def _with_grid(placement: Placement) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class LatencyTrial:
     """A model that is tried out; what its layers compute does not matter here, only how long they take."""
 
-    job: Job
-    original: ir.Model
-    model: ir.Model
+    context: Context
+    state: Rewritten
     feed: Feed
-    statistics: CalibrationStatistics
-    settings: Settings
-    left_out: Selector
+    histograms: Mapping[str, Histogram]
     sizes: Mapping[str, int]
 
     @staticmethod
-    def of(job: Job) -> _Trial:
+    def of(job: Job) -> LatencyTrial:
         """Prepare a model, and name its nodes so that they are known again in a profile."""
-        original, split = load_model(job.source), split_samples(job.data, hold_out=False)
-        if is_huge(original):
+        context, split = Context.of(job), split_samples(job.data, hold_out=False)
+        if needs_streaming(context.model):
             raise RecipeError("optimize: latency is for models that fit into memory")
-        require_survivable(runnable_source(job.source, original), split.first.feed, job.custom_ops)
-        model, _ = prepare(original, split.first.feed, custom_ops=job.custom_ops)
-        left_out, native = left_out_by(model, job), target_named(job.recipe.target).native
+        require_survivable(context.form, split.first.feed, job.custom_ops)
+        model, _ = prepare(context.model, split.first.feed, custom_ops=job.custom_ops)
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
-        settings = settings_of(replace(job.recipe, weights=own, layers=()), target_named(job.recipe.target), model)
-        placement = place(model, left_out, native=native)
-        wanted = Wanted(tuple(placement.sources), channel_axes(placement))
-        seen = collect(model, split.ahead(LOOKED_AT), wanted, custom_ops=job.custom_ops).statistics
+        choices = choices_of(replace(job.recipe, weights=own, layers=()), context.target, model)
+        state = Rewritten(model, choices)
+        placement = context.mode.place(state)
+        wanted = context.mode.wanted(state, placement)
+        seen = collect(model, split.ahead(CALIBRATED_ON), wanted, custom_ops=job.custom_ops).statistics
         for index, node in enumerate(model.graph):
             node.name = f"{MARK}{index}"
         names = [str(value.name) for value, _ in _values(model) if value.name]
@@ -278,23 +273,25 @@ class _Trial:
             batch = job.recipe.latency_batch
             raise RecipeError(f"latency_batch is {batch}, which the model does not take: {error}") from error
         sizes = {name: int(np.size(array)) for name, array in zip(names, arrays, strict=True)}
-        seen = replace(seen, histograms=spread(placement, seen.histograms))
-        return _Trial(job, original, model, feed, seen, settings, left_out, sizes)
+        return LatencyTrial(context, state, feed, per_value(placement, seen.histograms), sizes)
+
+    @property
+    def model(self) -> ir.Model:
+        """The prepared model in float."""
+        return self.state.model
 
     def placed(self, floats: frozenset[str]) -> Placement:
         """Where integers go with some nodes in float."""
-        native = target_named(self.job.recipe.target).native
-        return place(
-            self.model, lambda node: self.left_out(node) or (FASTER if name_of(node) in floats else None), native=native
-        )
+        return self.context.mode.place(self.state, dict.fromkeys(floats, FASTER))
 
     def mixed(self, floats: frozenset[str]) -> _Mixed:
         """The model with some nodes in float."""
-        placement, target = self.placed(floats), target_named(self.job.recipe.target)
+        placement = self.placed(floats)
         with ArrayStore(0) as store:
-            samples = Samples(store, self.job.custom_ops)
-            plan, _ = make_plan(Problem(self.model, placement, self.statistics, self.settings, samples, self.feed))
-        proto = ir.to_proto(lower(self.model, placement, plan, target))
+            samples = SampleReplay(store, self.context.job.custom_ops)
+            problem = Problem(self.model, placement, self.histograms, {}, self.state.choices, samples, self.feed)
+            plan, _ = make_plan(problem)
+        proto = ir.to_proto(self.context.mode.lower(self.model, placement, plan))
         return _Mixed(placement, proto.SerializeToString())
 
     def float_form(self) -> bytes:
@@ -323,21 +320,21 @@ class _Trial:
 
     def choose(self, mixes: list[_Mixed]) -> Choice:
         """Time all in turns, and take the fastest; of those as fast the one with most integers, rather than float."""
-        forms = [runnable_source(self.job.source, self.original), *(mixed.form for mixed in mixes)]
+        forms = [self.context.form, *(mixed.form for mixed in mixes)]
         with ExitStack() as stack:
-            sessions = [stack.enter_context(session_of(form, custom_ops=self._libraries)) for form in forms]
+            sessions = [stack.enter_context(session_of(form, custom_ops=self.context.libraries)) for form in forms]
             calls = [functools.partial(run, session, dict(self.feed)) for session in sessions]
             _, processor = take_turns(calls, SECONDS * len(calls))
         floats, *others = (float(each) * 1e3 for each in np.median(processor, axis=1))
         counts = [len(mixes[0].layers - mixed.layers) for mixed in mixes]
         plans = [TimedPlan("float", len(mixes[0].layers), floats)]
         plans += [TimedPlan(_called(*each), *each) for each in zip(counts, others, strict=True)]
-        recipe, best = replace(self.job.recipe, optimize="accuracy"), min(others)
+        recipe, best = replace(self.context.job.recipe, optimize="accuracy"), min(others)
         if floats < best * (1 - SAME):
             return Choice(replace(recipe, weight_only=True), tuple(plans))
         index = min((i for i, each in enumerate(others) if each <= best * (1 + SAME)), key=lambda i: counts[i])
-        excluded = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
-        return Choice(replace(recipe, exclude=excluded), tuple(plans))
+        to_exclude = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
+        return Choice(replace(recipe, exclude=to_exclude), tuple(plans))
 
     def _to_exclude(self, whole: _Mixed, chosen: _Mixed) -> list[str]:
         """The least that has to be excluded: linear layers, and what would still be integers without them."""
@@ -346,12 +343,7 @@ class _Trial:
         return [name_of(node) for node in self.model.graph if name_of(node) in layers | more]
 
     def _profile(self, form: bytes) -> tuple[NodeTime, ...]:
-        return node_times(form, self.feed, Setting(self._libraries, budget_seconds=SECONDS))
-
-    @property
-    def _libraries(self) -> tuple[str | Path, ...]:
-        library = native_path() if target_named(self.job.recipe.target).native else None
-        return (*self.job.custom_ops, *(() if library is None else (library,)))
+        return node_times(form, self.feed, Setting(self.context.libraries, budget_seconds=SECONDS))
 
 
 def _called(num_float: int, _milliseconds: float) -> str:

@@ -22,9 +22,9 @@ from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
 from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import least_squares
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.core.widths import Widths
 
 Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
@@ -53,11 +53,11 @@ class GroupedProblem:
         energy: Of the float output. Shape [groups, out].
         spec: The grid wished for.
         target: The real weight of least J; the float weight itself where both networks agree. Shape of `weight`.
-        pull: P = W G^T. Shape of `weight`.
+        target_correlation: P = W G^T. Shape of `weight`.
         lowest: Smallest level of each weight. Shape of `weight`.
         highest: Largest level, likewise.
-        points: How many points are summed for each weight; None is one.
-        roomy: Scales wide enough, where neighbours share their levels. Shape [groups, out].
+        widths: Bits of each weight; None is the word length of the spec.
+        widest_scale: Scales wide enough, where neighbours share their levels. Shape [groups, out].
     """
 
     weight: Float
@@ -66,11 +66,11 @@ class GroupedProblem:
     energy: Float
     spec: QuantSpec
     target: Float
-    pull: Float
+    target_correlation: Float
     lowest: Float
     highest: Float
-    points: Points | None
-    roomy: Float | None = None
+    widths: Widths | None
+    widest_scale: Float | None = None
 
     @staticmethod
     def of(problem: LayerProblem) -> GroupedProblem:
@@ -83,26 +83,36 @@ class GroupedProblem:
         statistics = problem.statistics
         if statistics is None:
             raise CalibrationError(f"layer {problem.name!r} has no input statistics; expected a calibration run")
-        if isinstance(problem.spec.granularity, PerBlock) and (len(statistics.gram) > 1 or problem.points is not None):
-            raise ValueError(f"layer {problem.name!r}: scales per block; expected one group and one point per weight")
+        if isinstance(problem.spec.granularity, PerBlock) and (len(statistics.gram) > 1 or problem.widths is not None):
+            raise ValueError(f"layer {problem.name!r}: scales per block; expected one group and words of one length")
         weight = problem.weight.astype(np.float64).reshape(len(statistics.gram), -1, statistics.gram.shape[-1])
         gram, dead = _revive(statistics.gram)
         cross = gram if statistics.matched else _keep_dead(statistics.cross, gram, dead)
-        pull = np.matmul(weight, cross.transpose(0, 2, 1))
-        target = weight if statistics.matched else least_squares(weight, gram, pull)
-        pairs = problem.pairs
-        low, high = problem.limits if pairs is None else (pairs.low, pairs.high)
+        target_correlation = np.matmul(weight, cross.transpose(0, 2, 1))
+        target = weight if statistics.matched else least_squares(weight, gram, target_correlation)
+        saturation = problem.saturation
+        low, high = problem.limits if saturation is None else (saturation.low, saturation.high)
         low, high = (np.broadcast_to(end, problem.weight.shape).reshape(weight.shape) for end in (low, high))
-        roomy = None if pairs is None else (pairs.scale * ROOMY).reshape(weight.shape[:2])
+        widest_scale = None if saturation is None else (saturation.scale * ROOMY).reshape(weight.shape[:2])
         return GroupedProblem(
-            weight, gram, cross, statistics.energy, problem.spec, target, pull, low, high, problem.points, roomy
+            weight,
+            gram,
+            cross,
+            statistics.energy,
+            problem.spec,
+            target,
+            target_correlation,
+            low,
+            high,
+            problem.widths,
+            widest_scale,
         )
 
     @property
     def widest(self) -> Float:
         """Scales to shrink from. Shape [groups, out]."""
-        if self.roomy is not None:
-            return self.roomy
+        if self.widest_scale is not None:
+            return self.widest_scale
         return np.asarray((np.abs(self.target) / self.highest).max(-1))
 
     def encode(self, levels: Float, scale: Float) -> WeightEncoding:
@@ -119,12 +129,12 @@ class GroupedProblem:
             codes = codes + (self.spec.qmin - ends).astype(codes.dtype)
             zero = (self.spec.qmin - ends[:, :: self.spec.granularity.block_size]).astype(codes.dtype)
         params = QuantParams(single, zero, self.spec)
-        return AffineEncoding(codes, params) if self.points is None else SumEncoding(codes, params, self.points)
+        return AffineEncoding(codes, params) if self.widths is None else SumEncoding(codes, params, self.widths)
 
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""
         values = levels * along(scale)
-        return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.pull, values))
+        return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.target_correlation, values))
 
 
 def along(scale: Float) -> Float:
@@ -217,7 +227,7 @@ def settle(problem: GroupedProblem, levels: Float, scale: Float, num_sweeps: int
 
 def residual_of(problem: GroupedProblem, levels: Float, scale: Float) -> Float:
     """R = Q H - P, half the gradient of J. Shape of the weight."""
-    return np.asarray(np.matmul(levels * along(scale), problem.gram) - problem.pull)
+    return np.asarray(np.matmul(levels * along(scale), problem.gram) - problem.target_correlation)
 
 
 def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) -> Float:
@@ -243,7 +253,7 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
         cross=np.take_along_axis(np.take_along_axis(problem.cross, high, 1), wide, 2),
         weight=np.take_along_axis(problem.weight, wide, 2),
         target=np.take_along_axis(problem.target, wide, 2),
-        pull=np.take_along_axis(problem.pull, wide, 2),
+        target_correlation=np.take_along_axis(problem.target_correlation, wide, 2),
         lowest=np.take_along_axis(problem.lowest, wide, 2),
         highest=np.take_along_axis(problem.highest, wide, 2),
     )
@@ -376,7 +386,7 @@ def _block(problem: GroupedProblem, part: slice) -> GroupedProblem:
         cross=gram,
         spec=replace(problem.spec, granularity=PerAxis(0)),
         target=target,
-        pull=np.matmul(target, gram),
+        target_correlation=np.matmul(target, gram),
         lowest=problem.lowest[..., part],
         highest=problem.highest[..., part],
     )

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
-from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, in_order, rows_where, solve
 
@@ -97,7 +97,7 @@ class Gpfq:
         bits = problem.spec.num_bits
         if bits == 8:
             raise RecipeError("gpfq: the paper's 8-bit alphabet has 257 levels, which fit no byte; expected bits <= 7")
-        grouped = GroupedProblem.of(problem)
+        grouped = GroupedProblem.of(replace(problem, widths=None))  # longer words would hold the same few levels
         radius = PAPER_RADIUS * float(np.abs(problem.weight).max(1).mean())
         step = float(np.float32(max(radius, 1e-30) / (1 << (bits - 1))))
         half = 1 << (bits - 1)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import add_diagonal
-from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, solve
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, Range, choose_qparams, per_scale_view, quantize
+from ptq.core.checks import require_within
 from ptq.core.encoding import AffineEncoding, WeightEncoding
-from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis
 from ptq.weights.rtn import Rtn
@@ -50,10 +50,10 @@ class Hqq:
             problem: Layer; only its weight and spec are read.
 
         Returns:
-            Codes of shape [out, in] and one scale per row, block or tensor; sums of points, and codes that must not
-            overflow, as `rtn` finds them.
+            Codes of shape [out, in] and one scale per row, block or tensor; words of several lengths, and codes that
+            must not overflow, as `rtn` finds them.
         """
-        if problem.points is not None or problem.pairs is not None:
+        if problem.widths is not None or problem.saturation is not None:
             return Rtn("mse").quantize(problem)
         rows, shape = per_scale_view(problem.weight, problem.spec.granularity)
         limits = Range.of(rows.min(1, initial=0.0), rows.max(1, initial=0.0))

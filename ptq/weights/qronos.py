@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import add_diagonal
-from ptq.core.limits import require_within
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._output_error import Float, GroupedProblem, Order, at, solve
 from ptq.weights.gptq import sweep
@@ -58,13 +58,13 @@ class Qronos:
     def _start(self, problem: GroupedProblem, scale: Float) -> Float:
         gram = problem.gram
         others = np.einsum("goi,gi->go", problem.weight[..., 1:], gram[:, 0, 1:])
-        best = (problem.pull[..., 0] - others) / gram[:, None, 0, 0] / at(scale, 0)
+        best = (problem.target_correlation[..., 0] - others) / gram[:, None, 0, 0] / at(scale, 0)
         first = nearest_level(best, problem.lowest[..., 0], problem.highest[..., 0])
         if gram.shape[-1] == 1:
             return first[..., None]
         rest = gram[:, 1:, 1:]
         strength = self.damping * np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
-        asked = problem.pull[..., 1:] + strength[:, None] * problem.weight[..., 1:]
+        asked = problem.target_correlation[..., 1:] + strength[:, None] * problem.weight[..., 1:]
         asked = asked - (first * at(scale, 0))[..., None] * gram[:, None, 0, 1:]
         refitted = np.linalg.solve(add_diagonal(rest, strength), asked.transpose(0, 2, 1))
         steps = scale if scale.ndim == 2 else scale[..., 1:]
@@ -80,7 +80,7 @@ def _without_first(problem: GroupedProblem) -> GroupedProblem:
         problem.energy,
         problem.spec,
         problem.target[..., 1:],
-        problem.pull[..., 1:],
+        problem.target_correlation[..., 1:],
         problem.lowest[..., 1:],
         problem.highest[..., 1:],
         None,

@@ -19,10 +19,10 @@ from ptq.core.affine import (
     quantize,
 )
 from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
-from ptq.core.pairs import PairLimits
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.saturation import SaturationLimits
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.core.widths import Widths
 
 MSE_RATIOS = np.linspace(1.0, 0.4, 61)
 PATIENCE = 12
@@ -53,25 +53,25 @@ class Rtn:
         Returns:
             Codes of shape [out, in] and one scale per row, block or tensor.
         """
-        if problem.pairs is not None:
-            return _within(problem, problem.pairs)
-        if problem.points is not None:
-            return self._quantize_sums(problem, problem.points)
+        if problem.saturation is not None:
+            return _within(problem, problem.saturation)
+        if problem.widths is not None:
+            return self._quantize_widths(problem, problem.widths)
         reach = self._reach(problem.weight, problem.spec)
         params = choose_qparams(reach, problem.spec)
         return AffineEncoding(quantize(problem.weight, params), params)
 
-    def _quantize_sums(self, problem: LayerProblem, points: Points) -> SumEncoding:
-        """Sums of points, each weight with limits of its own."""
+    def _quantize_widths(self, problem: LayerProblem, widths: Widths) -> SumEncoding:
+        """Words of several lengths, each weight with limits of its own."""
         weight, spec = problem.weight.astype(np.float64), problem.spec
-        low, high = points.limits(spec)
+        low, high = widths.limits(narrow_range=spec.narrow_range)
         shared = isinstance(spec.granularity, PerTensor)
         reach = (np.abs(weight) / high).max(None if shared else 1, initial=0.0) * spec.qmax
 
         def encode(ratio: FloatArray) -> SumEncoding:
             params = choose_qparams(Range.of(-reach * ratio, reach * ratio), spec)
             steps = weight / np.reshape(params.scale, (-1, 1))
-            return SumEncoding(nearest_level(steps, low, high).astype(np.int8), params, points)
+            return SumEncoding(nearest_level(steps, low, high).astype(np.int8), params, widths)
 
         best, chosen = np.full(reach.shape, np.inf), np.ones(reach.shape)
         for ratio in MSE_RATIOS if self.clip == "mse" else ():
@@ -92,14 +92,14 @@ class Rtn:
         return np.concatenate([_best_ratios(rows[part], low[part], high[part], rowwise) for part in parts] or [low])
 
 
-def _within(problem: LayerProblem, pairs: PairLimits) -> WeightEncoding:
+def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncoding:
     """The nearest levels that cannot overflow."""
     shared = isinstance(problem.spec.granularity, PerTensor)
-    scale = (pairs.scale[:1].reshape(()) if shared else pairs.scale).astype(np.float32)
+    scale = (saturation.scale[:1].reshape(()) if shared else saturation.scale).astype(np.float32)
     steps: FloatArray = problem.weight / scale.reshape(-1, 1)
-    levels = nearest_level(steps, pairs.low, pairs.high).astype(np.int8)
+    levels = nearest_level(steps, saturation.low, saturation.high).astype(np.int8)
     params = QuantParams(scale, np.zeros(scale.shape, np.int8), problem.spec)
-    return AffineEncoding(levels, params) if problem.points is None else SumEncoding(levels, params, problem.points)
+    return AffineEncoding(levels, params) if problem.widths is None else SumEncoding(levels, params, problem.widths)
 
 
 def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# onnxruntime's C++ headers from Debian trixie's libonnxruntime-dev, unpacked without root into a folder of one's own.
+# onnxruntime's own headers from Debian trixie's libonnxruntime-dev, unpacked without root into a folder of one's own.
+# Tests compare with them and compile exported C programs with them; the operator library is built without them.
 # The mirror is the one this machine's apt uses already; only the suite differs.
 # Usage: fetch_headers.sh FOLDER    prints the include folder; does nothing if it is there already.
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
-found() { find "$folder/root" -name onnxruntime_cxx_api.h -printf '%h\n' 2>/dev/null | head -1; }
+found() { find "$folder/root" -name onnxruntime_c_api.h -printf '%h\n' 2>/dev/null | head -1; }
 if [ -n "$(found)" ]; then found; exit; fi
 
 mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \(\[[^]]*\] \)\?\([^ ]*\) .*/\2/p' \

@@ -20,19 +20,15 @@ const char* name_of(Product kind) {
 // Bytes of the session's arena, given back at the end.
 class Scratch {
  public:
-  Scratch(const Ort::KernelContext& context, size_t size)
-      : allocator_(context.GetAllocator(*Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault))),
-        data_(allocator_->Alloc(allocator_, size)) {}
-  ~Scratch() {
-    allocator_->Free(allocator_, data_);
-    Ort::GetApi().ReleaseAllocator(allocator_);
-  }
+  Scratch(const Call& call, int64_t size)
+      : allocator_(call.allocator()), data_(allocator_->Alloc(allocator_.get(), static_cast<size_t>(size))) {}
+  ~Scratch() { allocator_->Free(allocator_.get(), data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   char* data() const { return static_cast<char*>(data_); }
 
  private:
-  OrtAllocator* allocator_;
+  Owned<Allocator> allocator_;
   void* data_;
 };
 
@@ -79,14 +75,13 @@ void multiply_part(void* data, size_t index) {
   run.kernels->multiply(run.weight, run.from(row), count, begin, end, y, run.grid);
 }
 
-}  // namespace
-
-struct MatMulNBitsKernel {
-  MatMulNBitsKernel(Product kind, const OrtKernelInfo* info) : kind_(kind), kernels_(&choose_nbits()) {
+class ProductKernel : public Kernel {
+ public:
+  ProductKernel(Product kind, const KernelInfo* info) : kind_(kind), kernels_(&choose_nbits()) {
     const NodeReader read(name_of(kind), info);
     name_ = read.name();
     const auto size = [&](const char* key) {
-      const int64_t value = read.attribute<int64_t>(key, 0);
+      const int64_t value = read.integer(key, 0);
       if (value < 1 || value > (1 << 24)) read.refuse(std::string(key) + " is " + std::to_string(value));
       return value;
     };
@@ -98,13 +93,13 @@ struct MatMulNBitsKernel {
       read.refuse("bits is " + std::to_string(weight_.bits) + "; expected 2, 4 or 8");
     }
     if (weight_.inputs > kMostInputs) read.refuse("its sums would not fit into 32 bits");
-    weight_.block = read.attribute<int64_t>("block_size", 0);
+    weight_.block = read.integer("block_size", 0);
     if (weight_.block < 0 || weight_.block % 16 != 0) {
       read.refuse("block_size is " + std::to_string(weight_.block) + "; expected a multiple of 16, or 0");
     }
     if (weight_.block == 0 || weight_.block >= weight_.inputs) weight_.block = weight_.padded();
-    weight_.low = read.attribute<float>("min", -kMost);
-    weight_.high = read.attribute<float>("max", kMost);
+    weight_.low = read.number("min", -kMost);
+    weight_.high = read.number("max", kMost);
     if (!(weight_.low <= weight_.high)) read.refuse("min and max are in the wrong order");
 
     first_ = kind == Product::kDynamic ? 1 : 3;
@@ -113,22 +108,60 @@ struct MatMulNBitsKernel {
     if (kind != Product::kDynamic) read_grids(read);
   }
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
-    return guarded(Ort::GetApi(), [&] { compute(Ort::KernelContext(context)); });
+  void compute(const Call& call) const override {
+    const Tensor x = call.input(0);
+    Shape shape = x.shape();
+    if (shape.empty() || shape.back() != weight_.inputs) {
+      throw Error(ErrorCode::kInvalidArgument, name_ + ": x is not [.., " + std::to_string(weight_.inputs) + "]");
+    }
+    shape.back() = weight_.features;
+    const Tensor y = call.output(shape);
+    Run run{};
+    run.rows = std::accumulate(shape.begin(), shape.end() - 1, int64_t{1}, std::multiplies<int64_t>());
+    if (run.rows == 0) return;
+    run.kernels = kernels_;
+    run.weight = used();
+    if (looked_up_.empty()) run.weight.codes = call.input(first_).data<uint8_t>();
+    run.weight.scale = call.input(first_ + 1).data<float>();
+    run.floats = kind_ == Product::kDynamic;
+    run.x = run.floats ? static_cast<const void*>(x.data<float>()) : x.data<uint8_t>();
+    run.x_scale = x_scale_;
+    run.grid = kind_ == Product::kToBytes ? &grid_ : nullptr;
+    run.y = run.grid ? static_cast<void*>(y.data<uint8_t>()) : y.data<float>();
+    run.y_bytes = run.grid ? 1 : 4;
+
+    const int64_t blocks = run.rows * weight_.blocks(), bytes = run.rows * weight_.padded();
+    const Scratch scratch(call, bytes + 8 * blocks);
+    run.codes.scale = reinterpret_cast<float*>(scratch.data());
+    run.codes.total = reinterpret_cast<int32_t*>(scratch.data() + 4 * blocks);
+    run.codes.codes = reinterpret_cast<int8_t*>(scratch.data() + 8 * blocks);
+
+    const auto each = [&](void (*task)(void*, size_t), int64_t count, int64_t work) {
+      if (work < kSmallWork || count == 1) {
+        for (int64_t i = 0; i < count; ++i) task(&run, static_cast<size_t>(i));
+      } else {
+        call.in_parallel(task, count, &run);
+      }
+    };
+    run.row_tasks = std::min(run.rows, kMaxTasks);
+    each(round_rows, run.row_tasks, bytes);
+    run.row_tasks = (run.rows + kRowsAtOnce - 1) / kRowsAtOnce;
+    run.strip_tasks = std::max<int64_t>(1, std::min(kMaxTasks / run.row_tasks, (weight_.strips() + 3) / 4));
+    each(multiply_part, run.row_tasks * run.strip_tasks, bytes * weight_.features);
   }
 
  private:
   void read_weight(const NodeReader& read) {
     const std::vector<int64_t> expected{weight_.strips(), weight_.groups(), kStrip, 4};
-    const Ort::ConstValue codes = read.constant_value(first_, "w");
-    if (codes.GetTensorTypeAndShapeInfo().GetShape() != expected) read.refuse("w is not packed for its N, K and bits");
-    const Ort::ConstValue scale = read.constant_value(first_ + 1, "w_scale");
-    if (scale.GetTensorTypeAndShapeInfo().GetShape() !=
+    const Tensor codes = read.constant_value(first_, "w");
+    if (codes.shape() != expected) read.refuse("w is not packed for its N, K and bits");
+    const Tensor scale = read.constant_value(first_ + 1, "w_scale");
+    if (scale.shape() !=
         std::vector<int64_t>{weight_.strips(), weight_.blocks(), kStrip}) {
       read.refuse("w_scale is not [ceil(N / 16), blocks, 16]");
     }
-    weight_.codes = codes.GetTensorData<uint8_t>();
-    weight_.scale = scale.GetTensorData<float>();
+    weight_.codes = codes.data<uint8_t>();
+    weight_.scale = scale.data<float>();
     for (int64_t n = 0; n < weight_.features; ++n) {
       for (int64_t b = 0; b < weight_.blocks(); ++b) {
         if (!is_usable_scale(weight_.scale[(n / kStrip * weight_.blocks() + b) * kStrip + n % kStrip])) {
@@ -218,48 +251,6 @@ struct MatMulNBitsKernel {
     return weight;
   }
 
-  void compute(const Ort::KernelContext& context) const {
-    const Ort::ConstValue x = context.GetInput(0);
-    std::vector<int64_t> shape = x.GetTensorTypeAndShapeInfo().GetShape();
-    if (shape.empty() || shape.back() != weight_.inputs) {
-      throw Ort::Exception(name_ + ": x is not [.., " + std::to_string(weight_.inputs) + "]", ORT_INVALID_ARGUMENT);
-    }
-    shape.back() = weight_.features;
-    Ort::UnownedValue y = context.GetOutput(0, shape);
-    Run run{};
-    run.rows = std::accumulate(shape.begin(), shape.end() - 1, int64_t{1}, std::multiplies<int64_t>());
-    if (run.rows == 0) return;
-    run.kernels = kernels_;
-    run.weight = used();
-    if (looked_up_.empty()) run.weight.codes = context.GetInput(first_).GetTensorData<uint8_t>();
-    run.weight.scale = context.GetInput(first_ + 1).GetTensorData<float>();
-    run.floats = kind_ == Product::kDynamic;
-    run.x = run.floats ? static_cast<const void*>(x.GetTensorData<float>()) : x.GetTensorData<uint8_t>();
-    run.x_scale = x_scale_;
-    run.grid = kind_ == Product::kToBytes ? &grid_ : nullptr;
-    run.y = run.grid ? static_cast<void*>(y.GetTensorMutableData<uint8_t>()) : y.GetTensorMutableData<float>();
-    run.y_bytes = run.grid ? 1 : 4;
-
-    const int64_t blocks = run.rows * weight_.blocks(), bytes = run.rows * weight_.padded();
-    const Scratch scratch(context, static_cast<size_t>(bytes + 8 * blocks));
-    run.codes.scale = reinterpret_cast<float*>(scratch.data());
-    run.codes.total = reinterpret_cast<int32_t*>(scratch.data() + 4 * blocks);
-    run.codes.codes = reinterpret_cast<int8_t*>(scratch.data() + 8 * blocks);
-
-    const auto each = [&](void (*task)(void*, size_t), int64_t count, int64_t work) {
-      if (work < kSmallWork || count == 1) {
-        for (int64_t i = 0; i < count; ++i) task(&run, static_cast<size_t>(i));
-      } else {
-        context.ParallelFor(task, static_cast<size_t>(count), 0, &run);
-      }
-    };
-    run.row_tasks = std::min(run.rows, kMaxTasks);
-    each(round_rows, run.row_tasks, bytes);
-    run.row_tasks = (run.rows + kRowsAtOnce - 1) / kRowsAtOnce;
-    run.strip_tasks = std::max<int64_t>(1, std::min(kMaxTasks / run.row_tasks, (weight_.strips() + 3) / 4));
-    each(multiply_part, run.row_tasks * run.strip_tasks, bytes * weight_.features);
-  }
-
   std::string name_;
   Product kind_;
   const NBitsKernels* kernels_;
@@ -274,53 +265,44 @@ struct MatMulNBitsKernel {
   ByteGrid grid_{};
 };
 
+}  // namespace
+
 template <Product kKind>
-MatMulNBitsOp<kKind>::MatMulNBitsOp() {
-  this->version = kApiVersion;
+Kernel* MatMulNBitsOp<kKind>::create(const KernelInfo* info) {
+  return new ProductKernel(kKind, info);
 }
 
 template <Product kKind>
-OrtStatusPtr MatMulNBitsOp<kKind>::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
-  return guarded(api, [&] { *kernel = new MatMulNBitsKernel(kKind, info); });
-}
-
-template <Product kKind>
-const char* MatMulNBitsOp<kKind>::GetName() const {
+const char* MatMulNBitsOp<kKind>::name() {
   return name_of(kKind);
 }
 
 template <Product kKind>
-size_t MatMulNBitsOp<kKind>::GetInputTypeCount() const {
+size_t MatMulNBitsOp<kKind>::num_inputs() {
   if (kKind == Product::kDynamic) return 5;
   return kKind == Product::kToFloat ? 7 : 9;
 }
 
 template <Product kKind>
-ONNXTensorElementDataType MatMulNBitsOp<kKind>::GetInputType(size_t index) const {
-  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kByte = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-  constexpr auto kSigned = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
-  constexpr ONNXTensorElementDataType kDynamic[] = {kFloat, kByte, kFloat, kSigned, kFloat};
-  constexpr ONNXTensorElementDataType kStatic[] = {kByte,   kFloat, kByte,  kByte, kFloat,
-                                                   kSigned, kFloat, kFloat, kByte};
+ElementType MatMulNBitsOp<kKind>::input_type(size_t index) {
+  constexpr auto kFloat = ElementType::kFloat, kByte = ElementType::kUint8, kSigned = ElementType::kInt8;
+  constexpr ElementType kDynamic[] = {kFloat, kByte, kFloat, kSigned, kFloat};
+  constexpr ElementType kStatic[] = {kByte, kFloat, kByte, kByte, kFloat, kSigned, kFloat, kFloat, kByte};
   return kKind == Product::kDynamic ? kDynamic[index] : kStatic[index];
 }
 
 template <Product kKind>
-ONNXTensorElementDataType MatMulNBitsOp<kKind>::GetOutputType(size_t) const {
-  return kKind == Product::kToBytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+ElementType MatMulNBitsOp<kKind>::output_type() {
+  return kKind == Product::kToBytes ? ElementType::kUint8 : ElementType::kFloat;
 }
 
 template <Product kKind>
-Ort::Status MatMulNBitsOp<kKind>::InferOutputShape(Ort::ShapeInferContext& context) {
-  Ort::ShapeInferContext::Shape y = context.GetInputShape(0);
-  if (y.empty()) return Ort::Status(nullptr);
-  try {
-    y.back() = Ort::ShapeInferContext::SymbolicInteger(context.GetAttrInt("N"));
-  } catch (const Ort::Exception&) {
-    return Ort::Status(nullptr);
-  }
-  return context.SetOutputShape(0, y, kKind == Product::kToBytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
-                                                                 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+void MatMulNBitsOp<kKind>::infer(const Inference& node) {
+  Inference::Dims y = node.input(0);
+  const int64_t features = node.integer("N", -1);
+  if (y.empty() || features < 0) return;
+  y.back() = {features, ""};
+  node.set_output(y, output_type());
 }
 
 template struct MatMulNBitsOp<Product::kDynamic>;

@@ -16,19 +16,15 @@ namespace ptq {
 
 enum class Product { kDynamic, kToFloat, kToBytes };
 
-struct MatMulNBitsKernel;
-
 template <Product kKind>
-struct MatMulNBitsOp : Ort::CustomOpBase<MatMulNBitsOp<kKind>, MatMulNBitsKernel, true> {
-  MatMulNBitsOp();
-  OrtStatusPtr CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const;
-  const char* GetName() const;
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
-  size_t GetInputTypeCount() const;
-  ONNXTensorElementDataType GetInputType(size_t index) const;
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t index) const;
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context);
+struct MatMulNBitsOp : Operator<MatMulNBitsOp<kKind>> {
+  static const char* name();
+  static size_t num_inputs();
+  static ElementType input_type(size_t index);
+  static Presence presence(size_t) { return Presence::kRequired; }
+  static ElementType output_type();
+  static Kernel* create(const KernelInfo* info);
+  static void infer(const Inference& node);
 };
 
 using DynamicMatMulNBits = MatMulNBitsOp<Product::kDynamic>;

@@ -31,10 +31,9 @@ int64_t out_size(int64_t size, int64_t pads, int64_t kernel, int64_t dilation, i
 
 const char* name_of(bool with_center) { return with_center ? "NhwcQLinearConvWithCenter" : "NhwcQLinearConv"; }
 
-}  // namespace
-
-struct NhwcQLinearConvKernel {
-  NhwcQLinearConvKernel(bool with_center, const OrtKernelInfo* info) {
+class ConvKernel : public Kernel {
+ public:
+  ConvKernel(bool with_center, const KernelInfo* info) {
     const NodeReader read(name_of(with_center), info);
     name_ = read.name();
     std::vector<int64_t> dims;
@@ -43,7 +42,7 @@ struct NhwcQLinearConvKernel {
     const std::vector<int64_t> strides = read.integers("strides", {1, 1});
     const std::vector<int64_t> dilations = read.integers("dilations", {1, 1});
     pads_ = read.integers("pads", {0, 0, 0, 0});
-    const int64_t group = read.attribute<int64_t>("group", 1);
+    const int64_t group = read.integer("group", 1);
     if (!within(strides, 1, 1 << 16) || !within(dilations, 1, 1 << 16) || !within(pads_, 0, 1 << 16)) {
       read.refuse("strides, dilations or pads are out of range");
     }
@@ -70,13 +69,41 @@ struct NhwcQLinearConvKernel {
     kernel_ = choose_grouped_conv(layer_);
   }
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
-    return guarded(Ort::GetApi(), [&] { compute(context); });
+  void compute(const Call& call) const override {
+    const Tensor x = call.input(0);
+    const Shape dims = x.shape();
+    ConvShape shape = layer_.shape;
+    if (dims.size() != 4 || dims[3] != shape.channels) {
+      refuse("x is not [N, H, W, " + std::to_string(shape.channels) + "]");
+    }
+    shape.batch = dims[0];
+    shape.height = dims[1];
+    shape.width = dims[2];
+    shape.out_height =
+        out_size(dims[1], pads_[0] + pads_[2], shape.kernel_height, shape.dilation_height, shape.stride_height);
+    shape.out_width =
+        out_size(dims[2], pads_[1] + pads_[3], shape.kernel_width, shape.dilation_width, shape.stride_width);
+    const int64_t reach_y = (shape.kernel_height - 1) * shape.dilation_height;
+    const int64_t reach_x = (shape.kernel_width - 1) * shape.dilation_width;
+    if (dims[1] + pads_[0] + pads_[2] <= reach_y || dims[2] + pads_[1] + pads_[3] <= reach_x) {
+      refuse("x is smaller than the kernel");
+    }
+    const Tensor y = call.output({shape.batch, shape.out_height, shape.out_width, shape.features});
+    const int64_t rows = shape.batch * shape.out_height;
+    const int64_t work = rows * shape.out_width * shape.features * shape.channels_per_group() * shape.taps();
+    if (work == 0) return;
+    Task task{&layer_, &shape, kernel_, x.data<uint8_t>(), y.data<uint8_t>(), rows, 1};
+    if (work < kSmallWork) {
+      run_task(&task, 0);
+      return;
+    }
+    task.tasks = std::min(rows, kMaxTasks);
+    call.in_parallel(run_task, task.tasks, &task);
   }
 
  private:
   [[noreturn]] void refuse(const std::string& reason) const {
-    throw Ort::Exception(name_ + ": " + reason, ORT_INVALID_ARGUMENT);
+    throw Error(ErrorCode::kInvalidArgument, name_ + ": " + reason);
   }
 
   // Scale and bias of a sum of products, in steps of the output; `bias_index` 0 for none.
@@ -103,99 +130,52 @@ struct NhwcQLinearConvKernel {
     }
   }
 
-  void compute(OrtKernelContext* raw) const {
-    const Ort::KernelContext context(raw);
-    const Ort::ConstValue x = context.GetInput(0);
-    const std::vector<int64_t> dims = x.GetTensorTypeAndShapeInfo().GetShape();
-    ConvShape shape = layer_.shape;
-    if (dims.size() != 4 || dims[3] != shape.channels) {
-      refuse("x is not [N, H, W, " + std::to_string(shape.channels) + "]");
-    }
-    shape.batch = dims[0];
-    shape.height = dims[1];
-    shape.width = dims[2];
-    shape.out_height =
-        out_size(dims[1], pads_[0] + pads_[2], shape.kernel_height, shape.dilation_height, shape.stride_height);
-    shape.out_width =
-        out_size(dims[2], pads_[1] + pads_[3], shape.kernel_width, shape.dilation_width, shape.stride_width);
-    const int64_t reach_y = (shape.kernel_height - 1) * shape.dilation_height;
-    const int64_t reach_x = (shape.kernel_width - 1) * shape.dilation_width;
-    if (dims[1] + pads_[0] + pads_[2] <= reach_y || dims[2] + pads_[1] + pads_[3] <= reach_x) {
-      refuse("x is smaller than the kernel");
-    }
-    Ort::UnownedValue y =
-        context.GetOutput(0, {shape.batch, shape.out_height, shape.out_width, shape.features});
-    const int64_t rows = shape.batch * shape.out_height;
-    const int64_t work = rows * shape.out_width * shape.features * shape.channels_per_group() * shape.taps();
-    if (work == 0) return;
-    Task task{&layer_, &shape, kernel_, x.GetTensorData<uint8_t>(), y.GetTensorMutableData<uint8_t>(), rows, 1};
-    if (work < kSmallWork) {
-      run_task(&task, 0);
-      return;
-    }
-    task.tasks = std::min(rows, kMaxTasks);
-    context.ParallelFor(run_task, static_cast<size_t>(task.tasks), 0, &task);
-  }
-
   std::string name_;
   GroupedConv layer_{};
   std::vector<int64_t> pads_;
   GroupedConvKernel kernel_;
 };
 
+}  // namespace
+
 template <bool kWithCenter>
-NhwcQLinearConvOp<kWithCenter>::NhwcQLinearConvOp() {
-  this->version = kApiVersion;
+Kernel* NhwcQLinearConvOp<kWithCenter>::create(const KernelInfo* info) {
+  return new ConvKernel(kWithCenter, info);
 }
 
 template <bool kWithCenter>
-OrtStatusPtr NhwcQLinearConvOp<kWithCenter>::CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info,
-                                                            void** kernel) const {
-  return guarded(api, [&] { *kernel = new NhwcQLinearConvKernel(kWithCenter, info); });
-}
-
-template <bool kWithCenter>
-const char* NhwcQLinearConvOp<kWithCenter>::GetName() const {
+const char* NhwcQLinearConvOp<kWithCenter>::name() {
   return name_of(kWithCenter);
 }
 
 template <bool kWithCenter>
-ONNXTensorElementDataType NhwcQLinearConvOp<kWithCenter>::GetInputType(size_t index) const {
+ElementType NhwcQLinearConvOp<kWithCenter>::input_type(size_t index) {
   switch (index) {
-    case 1: case 4: case 5: case 9: case 11: case 13: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    case 3: case 8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
-    case 7: case 10: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-    default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    case 1: case 4: case 5: case 9: case 11: case 13: return ElementType::kFloat;
+    case 3: case 8: return ElementType::kInt8;
+    case 7: case 10: return ElementType::kInt32;
+    default: return ElementType::kUint8;
   }
 }
 
 template <bool kWithCenter>
-OrtCustomOpInputOutputCharacteristic NhwcQLinearConvOp<kWithCenter>::GetInputCharacteristic(size_t index) const {
-  return index == 7 && !kWithCenter ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+Presence NhwcQLinearConvOp<kWithCenter>::presence(size_t index) {
+  return index == 7 && !kWithCenter ? Presence::kOptional : Presence::kRequired;
 }
 
 template <bool kWithCenter>
-Ort::Status NhwcQLinearConvOp<kWithCenter>::InferOutputShape(Ort::ShapeInferContext& context) {
-  const Ort::ShapeInferContext::Shape x = context.GetInputShape(0), w = context.GetInputShape(3);
-  if (x.size() != 4 || w.size() != 4 || !w[0].IsInt() || !w[2].IsInt() || !w[3].IsInt()) return Ort::Status(nullptr);
-  const auto read = [&](const char* key, std::vector<int64_t> otherwise) {
-    try {
-      const std::vector<int64_t> found = context.GetAttrInts(key);
-      return found.size() == otherwise.size() ? found : otherwise;
-    } catch (const Ort::Exception&) {
-      return otherwise;
-    }
-  };
-  const std::vector<int64_t> strides = read("strides", {1, 1}), dilations = read("dilations", {1, 1});
-  const std::vector<int64_t> pads = read("pads", {0, 0, 0, 0});
-  Ort::ShapeInferContext::Shape y{x[0]};
+void NhwcQLinearConvOp<kWithCenter>::infer(const Inference& node) {
+  const Inference::Dims x = node.input(0), w = node.input(3);
+  if (x.size() != 4 || w.size() != 4 || !w[0].known() || !w[2].known() || !w[3].known()) return;
+  const Shape strides = node.integers("strides", {1, 1}), dilations = node.integers("dilations", {1, 1});
+  const Shape pads = node.integers("pads", {0, 0, 0, 0});
+  Inference::Dims y{x[0]};
   for (size_t i = 0; i < 2; ++i) {
-    if (!x[1 + i].IsInt() || strides[i] < 1) return Ort::Status(nullptr);
-    const int64_t size = out_size(x[1 + i].AsInt(), pads[i] + pads[i + 2], w[2 + i].AsInt(), dilations[i], strides[i]);
-    y.emplace_back(size);
+    if (!x[1 + i].known() || strides[i] < 1) return;
+    y.push_back({out_size(x[1 + i].size, pads[i] + pads[i + 2], w[2 + i].size, dilations[i], strides[i]), ""});
   }
   y.push_back(w[0]);
-  return context.SetOutputShape(0, y, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+  node.set_output(y, output_type());
 }
 
 template struct NhwcQLinearConvOp<false>;

@@ -13,20 +13,15 @@
 
 namespace ptq {
 
-struct NhwcQLinearConvKernel;
-
 template <bool kWithCenter>
-struct NhwcQLinearConvOp : Ort::CustomOpBase<NhwcQLinearConvOp<kWithCenter>, NhwcQLinearConvKernel, true> {
-  NhwcQLinearConvOp();
-  OrtStatusPtr CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const;
-  const char* GetName() const;
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
-  size_t GetInputTypeCount() const { return kWithCenter ? 15 : 8; }
-  ONNXTensorElementDataType GetInputType(size_t index) const;
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const;
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8; }
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context);
+struct NhwcQLinearConvOp : Operator<NhwcQLinearConvOp<kWithCenter>> {
+  static const char* name();
+  static size_t num_inputs() { return kWithCenter ? 15 : 8; }
+  static ElementType input_type(size_t index);
+  static Presence presence(size_t index);
+  static ElementType output_type() { return ElementType::kUint8; }
+  static Kernel* create(const KernelInfo* info);
+  static void infer(const Inference& node);
 };
 
 using NhwcQLinearConv = NhwcQLinearConvOp<false>;

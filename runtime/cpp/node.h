@@ -1,9 +1,10 @@
-// What the operators share: reading a node's constants and attributes, refusing by name, errors as statuses.
+// What the operators share: reading a node's constants and attributes, refusing by name.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,29 +18,31 @@ constexpr int64_t kMaxTasks = 16;
 // Reads the constants of a node; what is wrong with one is refused with the operator's and the node's name.
 class NodeReader {
  public:
-  NodeReader(const char* op_type, const OrtKernelInfo* info)
-      : info_(info), name_(std::string("ai.ptq::") + op_type + " " + info_.GetNodeName()) {}
+  NodeReader(const char* op_type, const KernelInfo* info)
+      : info_(info), name_(std::string("ai.ptq::") + op_type + " " + node_name()) {}
 
   const std::string& name() const { return name_; }
 
   [[noreturn]] void refuse(const std::string& reason) const {
-    throw Ort::Exception(name_ + ": " + reason, ORT_INVALID_ARGUMENT);
+    throw Error(ErrorCode::kInvalidArgument, name_ + ": " + reason);
   }
 
-  Ort::ConstValue constant_value(size_t index, const char* what) const {
+  Tensor constant_value(size_t index, const char* what) const {
     int is_constant = 0;
-    const Ort::ConstValue value = info_.GetTensorConstantInput(index, &is_constant);
+    const Value* value = nullptr;
+    check(api().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
     if (!is_constant) refuse(std::string(what) + " is computed at run time; expected a constant");
-    return value;
+    return Tensor(value);
   }
 
   template <typename T>
-  std::vector<T> constant(size_t index, const char* what, std::vector<int64_t>* shape = nullptr) const {
-    const Ort::ConstValue value = constant_value(index, what);
-    const auto type = value.GetTensorTypeAndShapeInfo();
-    if (shape) *shape = type.GetShape();
-    const T* data = value.GetTensorData<T>();
-    return std::vector<T>(data, data + type.GetElementCount());
+  std::vector<T> constant(size_t index, const char* what, Shape* shape = nullptr) const {
+    const Tensor value = constant_value(index, what);
+    const Shape dims = value.shape();
+    if (shape) *shape = dims;
+    const T* data = value.data<T>();
+    const int64_t count = std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<int64_t>());
+    return std::vector<T>(data, data + count);
   }
 
   template <typename T>
@@ -49,16 +52,17 @@ class NodeReader {
     return values[0];
   }
 
-  size_t num_inputs() const { return info_.GetInputCount(); }
+  size_t num_inputs() const {
+    size_t count = 0;
+    check(api().KernelInfo_GetInputCount(info_, &count));
+    return count;
+  }
 
   std::vector<int64_t> integers(const char* key, std::vector<int64_t> otherwise) const {
-    std::vector<int64_t> found;
-    try {
-      found = info_.GetAttributes<int64_t>(key);
-    } catch (const Ort::Exception&) {
-      return otherwise;
-    }
-    if (found.empty()) return otherwise;
+    size_t count = 0;
+    if (failed(api().KernelInfoGetAttributeArray_int64(info_, key, nullptr, &count)) || count == 0) return otherwise;
+    std::vector<int64_t> found(count);
+    check(api().KernelInfoGetAttributeArray_int64(info_, key, found.data(), &count));
     if (found.size() != otherwise.size()) {
       refuse(std::string(key) + " has " + std::to_string(found.size()) + " values; expected " +
              std::to_string(otherwise.size()));
@@ -66,17 +70,26 @@ class NodeReader {
     return found;
   }
 
-  template <typename T>
-  T attribute(const char* key, T otherwise) const {
-    try {
-      return info_.GetAttribute<T>(key);
-    } catch (const Ort::Exception&) {
-      return otherwise;
-    }
+  int64_t integer(const char* key, int64_t otherwise) const {
+    int64_t found = 0;
+    return failed(api().KernelInfoGetAttribute_int64(info_, key, &found)) ? otherwise : found;
+  }
+
+  float number(const char* key, float otherwise) const {
+    float found = 0;
+    return failed(api().KernelInfoGetAttribute_float(info_, key, &found)) ? otherwise : found;
   }
 
  private:
-  Ort::ConstKernelInfo info_;
+  std::string node_name() const {
+    size_t size = 0;  // with the zero at its end
+    check(api().KernelInfo_GetNodeName(info_, nullptr, &size));
+    std::string name(size, 0);
+    check(api().KernelInfo_GetNodeName(info_, name.data(), &size));
+    return name.c_str();
+  }
+
+  const KernelInfo* info_;
   std::string name_;
 };
 
@@ -84,19 +97,6 @@ inline bool is_usable_scale(float scale) { return scale > 0 && std::isfinite(sca
 
 inline bool within(const std::vector<int64_t>& values, int64_t low, int64_t high) {
   return std::all_of(values.begin(), values.end(), [=](int64_t v) { return low <= v && v <= high; });
-}
-
-// Runs `body`; what it throws becomes a status.
-template <class Body>
-OrtStatusPtr guarded(const OrtApi& api, Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const Ort::Exception& error) {
-    return api.CreateStatus(error.GetOrtErrorCode(), error.what());
-  } catch (const std::exception& error) {
-    return api.CreateStatus(ORT_FAIL, error.what());
-  }
 }
 
 }  // namespace ptq

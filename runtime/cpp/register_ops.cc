@@ -21,33 +21,30 @@ const char* kernels() {
   return "";
 }
 
-const Ort::CustomOpDomain& domain() {
-  static const Ort::CustomOpDomain made = [] {
-    Ort::CustomOpDomain all{"ai.ptq"};
+CustomOpDomain* domain() {
+  static const Owned<CustomOpDomain> made = [] {
+    CustomOpDomain* all = nullptr;
+    check(api().CreateCustomOpDomain("ai.ptq", &all));
+    Owned<CustomOpDomain> owned(all);
 #define PTQ_OP(Op)       \
   static const Op k##Op; \
-  all.Add(&k##Op);
+  check(api().CustomOpDomain_Add(all, &k##Op));
 #include "ops.inc"
 #undef PTQ_OP
-    return all;
+    return owned;
   }();
-  return made;
+  return made.get();
 }
 
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) const char* ptq_kernels() { return kernels(); }
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
-                                                                              const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(ptq::kApiVersion);
+extern "C" __attribute__((visibility("default"))) ptq::Status* RegisterCustomOps(ptq::SessionOptions* options,
+                                                                                const ptq::ApiBase* base) {
+  const ptq::Api* api = base->GetApi(ptq::kApiVersion);
   if (api == nullptr) return nullptr;  // an older runtime: it runs the functions that the model carries
-  Ort::InitApi(api);
+  ptq::registered = api;
   if (kernels()[0] == 0) return nullptr;  // likewise: the plain kernels would be slower than those
-  try {
-    Ort::UnownedSessionOptions{options}.Add(domain());
-  } catch (const std::exception& error) {
-    return api->CreateStatus(ORT_FAIL, error.what());
-  }
-  return nullptr;
+  return ptq::guarded([&] { ptq::check(api->AddCustomOpDomain(options, domain())); });
 }

@@ -87,6 +87,7 @@ def ask_too_much(folder: Path) -> None:
     (folder / "recipe.toml").write_text("[goals]\nmin_sqnr_db = 200.0\n")
 
 
+@pytest.mark.nightly  # test_cmake_function goes through the same ptq.cmake; here a program is compiled as well
 @needs("cmake", "make", "c++")
 def test_cmake(example: Any) -> None:
     folder = example("cmake")

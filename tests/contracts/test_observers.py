@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ptq.calibration.observers import Auto, MinMax, Observer
 from ptq.core.affine import choose_qparams, fake_quantize
 from ptq.core.distortion import range_error
+from ptq.core.family import members
 from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
-from ptq.recipe import members
 
 MEMBERS = [pytest.param(member(), id=member.__module__.rsplit(".", 1)[-1]) for member in members(Observer)]
 SPECS = [

@@ -11,9 +11,9 @@ import pytest
 
 from ptq.core.errors import EquivalenceError
 from ptq.passes import PREPARE, PrepareStep, prepare
-from ptq.passes._graph import SMALL, message_without_weights
 from ptq.passes.check_equivalence import float_outputs, require_same
-from ptq.passes.normalise import SumToAdd
+from ptq.passes.graph import SMALL, message_without_weights
+from ptq.passes.normalize import SumToAdd
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 
 each_step = pytest.mark.parametrize("step", [pytest.param(step, id=type(step).__name__) for step in PREPARE])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ptq.core.errors import CalibrationError, RecipeError
+from ptq.core.family import members, tag_of
 from ptq.core.layer_statistics import LayerStatistics, output_error
-from ptq.core.pairs import overflows
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem, Needs
+from ptq.core.saturation import overflows
 from ptq.core.spec import INT8_WEIGHT, Granularity, PerAxis, PerBlock, PerTensor
-from ptq.recipe import members, tag_of
+from ptq.core.widths import Widths
 from ptq.weights import Gpfq, Gptq, Qronos, Rtn, WeightMethod
 from ptq.weights._output_error import (
     GroupedProblem,
@@ -65,25 +65,25 @@ def heavy(seed: int = 0) -> np.ndarray:
 
 @each_method
 @each_granularity
-@pytest.mark.parametrize("points", [None, Points.in_rows(np.full(12, 2, np.int8), 40)], ids=["one", "two"])
+@pytest.mark.parametrize("widths", [None, Widths.in_rows(np.full(12, 8, np.int8), 40)], ids=["one", "two"])
 def test_neighbours_that_share_room_never_overflow(
-    method: WeightMethod, granularity: Granularity, points: Points | None
+    method: WeightMethod, granularity: Granularity, widths: Widths | None
 ) -> None:
     """And err less than all weights with a bit less, which is the other way out."""
     if isinstance(granularity, PerBlock):
         return
     order = np.random.default_rng(1).permutation(40)
     for seed in range(4):
-        whole = problem(heavy(seed), granularity, 8 if points is None else 4)
-        found = method.quantize(replace(whole, order=order, points=points))
+        whole = problem(heavy(seed), granularity, 8 if widths is None else 4)
+        found = method.quantize(replace(whole, order=order, widths=widths))
         assert not overflows(found.codes, order)
         assert np.abs(found.codes).max() > 64
-        free = method.quantize(replace(whole, points=points))
+        free = method.quantize(replace(whole, widths=widths))
         assert overflows(free.codes, order) or isinstance(granularity, PerTensor), "or nothing is shown here"
         less = method.quantize(problem(heavy(seed), granularity, 7)).decode()
         moments = whole.statistics if method.needs is Needs.GRAM else None
         errors = [weigh(each - whole.weight, moments) for each in (found.decode(), less)]
-        assert errors[0] < errors[1] * (1.0 if points is None else 1.2)
+        assert errors[0] < errors[1] * (1.0 if widths is None else 1.2)
 
 
 def weigh(error: np.ndarray, moments: LayerStatistics | None) -> float:
@@ -149,7 +149,7 @@ def test_mse_clip_is_never_worse_than_absmax(bits: int) -> None:
 def error_of(method: WeightMethod, given: LayerProblem) -> float:
     assert given.statistics is not None
     statistics = given.statistics
-    return statistics.relative_error(method.quantize(given).decode(), statistics.pull(given.weight))
+    return statistics.relative_error(method.quantize(given).decode(), statistics.target_correlation(given.weight))
 
 
 SOLVERS = [pytest.param(member, id=tag_of(member)) for member in members(WeightMethod) if member().needs is Needs.GRAM]

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ptq.core.encoding import SumEncoding
-from ptq.core.points import Points
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import INT8_WEIGHT, PerAxis, QuantSpec
+from ptq.core.widths import Widths
 from ptq.passes.split_center import coarse_and_fine
 from ptq.weights import Rtn
 
@@ -54,8 +54,8 @@ def chain(row: Float, bits: int, num_points: int) -> list[Float]:
 
 def sums(weight: Float, bits: int, num_points: int) -> SumEncoding:
     spec = QuantSpec(bits, signed=True, symmetric=True, granularity=PerAxis(0))
-    points = Points(np.full(len(weight), num_points, np.int8), np.ones(weight.shape[1], np.int8))
-    found = Rtn("mse").quantize(LayerProblem("layer", weight.astype(np.float32), spec, points=points))
+    widths = Widths.in_rows(np.full(len(weight), min(bits * num_points, 8), np.int8), weight.shape[1])
+    found = Rtn("mse").quantize(LayerProblem("layer", weight.astype(np.float32), spec, widths=widths))
     assert isinstance(found, SumEncoding)
     return found
 
@@ -97,7 +97,7 @@ def test_sums_err_less_than_greedy_points_and_chains(bits: int, count: int) -> N
 def test_every_sum_is_made_of_points(bits: int, count: int) -> None:
     """Digits: each within a point's word, each 2^b finer than the one before, the last with a constant of its own."""
     length = min(bits * count, 8)
-    low, high = Points(np.array([count], np.int8), np.ones(1, np.int8)).limits(QuantSpec(bits, signed=True))
+    low, high = Widths.in_rows(np.array([length], np.int8), 1).limits()
     half, digits = 1 << (bits - 1), -(-length // bits)
     made = {
         sum((digit + (half if place < digits - 1 else 0)) << (bits * place) for place, digit in enumerate(each))

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum, output_error
-from ptq.passes._linear import LinearLayer, describe_linear
+from ptq.passes.linear import describe_linear
 from ptq.runtime import open_session
 from tests.builders import model_from_text, random
 
@@ -123,11 +124,13 @@ def test_relative_error_is_that_of_the_rows() -> None:
     seen = LayerStatistics.of(rows, weight, original)
     truth, found = outputs(original, weight), outputs(rows, quantized)
     expected = np.square(found - truth).sum() / np.square(truth).sum()
-    assert seen.relative_error(quantized, seen.pull(weight)) == pytest.approx(expected, rel=1e-9)
+    assert seen.relative_error(quantized, seen.target_correlation(weight)) == pytest.approx(expected, rel=1e-9)
     centred = np.square((found - truth) - (found - truth).mean(1, keepdims=True)).sum()
     energy = np.square(truth - truth.mean(1, keepdims=True)).sum()
     about = seen.centred(weight)
-    assert about.relative_error(quantized, about.pull(weight)) == pytest.approx(centred / energy, rel=1e-9)
+    assert about.relative_error(quantized, about.target_correlation(weight)) == pytest.approx(
+        centred / energy, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("matched", [True, False])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq import Recipe, quantize, runtime
-from ptq.passes._linear import has_native_kernel
+from ptq.passes.linear import has_native_kernel
 from ptq.recipe import Weights
 from ptq.runtime import native_path, native_status, open_session
 from ptq.target import host_target

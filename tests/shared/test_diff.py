@@ -10,7 +10,7 @@ import pytest
 
 import ptq
 from ptq import api
-from ptq.modelfile import load_model
+from ptq.models.load import load_model
 from tests.planted import change, clipped, scaled, wrong_scale
 from tests.shared.workloads import evaluator
 

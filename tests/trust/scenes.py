@@ -133,7 +133,9 @@ class Scene:
 def build(kind: Kind, root: Path, saboteur: Saboteur) -> Scene:
     """Set a scene: a plain file, a model with its weights beside it, or one that is written layer by layer."""
     stage = Stage.at(root)
-    scene = Scene(stage, {"file": {}, "data": {"ptq.delivery.INLINE_BYTES": 100}, "huge": {"INLINE_BYTES": 1000}}[kind])
+    scene = Scene(
+        stage, {"file": {}, "data": {"ptq.delivery.deliver.INLINE_BYTES": 100}, "huge": {"INLINE_BYTES": 1000}}[kind]
+    )
     stage.put_text(*(chain(DEPTH) if kind != "file" else (NET, WEIGHTS)))
     stage.options = ["--weight-only"] if kind == "huge" else []
     scene.other = {"file": ["--exclude", "Gemm"], "data": ["--exclude", "h0"], "huge": ["--granularity", "block-16"]}[

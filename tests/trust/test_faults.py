@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -34,6 +34,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MANY = KILLS >= 100
 PROMPT, BUSY = 2.0, 5.0
 """Seconds to the end after a signal; the second while onnxruntime computes, which no signal interrupts."""
+
+NIGHTLY = pytest.mark.nightly
+LONG_FAILURES: set[tuple[Kind, bool]] = {("huge", False), ("data", True)}
+"""Sweeps whose calls and whose kind of output other sweeps see too."""
+
+
+def nightly(kinds: tuple[Kind, ...], *long: Kind) -> list[Any]:
+    """Kinds as parameters; some only every night, where the others show nearly the same."""
+    return [pytest.param(kind, marks=[NIGHTLY] * (kind in long)) for kind in kinds]
+
 
 TWICE = """
 import sys
@@ -79,7 +89,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["nothing there", "older output there"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", nightly(KINDS, "data", "huge"))
 def test_killed_at_random_instants(
     kind: Kind, old: bool, saboteur: Saboteur, scene_of: Callable[[Kind], Scene]
 ) -> None:
@@ -146,8 +156,10 @@ def _instant(fault: Fault, ended: Ended) -> str:
     return f"{fault.phase} + {fault.after * 1e3:.1f} ms ({(ended.calls or ['none'])[-1]})"
 
 
-@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "lasting"), [
+    pytest.param(kind, lasting, id=f"{kind}-{when}", marks=[NIGHTLY] * ((kind, lasting) in LONG_FAILURES))
+    for lasting, when in ((False, "once"), (True, "from then on")) for kind in KINDS
+])  # fmt: skip
 def test_calls_that_fail(kind: Kind, lasting: bool, saboteur: Saboteur, scene_of: Callable[[Kind], Scene]) -> None:
     scene, found = scene_of(kind), []
     kinds = {"file": "open write sync rename mkdir", "data": "write rename", "huge": "write rename"}[kind]
@@ -243,10 +255,19 @@ STEPS = [("start", 0.02), ("read", 0.0), ("equalize", 0.1), ("calibrate", 0.03),
          ("verify", 0.06), ("write", 0.0), ("write", 0.008)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "codes"), [(signal.SIGINT, (130, -2)), (signal.SIGTERM, (143, -15))])
-def test_interrupted(number: int, codes: tuple[int, ...], saboteur: Saboteur, slow: Stage) -> None:
+HALVES = [STEPS[::2], STEPS[1::2]]
+"""Every run of the tests sees each step with one of the signals, every night with both."""
+
+
+@pytest.mark.parametrize(("number", "codes", "steps"), [
+    pytest.param(number, codes, HALVES[half], id=f"{number:d}-half{half}", marks=[NIGHTLY] * (half != first))
+    for number, codes, first in ((signal.SIGINT, (130, -2), 0), (signal.SIGTERM, (143, -15), 1)) for half in (0, 1)
+])  # fmt: skip
+def test_interrupted(
+    number: int, codes: tuple[int, ...], steps: list[tuple[str, float]], saboteur: Saboteur, slow: Stage
+) -> None:
     found = []
-    for phase, after in STEPS:
+    for phase, after in steps:
         for folder in ("out", "temp"):
             shutil.rmtree(slow.root / folder)
             (slow.root / folder).mkdir()
@@ -276,7 +297,7 @@ def _interruption(stage: Stage, ended: Ended, codes: tuple[int, ...]) -> list[st
     return found + [f"left {sorted(map(str, left))}"] * bool(left)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", nightly(KINDS, "data"))
 def test_parallel_runs(kind: Kind, saboteur: Saboteur, scene_of: Callable[[Kind], Scene]) -> None:
     scene, found = scene_of(kind), []
     scene.reset(old=False)
@@ -295,7 +316,7 @@ def test_parallel_runs(kind: Kind, saboteur: Saboteur, scene_of: Callable[[Kind]
     _require(found)
 
 
-@pytest.mark.parametrize("kind", ["file", "data"])
+@pytest.mark.parametrize("kind", nightly(("file", "data"), "file"))
 def test_parallel_runs_that_differ(kind: Kind, saboteur: Saboteur, scene_of: Callable[[Kind], Scene]) -> None:
     scene, found = scene_of(kind), []
     for _ in range(3 if not MANY else 20):
@@ -308,6 +329,7 @@ def test_parallel_runs_that_differ(kind: Kind, saboteur: Saboteur, scene_of: Cal
     _require(found)
 
 
+@pytest.mark.nightly
 def test_same_bytes_everywhere(tmp_path: Path) -> None:
     stage = Stage.at(tmp_path / "stage")
     stage.put_works()

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
-from ptq.passes._linear import constant
 from ptq.passes.absorb_bias import AbsorbBias, can_absorb
 from ptq.passes.check_equivalence import float_outputs, require_same
-from ptq.passes.equalise import channel_pairs
+from ptq.passes.equalize import channel_pairs
+from ptq.passes.linear import constant
 from tests.builders import feeds, model_from_text, random
 
 BETWEEN = {

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ptq.core.affine import Range, choose_qparams, dequantize, fake_quantize, quantize
+from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 from ptq.runtime import open_session
+from ptq.weights import Rtn
 from tests.builders import model_from_text
 
 specs = st.builds(
@@ -81,3 +83,13 @@ def test_long_codes_reach_both_ends_exactly() -> None:
     params = replace(params, scale=np.float32(1))
     values = np.array([-(2.0**31), 2.0**31 - 1, 2.0**24 + 1, 1e12])
     np.testing.assert_array_equal(quantize(values, params), [-(2**31), 2**31 - 1, 2**24 + 1, 2**31 - 1])
+
+
+@given(st.integers(0, 1000), st.booleans())
+def test_zeros_are_weights_not_codes(seed: int, symmetric: bool) -> None:
+    weight = np.random.default_rng(seed).standard_normal((3, 64)).astype(np.float32) + 0.7
+    weight[:, ::2] = 0.0
+    spec = QuantSpec(4, signed=True, symmetric=symmetric, granularity=PerBlock(1, 32))
+    encoding = Rtn().quantize(LayerProblem("", weight, spec))
+    assert encoding.zeros() == np.count_nonzero(encoding.decode() == 0)
+    assert encoding.zeros() >= weight.size // 2

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 
 from ptq import PtqError, Recipe, bench, quantize
 from ptq.analysis.bench import Setting
-from ptq.balancing import balance
 from ptq.calibration.sample import without_padding
 from ptq.core.channel_extremes import ChannelExtremes
-from ptq.core.smoothing import Reader, Terms, best_smoothing
-from ptq.modelfile import InputSpec
+from ptq.core.smoothing import Reader, SmoothingTerms, best_smoothing
+from ptq.models.source import InputSpec
 from ptq.passes import prepare
-from ptq.passes._linear import name_of
 from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.linear import name_of
 from ptq.passes.placement import place
 from ptq.passes.smooth_values import value_projections
 from ptq.runtime import open_session
+from ptq.transforms import SmoothProducts
 from tests.builders import SWIGLU_WIDTH, attention, feeds, model_from_text, random, swiglu
+from tests.transforming import rewritten
 
 KEEP_ALL = lambda _node: None  # noqa: E731 - a selector that leaves nothing out
 
@@ -72,7 +73,7 @@ def test_the_expected_gain_is_a_real_one() -> None:
     rng = np.random.default_rng(0)
     rows = rng.uniform(-1, 1, (4000, 128)) * np.where(np.arange(128) % 64, 1.0, 30.0)
     weight = random((128, 32), 1)
-    found = best_smoothing([Reader.of_matrix(weight)], halves(rows), Terms(1.0, may_stand_aside=False))
+    found = best_smoothing([Reader.of_matrix(weight)], halves(rows), SmoothingTerms(1.0, may_stand_aside=False))
     assert found.gain_db > 5
 
     def error(values: Any, matrix: Any) -> float:
@@ -87,7 +88,9 @@ def test_the_expected_gain_is_a_real_one() -> None:
 
 def test_even_channels_are_left_alone() -> None:
     rows = np.random.default_rng(0).uniform(-1, 1, (400, 128))
-    found = best_smoothing([Reader.of_matrix(random((128, 32), 1))], halves(rows), Terms(1.0, may_stand_aside=True))
+    found = best_smoothing(
+        [Reader.of_matrix(random((128, 32), 1))], halves(rows), SmoothingTerms(1.0, may_stand_aside=True)
+    )
     assert found.gain_db == 0
     assert not len(found.aside)
     assert (found.scale == 1).all()
@@ -96,7 +99,9 @@ def test_even_channels_are_left_alone() -> None:
 def test_the_widest_channels_stand_aside() -> None:
     rows = np.random.default_rng(0).standard_normal((400, 128))
     rows[:, [7, 90]] *= 200
-    found = best_smoothing([Reader.of_matrix(random((128, 32), 1))], halves(rows), Terms(1.0, may_stand_aside=True))
+    found = best_smoothing(
+        [Reader.of_matrix(random((128, 32), 1))], halves(rows), SmoothingTerms(1.0, may_stand_aside=True)
+    )
     assert found.aside.tolist() == [7, 90]
 
 
@@ -122,7 +127,7 @@ def test_a_normalisation_that_nobody_else_reads_takes_the_scale() -> None:
     model = model_from_text(text, {"g": scale, "b": random((64,), 2), "w": random((64, 8), 3)})
     samples = feeds(16, 5, 64)
     prepared, _ = prepare(model, samples[0])
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     assert [node.op_type for node in balanced.model.graph] == ["LayerNormalization", "MatMul"]
     assert balanced.notes
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
@@ -132,14 +137,14 @@ def test_values_of_an_attention_are_found_and_scaled() -> None:
     model, samples = attention(), feeds(16, 7, 16)
     prepared, _ = prepare(model, samples[0])
     assert value_projections(prepared) == {"u": "v"}
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 
 
 def test_scales_of_gated_values_cost_nothing_at_run_time() -> None:
     model = swiglu(30.0)
     samples = [{"x": random((8, 32, SWIGLU_WIDTH), seed)} for seed in range(16)]
-    balanced = balance(model, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(model, samples, SmoothProducts())
     require_same("test", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
     assert any("channels of 1 attention and gated values" in note for note in balanced.notes)
     assert [node.op_type for node in balanced.model.graph] == [node.op_type for node in model.graph]
@@ -167,7 +172,7 @@ def test_heads_in_another_order_are_left_alone() -> None:
     model, samples = model_from_text(text, weights), feeds(16, 4, 16)
     prepared, _ = prepare(model, samples[0])
     assert value_projections(prepared) == {"y": "v"}
-    balanced = balance(prepared, samples, samples[0], KEEP_ALL)
+    balanced = rewritten(prepared, samples, SmoothProducts())
     assert not any("gated values" in note for note in balanced.notes)
     require_same("balance", float_outputs(model, samples[0]), float_outputs(balanced.model, samples[0]))
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import ptq.api
-import ptq.cache
+import ptq.delivery.cache
 from ptq.cli import main
 from tests.builders import feeds, model_from_text, random
 
@@ -89,10 +89,10 @@ def test_whatever_changes_makes_a_new_run(folder: Path) -> None:
 
 def test_other_sources_or_libraries_make_a_new_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not was_repeated(folder)
-    monkeypatch.setattr(ptq.cache, "version", lambda name: f"{name} 0")
+    monkeypatch.setattr(ptq.delivery.cache, "version", lambda name: f"{name} 0")
     assert not was_repeated(folder)
     monkeypatch.undo()
-    monkeypatch.setattr(ptq.cache, "_sources", lambda: [folder])
+    monkeypatch.setattr(ptq.delivery.cache, "_sources", lambda: [folder])
     assert not was_repeated(folder)
 
 
@@ -126,7 +126,7 @@ def test_the_oldest_entries_go(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not was_repeated(folder)
     (first,) = (folder / "cache").iterdir()
     os.utime(first, (1, 1))
-    monkeypatch.setattr(ptq.cache, "MOST_BYTES", first.stat().st_size * 3 // 2)
+    monkeypatch.setattr(ptq.delivery.cache, "MOST_BYTES", first.stat().st_size * 3 // 2)
     assert not was_repeated(folder, "--bits", "7")
     assert not first.exists()
     assert len(list((folder / "cache").iterdir())) == 1

@@ -13,17 +13,17 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-import ptq.workspace as workspaces
+import ptq.delivery.checkpoints as workspaces
 from ptq import Recipe, calibrate, merge, quantize
 from ptq.calibration import collect as collecting
-from ptq.calibration import ledger as ledgers
-from ptq.calibration.ledger import Shard
+from ptq.calibration import shards as ledgers
 from ptq.calibration.record import CalibrationRecord
+from ptq.calibration.shards import Shard
 from ptq.cli import main
 from ptq.core.archive import freeze, thaw
 from ptq.core.errors import CalibrationError, InputError
 from ptq.recipe import Weights
-from ptq.solve import _Job
+from ptq.solving.plan import LayerSolver
 from ptq.weights import Gptq
 from tests.builders import feeds, model_from_text, random
 
@@ -70,7 +70,7 @@ def test_shards_in_any_order_make_the_model_of_one_run(recipe: Recipe, count: in
     calibrate(net(), samples(), recipe).save(tmp_path / "whole.calib")
     assert (tmp_path / "all.calib").read_bytes() == (tmp_path / "whole.calib").read_bytes()
     with pytest.MonkeyPatch.context() as patch:  # nothing may be run again
-        patch.setattr(collecting.StatisticsCollector, "update", None)
+        patch.setattr(collecting, "contribution_of", None)
         found = bytes_of(net(), samples(), recipe, calibration=tmp_path / "all.calib")
     assert found == bytes_of(net(), samples(), recipe)
 
@@ -92,11 +92,11 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_bytes(
         quantize(net(), broken(at), recipe, workspace=work)
     assert work.exists() == (at > 64)  # not before the set is calibrated on
     seen: list[int] = []
-    update = collecting.StatisticsCollector.update
+    contribution_of = collecting.contribution_of
     monkeypatch.setattr(
-        collecting.StatisticsCollector,
-        "update",
-        lambda own, arrays, number: (seen.append(number), update(own, arrays, number))[1],
+        collecting,
+        "contribution_of",
+        lambda wanted, arrays, number: (seen.append(number), contribution_of(wanted, arrays, number))[1],
     )
     found = bytes_of(net(), samples(), recipe, workspace=work)
     if at > 64:
@@ -108,20 +108,22 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_bytes(
 
 
 def test_interrupted_solving_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, solve, solved = RECIPES["gptq"], _Job.solve, list[str]()
+    recipe, solve, solved = RECIPES["gptq"], LayerSolver.solve, list[str]()
 
-    def fragile(job: _Job, moments: Any) -> Any:
+    def fragile(job: LayerSolver, moments: Any) -> Any:
         if len(solved) == 1:
             raise KeyboardInterrupt
         solved.append(job.layer.name)
         return solve(job, moments)
 
-    monkeypatch.setattr(_Job, "solve", fragile)
+    monkeypatch.setattr(LayerSolver, "solve", fragile)
     with pytest.raises(KeyboardInterrupt):
         quantize(net(), samples(), recipe, workspace=tmp_path / "work")
     first, solved = solved[0], ["none"]
     solved.clear()
-    monkeypatch.setattr(_Job, "solve", lambda job, moments: (solved.append(job.layer.name), solve(job, moments))[1])
+    monkeypatch.setattr(
+        LayerSolver, "solve", lambda job, moments: (solved.append(job.layer.name), solve(job, moments))[1]
+    )
     found = bytes_of(net(), samples(), recipe, workspace=tmp_path / "work")
     assert solved
     assert first not in solved

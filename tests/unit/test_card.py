@@ -54,18 +54,17 @@ def test_a_broken_card_does_not_validate() -> None:
         jsonschema.validate({"schema": "ptq.card/1"}, SCHEMA)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}])
-def test_bytes_depend_on_the_inputs_alone(folder: Path, environment: dict[str, str]) -> None:
+def test_bytes_depend_on_the_inputs_alone(folder: Path) -> None:
+    environments = {"PYTHONHASHSEED": "0"}, {"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
     names = []
-    for index, extra in enumerate(({"PYTHONHASHSEED": "0"}, environment)):
+    for index, extra in enumerate(environments):
         out = folder / f"r{index}"
-        out.mkdir(exist_ok=True)
+        out.mkdir()
         command = [sys.executable, "-m", "ptq", "quantize", str(folder / "m.onnx"), "--data", str(folder / "d.npz")]
         subprocess.run([*command, "-q", "-o", str(out / "q.onnx")], env={**os.environ, **extra}, check=True)
         names.append(out)
     for suffix in ("", ".card.json", ".card.md"):
-        a, b = (name / f"q.onnx{suffix}" for name in names)
-        assert a.read_bytes() == b.read_bytes()
+        assert len({(name / f"q.onnx{suffix}").read_bytes() for name in names}) == 1
 
 
 def test_metadata_of_the_model_is_kept_and_ours_added() -> None:

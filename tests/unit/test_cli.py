@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ptq.cli import main
+from ptq.runtime.native import native_kernels
 from tests.builders import conv_net, feeds, model_from_text, random
 
 
@@ -217,6 +219,24 @@ def test_wrong_usage_is_one_line_too(folder: Path, arguments: tuple[str, ...]) -
     assert invoke("no-such-command").exit_code == 2
     assert invoke("--help").exit_code == 0
     assert invoke("--version").exit_code == 0
+
+
+def test_the_version_comes_first_and_then_which_operators_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def lines(library: str | None) -> list[str]:
+        if library is not None:
+            monkeypatch.setenv("PTQ_NATIVE_LIBRARY", library)
+        done = invoke("--version")
+        assert done.exit_code == 0
+        return done.stdout.splitlines()
+
+    first = f"ptq, version {metadata.version('ptq')}"
+    kernels = native_kernels()
+    assert lines(None)[0] == first
+    assert lines(None)[1].startswith(f"operator library: {kernels} kernels" if kernels else "operator library: none; ")
+    assert lines("") == [first, "operator library: none; PTQ_NATIVE_LIBRARY is empty"]
+    (tmp_path / "text.so").write_text("no library")
+    assert lines(str(tmp_path / "text.so"))[0] == first
+    assert lines(str(tmp_path / "text.so"))[1].startswith(f"operator library: none; {tmp_path / 'text.so'} cannot be")
 
 
 def test_poor_accuracy_is_said_without_a_goal(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random as shuffling
 import sys
@@ -16,11 +17,12 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from ptq import Recipe, quantize
+from ptq import Recipe, Result, quantize
 from ptq.calibration import collect as collecting
-from ptq.calibration import engine as engines
-from ptq.calibration import ledger as ledgers
-from ptq.calibration.engine import Engine, Ray, Threads
+from ptq.calibration import executor as engines
+from ptq.calibration import shards as ledgers
+from ptq.calibration.executor import Executor, Ray, Threads
+from ptq.calibration.statistics import HistogramOf, MeanOf
 from ptq.cli import main
 from ptq.core.errors import CalibrationError, InputError
 from ptq.recipe import Weights
@@ -59,15 +61,21 @@ def net() -> ir.Model:
     return model_from_text(text, weights)
 
 
+@functools.cache
+def _wanted(part: int, recipe: Recipe) -> Result:
+    """The run that is the same for every engine; `part` is in force when it is called."""
+    assert part == ledgers.PART
+    return quantize(net(), feeds(40, 3, 8, 8), recipe)
+
+
 @pytest.mark.parametrize("engine", [Threads(1), Threads(3), Elsewhere(0), Elsewhere(1)], ids=str)
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(weights=Weights(Gptq(), bits=4))], ids=["int8", "gptq"])
 @pytest.mark.parametrize("part", [1, 7, 1000])
 def test_any_engine_gives_the_same_bytes(
-    engine: Engine, part: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    engine: Executor, part: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "PART", part)
-    samples = feeds(40, 3, 8, 8)
-    found, wanted = quantize(net(), samples, recipe, engine=engine), quantize(net(), samples, recipe)
+    found, wanted = quantize(net(), feeds(40, 3, 8, 8), recipe, engine=engine), _wanted(part, recipe)
     assert found.delivery.data == wanted.delivery.data
     assert found.report.card_json() == wanted.report.card_json()
 
@@ -99,7 +107,7 @@ def test_without_ray_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_values_that_are_empty_in_some_parts_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "PART", 3)
     model = model_from_text("net (float[N, S, 4] x) => (float[N, S, 4] y) { y = Relu (x) }", {})
-    wanted = collecting.Wanted(("y",), {"y": 2})
+    wanted = {"y": (HistogramOf(), MeanOf(2))}
     rows = [np.ones((1, index // 3, 4), np.float32) * index for index in range(9)]  # nothing in the first part
     for samples in (rows, rows[::-1]):
         given = [{"x": row} for row in samples]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
 from ptq.calibration.split import split_samples
-from ptq.passes._linear import constant
 from ptq.passes.check_equivalence import float_outputs, require_same
-from ptq.passes.equalise import Equalise, channel_pairs
+from ptq.passes.equalize import Equalize, channel_pairs
+from ptq.passes.linear import constant
 from ptq.recipe import Weights
 from ptq.runtime import open_session
 from tests.builders import feeds, model_from_text, random
@@ -69,7 +69,7 @@ def test_scales_within_pairs_change_nothing(between: str, second: str, seed: int
     if "Clip" in BETWEEN[between]:  # only what stays away from its bounds may be scaled
         scales = np.maximum(scales, 0.9)
         feed = {"x": feed["x"] * 0.2}
-    Equalise({str(pair.value.name): scales})(changed)
+    Equalize({str(pair.value.name): scales})(changed)
     require_same("Equalise", float_outputs(model, feed, ()), float_outputs(changed, feed, ()))
     assert not np.array_equal(constant(changed.graph[0].inputs[1]), constant(model.graph[0].inputs[1]))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +130,19 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
     assert bad.exit_code == 2
     assert bad.output.count("\n") == 1
     assert run(tmp_path / "none.onnx", "--target", "web", "-o", tmp_path / "new").exit_code == 2
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
+def test_a_cross_compiler_that_fails_is_said_and_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "bin" / "aarch64-linux-gnu-g++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho no such machine >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{compiler.parent}{os.pathsep}{os.environ['PATH']}")
+    done = CliRunner().invoke(main, ["export", str(model), "--target", "arm64", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: aarch64-linux-gnu-g++ cannot build the operator library: ")
+    assert done.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()

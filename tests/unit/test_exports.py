@@ -14,7 +14,7 @@ import ptq
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50"])
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", pytest.param("resnet50", marks=pytest.mark.nightly)])
 def test_onnx_backend_models_quantize_and_run(name: str) -> None:
     path = LIGHT / f"light_{name}.onnx"
     if not path.is_file():

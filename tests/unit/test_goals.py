@@ -17,7 +17,9 @@ from click.testing import CliRunner
 from ptq import Goals, Recipe, Result, quantize
 from ptq.cli import main
 from ptq.core.errors import RecipeError
-from ptq.recipe import Weights, load_recipe, parse_goal
+from ptq.recipe import Weights
+from ptq.recipe.text import parse_goal
+from ptq.recipe.toml import load_recipe
 from ptq.tuning import goals
 from ptq.tuning.goals import FLOAT, Part, more_bits
 from ptq.weights import Gptq

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptq.cli import main
-from ptq.recipe import members, tag_of
+from ptq.core.family import members, tag_of
 from ptq.weights import WeightMethod
 
 VERBS = list(main.commands)

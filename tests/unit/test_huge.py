@@ -25,7 +25,7 @@ from tests.unit.test_balancing import sqnr_db
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Products with and without Relu behind them, all weights in a file beside the model."""
-    monkeypatch.setattr(pipeline, "is_huge", lambda _model: True)
+    monkeypatch.setattr(pipeline, "needs_streaming", lambda _model: True)
     steps = [
         f"a{i} = MatMul ({name}, w{i}0)\n r{i} = Relu (a{i})\n b{i} = MatMul (r{i}, w{i}1)\n y{i} = Add (b{i}, {name})"
         for i, name in enumerate(("x", "y0", "y1"))
@@ -63,15 +63,27 @@ def test_every_layer_is_solved_and_compared(model: Path, bits: int, tmp_path: Pa
 def test_gives_what_the_whole_model_in_memory_gives(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-32", bias_correction=False))
     streamed = ptq.quantize(model, samples(), recipe)
-    monkeypatch.setattr(pipeline, "is_huge", lambda _model: False)
+    monkeypatch.setattr(pipeline, "needs_streaming", lambda _model: False)
     whole = ptq.quantize(model, samples(), recipe)
     for feed in samples():
         np.testing.assert_array_equal(streamed.session().run(None, feed)[0], whole.session().run(None, feed)[0])
     assert sqnr_db(streamed, onnx_model(model), samples()) > 15
 
 
+def test_products_are_counted_for_every_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "m (float[N, S, 64] x) => (float[N, S, 48] y) { y = MatMul (x, w) }"
+    ir.save(model_from_text(text, {"w": random((64, 48), 1)}), tmp_path / "m.onnx")
+    recipe = Recipe(weight_only=True, weights=Weights(bits=4, granularity="block-32", bias_correction=False))
+    data = [{"x": random((1, 8, 64), index)} for index in range(4)]
+    whole = ptq.quantize(tmp_path / "m.onnx", data, recipe).report.layers
+    monkeypatch.setattr(pipeline, "needs_streaming", lambda _model: True)
+    streamed = ptq.quantize(tmp_path / "m.onnx", data, recipe).report.layers
+    assert [row.num_macs for row in streamed] == [row.num_macs for row in whole] == [8 * 64 * 48]
+    assert [row.sparsity for row in streamed] == [row.sparsity for row in whole]
+
+
 def onnx_model(path: Path) -> Any:
-    from ptq.modelfile import load_model
+    from ptq.models.load import load_model
 
     return load_model(path)
 
@@ -83,10 +95,10 @@ class StoppedError(Exception):
 def test_an_interrupted_run_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ptq import huge
+    from ptq.streaming import solve as streaming
 
     recipe, solved = Recipe(weight_only=True, weights=Weights(bits=4)), []
-    solve_rows = huge._solve_rows
+    solve_rows = streaming._solve_rows
 
     def counted(name: str, *rest: Any) -> Any:
         if len(solved) == 4:
@@ -94,14 +106,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         solved.append(name)
         return solve_rows(name, *rest)
 
-    monkeypatch.setattr(huge, "_solve_rows", counted)
+    monkeypatch.setattr(streaming, "_solve_rows", counted)
     with pytest.raises(StoppedError):
         ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
     assert solved == ["a0", "b0", "a1", "b1"]
     del solved[:]
     resumed = ptq.quantize(model, samples(), recipe, workspace=tmp_path / "work")
     assert solved == ["a2", "b2"]
-    monkeypatch.setattr(huge, "_solve_rows", solve_rows)
+    monkeypatch.setattr(streaming, "_solve_rows", solve_rows)
     fresh = ptq.quantize(model, samples(), recipe)
     resumed.save(tmp_path / "a.onnx")
     fresh.save(tmp_path / "b.onnx")
@@ -149,7 +161,7 @@ def test_what_would_not_be_looked_at_is_refused(model: Path) -> None:
 def test_inspection_runs_nothing_and_says_what_it_takes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ptq import inspection
 
-    monkeypatch.setattr(inspection, "is_huge", lambda _model: True)
+    monkeypatch.setattr(inspection, "needs_streaming", lambda _model: True)
     monkeypatch.setattr(inspection, "prepare", None)
     facts = inspection.inspect_model(model)
     assert [layer["macs"] for layer in facts["layers"]] == [64 * 200] * 6

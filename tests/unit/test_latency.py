@@ -19,9 +19,9 @@ from ptq.analysis.bench import Setting
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.cli import main
 from ptq.core.errors import RecipeError
-from ptq.modelfile import load_model
+from ptq.models.load import load_model
 from ptq.passes import place, prepare
-from ptq.passes._linear import name_of
+from ptq.passes.linear import name_of
 from ptq.tuning.latency import Price, divide
 from tests.builders import feeds, model_from_text, random
 

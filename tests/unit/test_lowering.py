@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
 from ptq.core.errors import RecipeError, UnsupportedModelError
-from ptq.core.pairs import overflows
+from ptq.core.saturation import overflows
 from ptq.core.spec import QuantSpec
 from ptq.job import Result
 from ptq.passes.infer_shapes import observe

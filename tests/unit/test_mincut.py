@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptq.core.mincut import FORBIDDEN, Division
+from ptq.allocation.mincut import FORBIDDEN, Division
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -13,7 +13,7 @@ import pytest
 from ptq import PtqError, Recipe, quantize
 from ptq.calibration.observers import Dynamic
 from ptq.core.errors import UnsupportedModelError
-from ptq.modelfile import RunError, session_of
+from ptq.models.sessions import RunError, session_of
 from ptq.passes import LowerOpset, lower_opset
 from ptq.passes.lower_opset import newest_quantizable
 from ptq.recipe import Weights

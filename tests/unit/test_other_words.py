@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import ptq
-from ptq.calibration.other_words import vocabularies, with_other_words
+from ptq.calibration.token_augmentation import vocabularies, with_other_tokens
 from ptq.recipe import Recipe, Weights
 from ptq.weights import Gptq
 from tests.builders import model_from_text, random
@@ -59,7 +59,7 @@ def test_words_are_inputs_that_pick_rows_of_a_large_table() -> None:
 
 def test_copies_keep_what_is_common_and_everything_but_words() -> None:
     samples = texts(40, FEW)
-    copies = list(with_other_words(lambda: samples, vocabularies(encoder()), 0))
+    copies = list(with_other_tokens(lambda: samples, vocabularies(encoder()), 0))
     assert len(copies) == len(samples)
     same, total = 0, 0
     for sample, copy in zip(samples, copies, strict=True):
@@ -78,14 +78,14 @@ def test_copies_keep_what_is_common_and_everything_but_words() -> None:
 def test_copies_depend_on_the_seed_alone() -> None:
     samples = texts(8, FEW)
     first, again, other = (
-        [copy["ids"].tolist() for copy in with_other_words(lambda: samples, {"ids": ROWS}, seed)] for seed in (0, 0, 1)
+        [copy["ids"].tolist() for copy in with_other_tokens(lambda: samples, {"ids": ROWS}, seed)] for seed in (0, 0, 1)
     )
     assert first == again != other
 
 
 @pytest.mark.parametrize("samples", [texts(1, FEW), texts(1, FEW) * 5], ids=["one", "all the same"])
 def test_texts_of_the_same_words_have_no_copies(samples: list[dict[str, Any]]) -> None:
-    assert not list(with_other_words(lambda: samples, {"ids": ROWS}, 0))
+    assert not list(with_other_tokens(lambda: samples, {"ids": ROWS}, 0))
 
 
 def test_unseen_words_lose_less() -> None:

@@ -23,14 +23,15 @@ from ptq.analysis import page as page_module
 from ptq.analysis import report as report_module
 from ptq.analysis.card_file import read_bench, read_card
 from ptq.analysis.page import page
-from ptq.analysis.report import TimedPlan, Try
+from ptq.analysis.report import Attempt, TimedPlan
 from ptq.cli import main
 from ptq.core.affine import Range, choose_qparams, quantize
+from ptq.core.distribution import distribution_of_values, distribution_of_weight
 from ptq.core.encoding import AffineEncoding
 from ptq.core.spec import INT8_WEIGHT, PerAxis, QuantSpec
-from ptq.core.spread import spread_of_values, spread_of_weight
 from ptq.core.statistics import Histogram
-from ptq.recipe import LayerRule, Recipe, Weights, recipe_from, recipe_to, recipe_toml
+from ptq.recipe import LayerRule, Recipe, Weights
+from ptq.recipe.toml import recipe_from, recipe_to, recipe_toml
 from ptq.weights.gptq import Gptq
 from tests.builders import conv_net, feeds
 
@@ -196,7 +197,7 @@ def test_what_was_tried_is_told(made: Path) -> None:
     card = read_card((made / "q.onnx.card.json").read_bytes(), "the card")
     bench = read_bench((made / "q.onnx.bench.json").read_bytes(), "its measurements")
     assert "Plans that were timed" not in (plain := page(card, bench).decode())
-    plans, tries = (TimedPlan("3 layers <in> float", 3, 1.5),), (Try("as given", 20.0, 1234567, passed=False),)
+    plans, tries = (TimedPlan("3 layers <in> float", 3, 1.5),), (Attempt("as given", 20.0, 1234567, passed=False),)
     text = page(card, replace(bench, plans=plans, tries=tries)).decode()
     assert "3 layers &lt;in&gt; float" in text
     assert "1,234,567" in text
@@ -349,12 +350,12 @@ def test_a_layer_names_the_grid_of_its_input(card: dict[str, Any]) -> None:
 def test_spreads_of_values_that_are_known() -> None:
     values = np.linspace(-1, 3, 4001, dtype=np.float32)
     grid = choose_qparams(Range.of(0.0, 2.0), QuantSpec())
-    spread = spread_of_values(Histogram.of(values), grid, 12.0)
+    spread = distribution_of_values(Histogram.of(values), grid, 12.0)
     assert (spread.rmin, spread.rmax, spread.sqnr_db) == (-1, 3, 12)
     assert (spread.low, spread.high) == pytest.approx((0, 2))
     assert spread.clipped == pytest.approx(0.5, abs=0.01)
     np.testing.assert_allclose(spread.shares, 1 / 48, rtol=0.1)
-    empty = spread_of_values(Histogram(np.zeros(0, np.int64), np.zeros(0, np.int64), np.inf, -np.inf), grid, 0.0)
+    empty = distribution_of_values(Histogram(np.zeros(0, np.int64), np.zeros(0, np.int64), np.inf, -np.inf), grid, 0.0)
     assert (empty.rmin, empty.clipped, sum(empty.shares)) == (0, 0, 0)
 
 
@@ -362,7 +363,7 @@ def test_each_row_of_a_weight_is_clipped_at_its_own_scale() -> None:
     weight = np.array([[1.0, 0.5, -0.25, 0.125], [100.0, 50.0, -25.0, 12.5]], np.float32)
     spec = replace(INT8_WEIGHT, granularity=PerAxis(0))
     params = choose_qparams(Range.of(np.array([-0.4, -100.0]), np.array([0.4, 100.0])), spec)
-    spread = spread_of_weight(weight, AffineEncoding(quantize(weight, params), params), 20.0)
+    spread = distribution_of_weight(weight, AffineEncoding(quantize(weight, params), params), 20.0)
     assert spread.clipped == 2 / 8
     assert (spread.low, spread.high) == pytest.approx((-100, 100))
     assert (sum(spread.shares), spread.shares[-1]) == (1, 0.125)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
 from ptq.calibration.observers import Auto, Dynamic, Observer
-from ptq.core.pairs import PairLimits, overflows
+from ptq.core.saturation import SaturationLimits, overflows
 from ptq.core.spec import INT8_WEIGHT, PerAxis, PerTensor
 from ptq.recipe import Weights
 from ptq.weights import Gptq, Rtn, WeightMethod
@@ -38,7 +38,7 @@ def test_any_levels_within_the_limits_fit(seed: int, inputs: int, features: int,
     rng = np.random.default_rng(seed)
     weight = rng.standard_t(2, (features, inputs)).astype(np.float32)
     order, spec = rng.permutation(inputs), replace(INT8_WEIGHT, granularity=PerTensor()) if shared else ROWWISE
-    limits = PairLimits.of(weight, order, spec, ENDS)
+    limits = SaturationLimits.of(weight, order, spec, ENDS)
     assert (limits.low <= 0).all()
     assert (limits.high >= 0).all()
     corners = [np.where(rng.random(weight.shape) < 0.5, limits.low, limits.high) for _ in range(8)]
@@ -60,7 +60,7 @@ def test_overflow_is_told_as_the_processor_sees_it(seed: int, inputs: int) -> No
 @pytest.mark.parametrize("columns", [1, 64, 577])
 def test_costs_far_less_than_a_bit(columns: int) -> None:
     weight = np.random.default_rng(columns).standard_normal((64, columns)).astype(np.float32)
-    limits = PairLimits.of(weight, np.arange(columns), ROWWISE, ENDS)
+    limits = SaturationLimits.of(weight, np.arange(columns), ROWWISE, ENDS)
     levels = weight / limits.scale[:, None]
     error = np.square((np.clip(np.rint(levels), limits.low, limits.high) - levels) * limits.scale[:, None]).sum()
     step = np.abs(weight).max(1, keepdims=True) / 127

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import open_data, random_data
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 IMAGE = [InputSpec("x", F32, ("N", 3, 4, 4))]
@@ -178,7 +178,7 @@ def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
 STREAM = """
 import resource, sys
 from ptq.calibration.reader import open_data
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 import numpy as np
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spec = [InputSpec("x", np.dtype(np.float32), ("N", 1024, 256))]

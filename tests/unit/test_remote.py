@@ -22,7 +22,7 @@ from ptq.calibration import remote
 from ptq.calibration.reader import open_data
 from ptq.cli import main
 from ptq.core.errors import InputError
-from ptq.modelfile import InputSpec
+from ptq.models.source import InputSpec
 from tests.trust.cases import Stage
 
 IMAGE = [InputSpec("x", np.dtype(np.float32), ("N", 3, 4, 4))]

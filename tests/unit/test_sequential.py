@@ -13,21 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ptq.calibration.collect import Wanted, collect
+from ptq.calibration.collect import collect
 from ptq.calibration.segments import SegmentedRun
-from ptq.calibration.sequential import Samples, SequentialWalk
+from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize, quantize
 from ptq.core.damping import STRENGTHS, LayerMoments, choose_damping, damped
 from ptq.core.encoding import AffineEncoding
 from ptq.core.layer_statistics import LayerStatistics
-from ptq.layerwise import channel_axes, settings_of
-from ptq.modelfile import run, session_of
+from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import place
 from ptq.recipe import Recipe
-from ptq.solve import Problem, make_plan
+from ptq.solving.choices import choices_of
+from ptq.solving.grids import wanted_of
+from ptq.solving.plan import Problem, make_plan
 from ptq.target import CPU_X86
 from tests.builders import model_from_text, random
 
@@ -176,22 +177,22 @@ def test_damping_leaves_the_float_weight_where_both_networks_agree(strength: flo
 def test_samples_come_back_once_and_in_order() -> None:
     feeds = [{"x": np.full((1, 2), i)} for i in range(5)]
     with ArrayStore(20) as store:
-        samples = Samples(store)
-        assert [feed["x"][0, 0] for feed in samples.keep(feeds)] == list(range(5))
-        assert [feed["x"][0, 0] for feed in samples.take()] == list(range(5))
-        assert not list(samples.take())
+        samples = SampleReplay(store)
+        assert [feed["x"][0, 0] for feed in samples.record(feeds)] == list(range(5))
+        assert [feed["x"][0, 0] for feed in samples.replay()] == list(range(5))
+        assert not list(samples.replay())
 
 
 def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
     """The obvious twin: lower the whole model anew for every layer, run it from the start, keep all rows."""
     model, feeds = model_from_text(BRANCHES, WEIGHTS), [{"x": random((1, 3, 8, 8), n)} for n in range(6)]
     placement, recipe = place(model), Recipe()
-    choices = settings_of(recipe, CPU_X86, model)
-    seen = collect(model, feeds, Wanted(tuple(placement.sources), channel_axes(placement))).statistics
+    choices = choices_of(recipe, CPU_X86, model)
+    seen = collect(model, feeds, wanted_of(placement)).statistics
     with ArrayStore(1 << 30) as store:
-        samples = Samples(store)
-        plan, _ = make_plan(Problem(model, placement, seen, choices, samples, feeds[0]))
-        list(samples.keep(feeds))
+        samples = SampleReplay(store)
+        plan, _ = make_plan(Problem(model, placement, seen.histograms, seen.means, choices, samples, feeds[0]))
+        list(samples.record(feeds))
         walk = SequentialWalk(model, placement, plan, placement.layers, samples)
         weights = dict(plan.weights)
         for layer, found in walk.layers():

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ptq.calibration.collect import StatisticsCollector, Wanted
+from ptq.calibration.collect import StatisticsCollector, contribution_of
+from ptq.calibration.statistics import ExtremesOf, HistogramOf, MeanOf
+from ptq.core.archive import freeze
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
 from ptq.core.statistics import Histogram, HistogramAccumulator
@@ -93,22 +95,24 @@ def test_a_collector_does_not_care_about_order(order: list[int]) -> None:
     samples = [rng.standard_normal((1, 3, 4, 4)).astype(np.float32) for _ in range(6)]
     results = []
     for indices in (range(6), order):
-        collector = StatisticsCollector(Wanted(("x",), {"x": 1}))
+        wanted = {"x": (HistogramOf(), MeanOf(1), ExtremesOf(1))}
+        collector = StatisticsCollector(wanted)
         for index in indices:
-            collector.update([samples[index]], index)
+            collector.update(contribution_of(wanted, [samples[index]], index))
         results.append(collector.value())
     assert as_bytes(results[0].histograms["x"]) == as_bytes(results[1].histograms["x"])
     assert results[0].means["x"].table.tobytes() == results[1].means["x"].table.tobytes()
+    assert freeze(results[0].values["x"]["extremes"]) == freeze(results[1].values["x"]["extremes"])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_activations_name_tensor_and_sample(bad: float) -> None:
-    collector = StatisticsCollector(Wanted(("t",), {}))
-    collector.update([np.ones(3, np.float32)], 0)
+    wanted = {"t": (HistogramOf(),)}
+    contribution_of(wanted, [np.ones(3, np.float32)], 0)
     with pytest.raises(CalibrationError, match=r"'t'.*sample 1"):
-        collector.update([np.array([1, bad], np.float32)], 1)
+        contribution_of(wanted, [np.array([1, bad], np.float32)], 1)
 
 
 def test_nothing_seen_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="no sample"):
-        StatisticsCollector(Wanted(("t",), {})).value()
+        StatisticsCollector({"t": (HistogramOf(),)}).value()

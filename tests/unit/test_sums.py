@@ -1,4 +1,4 @@
-"""Weights as sums in a graph: storage, lowering, splits, budgets."""
+"""Words of several lengths in a graph: storage, lowering, splits, budgets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import pytest
 from numpy.typing import NDArray
 
 from ptq import Recipe, quantize
-from ptq.allocation import Demand, allocate
+from ptq.allocation.greedy import Demand, allocate
 from ptq.calibration.influence import MAX_GROUPS, LayerErrors
-from ptq.calibration.sequential import Samples, SequentialWalk
+from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import SumEncoding
+from ptq.core.errors import RecipeError
 from ptq.core.plan import QuantPlan
-from ptq.core.points import Points
 from ptq.core.spec import PerAxis, QuantSpec
-from ptq.modelfile import run, session_of
+from ptq.core.widths import MAX_BITS, Widths
+from ptq.models.sessions import run, session_of
+from ptq.modes import StaticRanges
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
-from ptq.recipe import LayerRule, RecipeError, Weights
+from ptq.recipe import LayerRule, Weights
 from ptq.weights import Gptq, Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
@@ -55,26 +57,28 @@ def layer_model(name: str) -> tuple[ir.Model, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
-@pytest.mark.parametrize("kind", ["rows", "centre", "both", "all"])
+@pytest.mark.parametrize("kind", ["rows", "any rows", "centre", "both", "all"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_sums_are_stored_short_and_compute_what_they_say(name: str, kind: str, bits: int) -> None:
+def test_words_of_several_lengths_are_stored_short_and_compute_what_they_say(name: str, kind: str, bits: int) -> None:
     model, x = layer_model(name)
     placement = place_weights(model)
     (layer,) = placement.layers
     num_rows, fan_in = layer.layout.to_matrix(np.empty(layer.layout.shape)).shape
-    points, rng = Points.in_rows(np.ones(num_rows, np.int8), fan_in), np.random.default_rng(bits)
+    widths, rng = Widths.in_rows(np.full(num_rows, bits, np.int8), fan_in), np.random.default_rng(bits)
+    if kind == "any rows":
+        widths.rows[:] = rng.integers(bits, MAX_BITS + 1, num_rows)
     if kind in ("rows", "both"):
-        points.rows[:] = rng.integers(1, 4, num_rows)
+        widths.rows[:] = np.minimum(bits * rng.integers(1, 4, num_rows), MAX_BITS)
     if kind in ("centre", "both") and layer.unfold.kernel:
         taps = np.arange(np.prod(layer.unfold.kernel)) == np.prod(layer.unfold.kernel) // 2
-        points = points.merge(Points.at_taps(num_rows, fan_in, taps))
+        widths = widths.merge(Widths.at_taps((num_rows, fan_in), bits, taps))
     if kind == "all":
-        points.columns[:] = 2
+        widths.columns[:] = min(2 * bits, MAX_BITS)
     spec = QuantSpec(bits, signed=True, symmetric=True, granularity=PerAxis(0))
-    low, high = points.limits(spec)
+    low, high = widths.limits()
     codes = rng.integers(low.astype(int), high.astype(int) + 1).astype(np.int8)
     scale = (0.01 * (1 + rng.random(num_rows))).astype(np.float32)
-    encoding = SumEncoding(codes, QuantParams(scale, np.zeros(num_rows, np.int8), spec), points)
+    encoding = SumEncoding(codes, QuantParams(scale, np.zeros(num_rows, np.int8), spec), widths)
     lowered = model.clone()
     InsertQdq(QuantPlan({}, {layer.name: encoding}, {}), placement)(lowered)
     expected = model.clone()
@@ -86,7 +90,8 @@ def test_sums_are_stored_short_and_compute_what_they_say(name: str, kind: str, b
         for value in lowered.graph.initializers.values()
         if value.const_value is not None and value.dtype in (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4)
     )
-    assert stored <= promised + 40  # odd ends and the tables that unpack
+    lengths = len(np.unique(widths.bits))
+    assert stored <= promised + max(40, 12 * lengths)  # odd ends and the tables that unpack
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
@@ -183,7 +188,7 @@ def test_eight_bit_kernels_get_a_second_convolution_where_they_share_a_scale() -
     assert any("2 convolutions split" in note for note in split.notes)
 
 
-def test_points_go_where_they_gain_and_cost_what_was_granted() -> None:
+def test_bits_go_where_they_gain_and_cost_what_was_granted() -> None:
     quality, shares = [], []
     for share in (0.0, 0.05, 0.2, 10.0):
         weights = Weights(Gptq(), bits=3, extra_macs=share, split="never")
@@ -192,7 +197,7 @@ def test_points_go_where_they_gain_and_cost_what_was_granted() -> None:
         shares.append(report.card()["quantization"]["extra_macs"]["share"])
     assert shares[0] == 0
     assert all(found <= asked for found, asked in zip(shares, (0.0, 0.05, 0.2, 10.0), strict=True))
-    assert shares[3] == 2.0  # three points everywhere, of 3 bits: more do not fit into 8
+    assert shares[3] == 2.0  # three words everywhere, of 3 bits: more do not fit into 8 bits
     assert quality[3] > quality[2] > quality[0]
 
 
@@ -216,17 +221,17 @@ def test_a_budget_is_spent_on_the_best_first() -> None:
         "full": Demand(np.array([9.0]), 1, 8),
     }
     assert allocate(demands, 0.0) == {
-        "a": pytest.approx([1, 1, 1]),
-        "b": pytest.approx([1]),
-        "full": pytest.approx([1]),
+        "a": pytest.approx([4, 4, 4]),
+        "b": pytest.approx([4]),
+        "full": pytest.approx([8]),
     }
     some = allocate(demands, 20 / 131)
-    assert some["a"].tolist() == [2, 2, 1]
-    assert some["b"].tolist() == [1]
+    assert some["a"].tolist() == [8, 8, 4]
+    assert some["b"].tolist() == [4]
     most = allocate(demands, 10.0)
-    assert most["a"].tolist() == [2, 2, 1]  # what gains nothing gets nothing
-    assert most["b"].tolist() == [2]
-    assert most["full"].tolist() == [1]
+    assert most["a"].tolist() == [8, 8, 4]  # what gains nothing gets nothing
+    assert most["b"].tolist() == [8]
+    assert most["full"].tolist() == [8]
 
 
 def test_influence_is_what_errors_do_to_the_outputs() -> None:
@@ -238,8 +243,8 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
     rounding = random((MAX_GROUPS, layer.fan_in), 9, 0.01)
     errors = LayerErrors(rounding, np.arange(MAX_GROUPS, 0, -1.0), centred=True)
     with ArrayStore(1 << 30) as store:
-        samples = Samples(store)
-        list(samples.keep({"x": x[i : i + 1]} for i in range(8)))
+        samples = SampleReplay(store)
+        list(samples.record({"x": x[i : i + 1]} for i in range(8)))
         plan = plan_of(model)
         walk = SequentialWalk(model, placement, plan, placement.layers, samples, survey=True)
         for at, _ in walk.layers():
@@ -267,14 +272,15 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
 def plan_of(model: ir.Model) -> QuantPlan:
     """Any complete plan."""
     seen: list[QuantPlan] = []
-    from ptq import pipeline
+    original = StaticRanges.lower
 
-    original = pipeline.lower
-    try:
-        pipeline.lower = lambda *given, **named: seen.append(given[2]) or original(*given, **named)  # type: ignore[func-returns-value]
+    def lower(mode: StaticRanges, *given: Any) -> ir.Model:
+        seen.append(given[2])
+        return original(mode, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StaticRanges, "lower", lower)
         quantize(model, DATA, Recipe(weights=Weights(Rtn(), split="never")))
-    finally:
-        pipeline.lower = original
     return seen[0]
 
 

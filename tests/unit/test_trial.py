@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptq import trial
-from ptq.modelfile import RunError
-from ptq.trial import require_survivable
+from ptq.models import probe as trial
+from ptq.models.probe import require_survivable
+from ptq.models.sessions import RunError
 from tests.builders import random
 from tests.trust.cases import half_a_library, proto_of, small_net
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ptq.workspace import Workspace
+from ptq.delivery.checkpoints import Workspace
 
 
 def test_one_run_at_a_time_goes_on_from_a_folder(tmp_path: Path) -> None:

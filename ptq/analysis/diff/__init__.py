@@ -24,11 +24,13 @@ from ptq.analysis.diff.switches import switchboard
 from ptq.analysis.diff.weights import restore
 from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.calibration.reader import Sample
-from ptq.modelfile import ModelSource, load_model, naming, run, runnable_source, session_of
+from ptq.files.scratch import scratch_folder
+from ptq.models.load import load_model
+from ptq.models.sessions import naming, run, session_of
+from ptq.models.source import ModelSource, runnable_source
 from ptq.passes import prepare
-from ptq.passes._linear import name_of
 from ptq.passes.infer_shapes import exposed
-from ptq.scratch import scratch_folder
+from ptq.passes.linear import name_of
 
 SHARED = 16
 """Samples that shares are measured on: two runs per layer each."""

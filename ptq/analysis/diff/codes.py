@@ -11,11 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.analysis.diff.names import origin, pair_of
-from ptq.modelfile import run, session_of
-from ptq.passes._graph import add_initializer
+from ptq.models.sessions import run, session_of
 from ptq.passes._guards import take_over
-from ptq.passes._linear import constant
+from ptq.passes.graph import add_initializer
 from ptq.passes.infer_shapes import exposed
+from ptq.passes.linear import constant
 
 MOVES = frozenset(
     {"Pad", "SpaceToDepth", "DepthToSpace", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}

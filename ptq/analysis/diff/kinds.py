@@ -10,8 +10,8 @@ import onnx_ir as ir
 from ptq.analysis.diff.causes import Names
 from ptq.analysis.diff.names import ACTIVATIONS, consumers
 from ptq.core.errors import InputError
-from ptq.modelfile import input_specs
-from ptq.passes._linear import name_of
+from ptq.models.source import input_specs
+from ptq.passes.linear import name_of
 
 GRIDS_AT = {
     "QLinearConv": 6, "QLinearMatMul": 6, "QLinearAdd": 6, "QLinearMul": 6, "QLinearConcat": 0, "QGemm": 7,

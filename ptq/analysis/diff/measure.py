@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession
 from ptq.analysis.diff.board import Site, Switch, Switchboard
 from ptq.analysis.diff.weights import Restored
 from ptq.analysis.metrics import sqnr_db
-from ptq.modelfile import run
+from ptq.models.sessions import run
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]

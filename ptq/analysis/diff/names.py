@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes._linear import constant, name_of
+from ptq.passes.linear import constant, name_of
 
 ACTIVATIONS = ("Relu", "Clip")
 """What the limits of a grid can stand for."""

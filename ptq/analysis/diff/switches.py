@@ -27,8 +27,8 @@ from ptq.analysis.diff.codes import (
     same_grid,
 )
 from ptq.analysis.diff.names import FloatNodes, consumers, origin, pair_of
-from ptq.passes._graph import add_initializer
-from ptq.passes._linear import constant
+from ptq.passes.graph import add_initializer
+from ptq.passes.linear import constant
 from ptq.target import LINEAR_OPS
 
 FOLLOWERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Max", "HardSwish"})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptq.analysis.diff.board import Parameter, Switchboard
 from ptq.analysis.diff.names import FloatNodes
 from ptq.analysis.metrics import sqnr_db
-from ptq.passes._linear import constant
+from ptq.passes.linear import constant
 from ptq.target import LINEAR_OPS
 
 Array = NDArray[Any]

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 
-from ptq.core.spread import BINS, Spread
+from ptq.core.distribution import BINS, Distribution
 
 INSIDE, OUTSIDE, RANGE = "#010101", "#020202", "#030303"
 COLOURS = {INSIDE: "var(--bar)", OUTSIDE: "var(--alert)", RANGE: "var(--ink)"}
@@ -20,7 +20,7 @@ LEAST = 0.02
 """Height of a bin with anything in it."""
 
 
-def histogram(spread: Spread) -> str:
+def histogram(spread: Distribution) -> str:
     """Draw the values over the range that was chosen for them, heights logarithmic.
 
     Args:

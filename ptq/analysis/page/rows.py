@@ -11,10 +11,10 @@ from itertools import islice
 from ptq.analysis.card_file import BenchFile, Card, Operator
 from ptq.analysis.page.figures import histogram
 from ptq.analysis.verdict import Finding, count_goals
-from ptq.core.spread import Spread
-from ptq.layerwise import NO_ERROR_DB
-from ptq.recipe import recipe_to, recipe_toml
-from ptq.solve import LayerRow
+from ptq.core.decibels import NO_ERROR_DB
+from ptq.core.distribution import Distribution
+from ptq.core.layer_row import LayerRow
+from ptq.recipe.toml import recipe_to, recipe_toml
 
 MOST_LAYERS, MOST_FIGURES, MOST_LINES, MOST_OPERATORS = 500, 100, 200, 12
 
@@ -47,7 +47,7 @@ class Drawing:
     """
 
     name: str
-    spread: Spread
+    spread: Distribution
     svg: str
 
 
@@ -159,7 +159,7 @@ def _error_db(row: LayerRow) -> float:
     return -10 * math.log10(noise) if noise > 0 else NO_ERROR_DB
 
 
-def _clipped(spreads: Mapping[str, Spread], name: str) -> float | None:
+def _clipped(spreads: Mapping[str, Distribution], name: str) -> float | None:
     return spreads[name].clipped if name in spreads else None
 
 

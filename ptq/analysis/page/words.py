@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ptq.layerwise import NO_ERROR_DB
+from ptq.core.decibels import NO_ERROR_DB
 
 LONGEST = 160
 """Characters of a name."""

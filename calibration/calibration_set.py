@@ -1,0 +1,112 @@
+"""The calibration set of one run: read once, run over as often as somebody wants to look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ptq.calibration.collect import collect
+from ptq.calibration.executor import Executor
+from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
+from ptq.calibration.sequential import Feed, SampleReplay
+from ptq.calibration.shards import CalibrationShards
+from ptq.calibration.split import SampleSplit
+from ptq.calibration.statistics import Wanted
+from ptq.core.progress import Progress, counted
+
+
+class RoundEnds(Exception):  # noqa: N818 - no error: there is no more to do on this machine
+    """This shard has seen its share, and what comes next depends on what all of them have seen.
+
+    Attributes:
+        record: What was seen here.
+    """
+
+    def __init__(self, record: CalibrationRecord) -> None:
+        super().__init__("the other shards have to be merged first")
+        self.record = record
+
+
+class CalibrationSet:
+    """A calibration set that is looked at in passes, each over all samples, a shard of them, or none that is known.
+
+    Args:
+        split: The set being read, a part of it held out.
+        samples: Where samples wait for further passes.
+        shards: What is known already, and what is to be looked at here.
+        progress: Told how far each pass is.
+        is_random: Whether the samples are random numbers.
+
+    Attributes:
+        split: See above.
+        samples: See above.
+        record: What was seen so far, pass by pass.
+        progress: See above.
+        is_random: See above.
+    """
+
+    def __init__(
+        self,
+        split: SampleSplit,
+        samples: SampleReplay,
+        shards: CalibrationShards,
+        progress: Progress,
+        *,
+        is_random: bool = False,
+    ) -> None:
+        self.split, self.samples, self.record = split, samples, CalibrationRecord()
+        self.progress, self.is_random = progress, is_random
+        self._shards, self._begun = shards, False
+
+    @property
+    def first(self) -> Feed:
+        """One sample."""
+        return self.split.first.feed
+
+    @property
+    def custom_ops(self) -> Sequence[str | Path]:
+        """Libraries the model needs."""
+        return self.samples.custom_ops
+
+    @property
+    def executor(self) -> Executor:
+        """Where samples run."""
+        return self.samples.engine
+
+    def ahead(self, count: int) -> list[Feed]:
+        """The first samples, without beginning a pass; fewer where they are large."""
+        return list(self.split.ahead(count))
+
+    def observe(self, model: ir.Model, wanted: Wanted, stage: str, *, again: bool) -> CalibrationStatistics:
+        """Run a model over the set.
+
+        Args:
+            model: Prepared float model.
+            wanted: Which values to observe, and what to ask of each.
+            stage: Name of the pass, under which its record is kept.
+            again: Whether the samples will be wanted once more.
+
+        Raises:
+            CalibrationError: There was no sample, or a tensor is not finite.
+            InputError: What is known is about something else.
+            RoundEnds: The passes behind this one need what other shards see in it.
+        """
+        shards = self._shards.stage(stage)
+        record = collect(
+            model, self._pass(again), wanted, custom_ops=self.custom_ops, engine=self.executor, shards=shards
+        )
+        self.record = self.record.with_stage(stage, record)
+        if again and self._shards.must_wait(stage):
+            raise RoundEnds(self.record)
+        return record.statistics
+
+    def _pass(self, again: bool) -> Iterable[Feed]:
+        """The samples: as they are read the first time, later as they were kept."""
+        if self._begun:
+            return counted(self.samples.replay(keep=again), self.split.num_calibration, self.progress)
+        self._begun = True
+        self.progress("calibrate")
+        feeds = counted(self.split.calibration_feeds(), self.split.expected, self.progress)
+        return self.samples.record(feeds) if again else feeds

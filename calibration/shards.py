@@ -1,0 +1,222 @@
+"""Which parts of a calibration set are done: by an earlier run, by other machines, or to be done here.
+
+A part is a fixed number of samples that follow one another, so that parts depend on the data alone. Each is known by
+the hash of its samples: statistics of other samples are never taken for those of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ptq.calibration.record import CalibrationRecord, CalibrationStatistics, StageRecord
+from ptq.calibration.sample import digest_with
+from ptq.core.errors import CalibrationError, InputError
+
+Feed = Mapping[str, NDArray[Any]]
+Numbered = tuple[int, Feed]
+PART = 32
+"""Samples of a part, which go to a machine at once."""
+
+NOTED = "noted"
+"""Stage under which an interrupted pass keeps what it has seen."""
+
+SAVE_SECONDS = 5.0
+"""How much work an interruption may cost, roughly."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Each `count`-th part, from `index` on.
+
+    Attributes:
+        index: From 0.
+        count: Shards altogether.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A part that was read to be run here, its hash, and how many samples were read for that up to its end."""
+
+    part: int
+    digest: str
+    samples: int
+
+
+@dataclass
+class StageShards:
+    """The parts of one pass over a calibration set.
+
+    Attributes:
+        shard: Which parts are to be done here.
+        known: What is done already.
+        source: File that `known` came from and that has to cover the whole set: nothing is run here. Empty if not.
+        notes: File that an interrupted pass goes on from; its folder is made when there is something to keep.
+        part_size: Samples of a part.
+        origin: What the statistics depend on besides the samples; known once a pass has begun.
+    """
+
+    shard: Shard = field(default_factory=Shard)
+    known: StageRecord | None = None
+    source: str = ""
+    notes: Path | None = None
+    part_size: int = field(default_factory=lambda: PART)
+    origin: Mapping[str, str] = field(default_factory=dict)
+    _done: list[_Done] = field(default_factory=list)
+    _saved: float = field(default_factory=time.monotonic)
+
+    def open(self, origin: Mapping[str, str]) -> None:
+        """Begin a pass.
+
+        Args:
+            origin: What statistics depend on besides the samples.
+
+        Raises:
+            InputError: What is known was seen in another network.
+        """
+        self.origin = origin
+        if self.known is not None:
+            with self._named():
+                self.known.require(origin)
+        elif self.notes is not None and self.notes.is_file():
+            with suppress(InputError, KeyError):  # of a run on something else, or cut short: no help, and no harm
+                found = CalibrationRecord.load(self.notes).stages[NOTED]
+                found.require(origin)
+                self.known = found
+
+    def pending(self, feeds: Iterable[Feed]) -> Iterator[Numbered]:
+        """The samples that have to be run here, with their numbers in the set.
+
+        Raises:
+            InputError: What is known is about other samples, or about fewer than it should be.
+        """
+        known = {} if self.known is None else self.known.parts
+        stream, part, given = enumerate(feeds), 0, 0
+        while (first := next(stream, None)) is not None:
+            digest = hashlib.sha256()
+            here = part not in known and part % self.shard.count == self.shard.index
+            if here and self.source:
+                raise InputError(f"{self.source}: part {part} of the calibration set is missing; merge every shard")
+            for index, feed in itertools.chain([first], itertools.islice(stream, self.part_size - 1)):
+                digest_with(digest, feed)
+                if here:
+                    given += 1
+                    yield index, feed
+            if here:
+                self._done.append(_Done(part, digest.hexdigest(), given))
+            elif known.get(part, digest.hexdigest()) != digest.hexdigest():
+                raise InputError(self._other(f"part {part} holds other samples"))
+            part += 1
+        if known and max(known) >= part:
+            raise InputError(self._other(f"it covers part {max(known)}, this set ends with {part - 1}"))
+
+    def note(self, samples: int, statistics: Callable[[], CalibrationStatistics]) -> None:
+        """Once in a while, keep what an interrupted run can go on from.
+
+        Args:
+            samples: How many of the pending ones are in the statistics.
+            statistics: Gives them.
+        """
+        whole = [done for done in self._done if done.samples <= samples]
+        if self.notes is None or not whole or whole[-1].samples != samples:
+            return
+        if time.monotonic() > self._saved + SAVE_SECONDS:
+            with suppress(InputError, OSError):  # a help, nothing that a run depends on
+                self.notes.parent.mkdir(exist_ok=True)
+                CalibrationRecord({NOTED: self._with(statistics(), whole)}).save(self.notes)
+            self._saved = time.monotonic()
+
+    def record(self, statistics: CalibrationStatistics | None) -> StageRecord:
+        """All that is known at the end.
+
+        Args:
+            statistics: Of all pending samples; None if there was none.
+
+        Raises:
+            CalibrationError: There is nothing.
+        """
+        if statistics is not None:
+            return self._with(statistics, self._done)
+        if self.known is not None:
+            return self.known
+        if self.shard.count > 1:
+            raise CalibrationError(
+                f"shard {self.shard.index + 1} of {self.shard.count} is empty: parts have {self.part_size} samples; "
+                "take fewer shards"
+            )
+        raise CalibrationError("the calibration set holds no sample; expected at least one")
+
+    def _with(self, statistics: CalibrationStatistics, done: Sequence[_Done]) -> StageRecord:
+        here = StageRecord(self.origin, {each.part: each.digest for each in done}, statistics)
+        return here if self.known is None else self.known.merge(here)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.source}: {error}") from error
+
+    def _other(self, reason: str) -> str:
+        if self.source:
+            return f"{self.source}: made from another calibration set ({reason}); run `ptq calibrate` again"
+        if self.notes is not None:
+            self.notes.unlink(missing_ok=True)
+        return f"an interrupted run had another calibration set ({reason}); what it left is gone now, run again"
+
+
+@dataclass(frozen=True)
+class CalibrationShards:
+    """What is known of a calibration set, and which share of it is looked at here, pass by pass.
+
+    A model whose activations are evened out is looked at twice: the second pass sees the network that the first one
+    made. A shard of several cannot begin the second pass before the first is known of all parts.
+
+    Attributes:
+        shard: Which parts are to be done here.
+        known: What is done already.
+        source: File that `known` came from. Empty if there is none.
+        notes: File that an interrupted pass goes on from; passes after the first have one beside it.
+        complete: Whether `known` has to cover everything: nothing is run here.
+    """
+
+    shard: Shard = field(default_factory=Shard)
+    known: CalibrationRecord = field(default_factory=CalibrationRecord)
+    source: str = ""
+    notes: Path | None = None
+    complete: bool = False
+
+    def stage(self, name: str) -> StageShards:
+        """The parts of one pass; of one that is known, all have to be there.
+
+        Args:
+            name: Of the pass.
+
+        Raises:
+            InputError: Everything has to be known, and this pass is not.
+        """
+        known = self.known.stages.get(name)
+        if known is None and self.complete:
+            stages = ", ".join(self.known.stages) or "nothing"
+            raise InputError(
+                f"{self.source}: holds {stages}, but not {name}; run `ptq calibrate` again, with --calibration "
+                f"{self.source} if it is the first of two rounds, or without"
+            )
+        notes = None if self.notes is None else self.notes.with_name(f"{self.notes.stem}.{name}{self.notes.suffix}")
+        return StageShards(self.shard, known, "" if known is None else self.source, notes)
+
+    def must_wait(self, name: str) -> bool:
+        """Whether the passes behind this one need what other machines see in it."""
+        return self.shard.count > 1 and name not in self.known.stages

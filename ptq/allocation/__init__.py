@@ -1,0 +1,1 @@
+"""Where bits and products are spent."""

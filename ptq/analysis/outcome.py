@@ -1,0 +1,169 @@
+"""What a run ends with, as one value for the report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ptq.analysis.report import DataFacts, FileFacts, QuantReport
+from ptq.analysis.storage import bytes_by_kind
+from ptq.analysis.verdict import judge
+from ptq.analysis.verify import Verification
+from ptq.calibration.reader import DataReader
+from ptq.calibration.split import SampleSplit
+from ptq.core.distribution import Distribution
+from ptq.core.layer_row import LayerRow
+from ptq.core.plan import QuantPlan
+from ptq.delivery.deliver import Delivery
+from ptq.models.source import ModelSource, source_bytes, source_fingerprint
+from ptq.passes import (
+    Placement,
+)
+from ptq.passes.insert_dynamic import INTEGER_LSTM
+from ptq.passes.linear import name_of
+from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
+from ptq.passes.stored import describe
+from ptq.recipe import Recipe
+from ptq.recipe.toml import recipe_to
+from ptq.target import Target, host_target, target_named
+
+Notes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with, before it is judged.
+
+    Attributes:
+        model: As it came.
+        delivery: As it goes.
+        placement: What became integers.
+        rows: What became of each layer.
+        notes: What else a user should know.
+        proof: What was measured.
+        data: On which data.
+        equalized: Whether widths of channels were evened out.
+        spreads: What was seen on each grid of activations.
+    """
+
+    model: ir.Model
+    delivery: Delivery
+    placement: Placement
+    rows: tuple[LayerRow, ...]
+    notes: tuple[str, ...]
+    proof: Verification
+    data: DataFacts
+    equalized: bool = False
+    spreads: Mapping[str, Distribution] = field(default_factory=dict)
+
+
+def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: float) -> QuantReport:
+    """Judge a run that began at `start`, and put everything into one value."""
+    delivery = outcome.delivery
+    hashed = source_fingerprint(source, outcome.model)
+    facts = FileFacts(_name(source), hashed, source_bytes(source, outcome.model), _opset(outcome.model))
+    sizes = (facts.num_bytes, delivery.num_bytes)
+    return QuantReport(
+        float_model=facts,
+        quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
+        data=outcome.data,
+        recipe=recipe_to(recipe),
+        target=target_named(recipe.target),
+        layers=outcome.rows,
+        left_float=outcome.placement.left_float,
+        num_grids=len(outcome.placement.groups),
+        spreads=outcome.spreads,
+        equalized=outcome.equalized,
+        storage=bytes_by_kind(delivery.model, delivery.num_bytes),
+        notes=outcome.notes,
+        proof=outcome.proof,
+        verdict=judge(outcome.proof, outcome.rows, sizes, recipe.goals, random_data=outcome.data.is_random),
+        seconds=time.perf_counter() - start,
+        peak_rss_mb=peak_rss_mb(),
+    )
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage's, this peak does not start with that of the parent process
+        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0][1]) / 1024
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def notes_of(data: DataReader, model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> Notes:
+    """What a user should know of a lowered model.
+
+    Args:
+        data: The calibration set.
+        model: Prepared float model.
+        placement: What became integers.
+        plan: What it became.
+        lowered: The model that is delivered.
+    """
+    return (*_skipped(data), *_tables(plan), *_stored(model, placement, plan, lowered), *_native(lowered))
+
+
+def overflow_note(target: Target) -> Notes:
+    """Where what was measured here is not what the target does with sums of bytes."""
+    overflows = host_target().saturates and not target.saturates
+    return (f"made for {target.name}, measured on a processor whose sums may overflow",) if overflows else ()
+
+
+def _skipped(data: DataReader) -> tuple[str, ...]:
+    """Samples that were left out."""
+    return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
+
+
+def _tables(plan: QuantPlan) -> tuple[str, ...]:
+    """Embedding tables on codes."""
+    return tuple(
+        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
+        for name, rows in plan.tables.items()
+    )
+
+
+def _stored(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
+    """Weights on codes that are not those of layers."""
+    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
+    on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
+    return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
+
+
+def _native(lowered: ir.Model) -> tuple[str, ...]:
+    """Operators of our own."""
+    count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
+    carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
+    return (carried,) if count else ()
+
+
+def data_facts(data: DataReader, split: SampleSplit, proof: Verification, *, evaluated: bool = False) -> DataFacts:
+    """What the figures are from."""
+    return DataFacts(
+        data.description,
+        split.fingerprint,
+        split.num_calibration,
+        proof.comparison.num_samples,
+        held_out=bool(split.held_out) or evaluated,
+        is_random=data.is_random,
+    )
+
+
+def _name(source: ModelSource) -> str:
+    return Path(source).name if isinstance(source, str | Path) else "model in memory"
+
+
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)

@@ -1,0 +1,96 @@
+"""How the values of one tensor lie, and the grid that was chosen for them: what a report draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.affine import FloatArray, QuantParams, expand
+from ptq.core.encoding import SumEncoding, WeightEncoding
+from ptq.core.statistics import Histogram
+
+BINS = 48
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A tensor in a few numbers.
+
+    Attributes:
+        rmin: Smallest value seen, real units.
+        rmax: Largest.
+        low: What the first code stands for, real units; of a weight with several scales the lowest.
+        high: What the last code stands for; the highest.
+        clipped: Share of the values that lie more than half a step outside, each by its own scale.
+        sqnr_db: What the values keep on the grid, dB.
+        shares: Of the values, in equal bins from `rmin` to `rmax`, three digits each. Shape [48].
+    """
+
+    rmin: float
+    rmax: float
+    low: float
+    high: float
+    clipped: float
+    sqnr_db: float
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != BINS:
+            raise ValueError(f"shares has {len(self.shares)} bins; expected {BINS}")
+
+
+def distribution_of_values(histogram: Histogram, params: QuantParams, sqnr_db: float) -> Distribution:
+    """Of activations on one grid.
+
+    Args:
+        histogram: What was seen.
+        params: The grid, per tensor.
+        sqnr_db: What they keep on it, dB.
+    """
+    scale, zero = float(params.scale), float(params.zero_point)
+    low, high = ((code - zero) * scale for code in params.spec.limits)
+    below = _below(histogram, np.array([low - scale / 2, high + scale / 2]))
+    clipped = 1 - (below[1] - below[0]) if histogram.total else 0.0
+    return _spread(histogram, (low, high), max(float(clipped), 0.0), sqnr_db)
+
+
+def distribution_of_weight(weight: FloatArray, encoding: WeightEncoding, sqnr_db: float) -> Distribution:
+    """Of a weight.
+
+    Args:
+        weight: Before it was rounded. Shape [out, in].
+        encoding: Codes and scales.
+        sqnr_db: What it keeps, dB.
+    """
+    params = encoding.params
+    scale = expand(params.scale, weight.shape, params.spec.granularity)
+    zero = expand(params.zero_point, weight.shape, params.spec.granularity).astype(np.float64)
+    codes = (
+        encoding.widths.limits(narrow_range=params.spec.narrow_range)
+        if isinstance(encoding, SumEncoding)
+        else params.spec.limits
+    )
+    low, high = ((code - zero) * scale for code in codes)
+    outside = (weight < low - scale / 2) | (weight > high + scale / 2)
+    histogram = Histogram.of(np.asarray(weight, np.float32))
+    return _spread(histogram, (float(np.min(low)), float(np.max(high))), float(outside.mean()), sqnr_db)
+
+
+def _spread(histogram: Histogram, limits: tuple[float, float], clipped: float, sqnr_db: float) -> Distribution:
+    if not histogram.total:  # a value that was empty in every sample
+        return Distribution(0.0, 0.0, *limits, 0.0, sqnr_db, (0.0,) * BINS)
+    below = _below(histogram, np.linspace(histogram.rmin, histogram.rmax, BINS + 1)[1:-1])
+    shares = np.diff(np.concatenate([[0.0], below, [1.0]]))
+    return Distribution(
+        histogram.rmin, histogram.rmax, *limits, clipped, sqnr_db, tuple(float(f"{x:.3g}") for x in shares)
+    )
+
+
+def _below(histogram: Histogram, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of the values up to each point, even within a piece."""
+    lower, upper, counts = histogram.pieces
+    after = np.cumsum(counts)
+    ends, shares = np.c_[lower, upper].ravel(), np.c_[after - counts, after].ravel() / max(histogram.total, 1)
+    return np.interp(points, ends, shares) if len(ends) else np.zeros(len(points))

@@ -1,0 +1,66 @@
+"""What solving makes of one linear layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.core.encoding import WeightEncoding
+from ptq.core.plan import BiasEncoding, FloatBias
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AtOutput:
+    """What a layer's integers do to its output on the calibration set. Energies; everything before it is quantized.
+
+    Attributes:
+        signal: Of the float output.
+        error: Of the whole error, that of earlier layers included.
+        bound: What greedy path following on equal inputs would stay below without clipping, scale^2 / 4 |X|^2 per
+            output feature.
+        rounding: Distance of the weight from the real one of least error. Shape [out, in].
+        row_error: What that distance adds at the output. Shape [out].
+    """
+
+    signal: float
+    error: float
+    bound: float
+    rounding: NDArray[np.float32]
+    row_error: Float
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """A layer in integers.
+
+    Attributes:
+        encoding: Its weight.
+        bias: Its bias.
+        bias_guarded: Output channels whose weight scale was raised so that the integer bias fits.
+        weight_error: Energy of the weight's error, and of the weight.
+        output: What was seen at the layer's output; None if the method looked at the weight alone.
+        note: What came of a split, for the report.
+    """
+
+    encoding: WeightEncoding
+    bias: BiasEncoding | FloatBias | None
+    bias_guarded: int
+    weight_error: tuple[float, float]
+    output: AtOutput | None = None
+    note: str = ""
+
+    def settled(self) -> SolvedLayer:
+        """Without what is as large as the weight and no longer needed."""
+        none = np.zeros((0, 0), np.float32)
+        return self if self.output is None else replace(self, output=replace(self.output, rounding=none))
+
+    @property
+    def excess(self) -> float:
+        """Energy that rounding adds, at the output if it was looked at, else in the weight; relative."""
+        if self.output is None:
+            return self.weight_error[0] / max(self.weight_error[1], 1e-300)
+        return float(self.output.row_error.sum()) / max(self.output.signal, 1e-300)

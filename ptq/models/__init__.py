@@ -1,0 +1,1 @@
+"""Models between disk, memory and onnxruntime."""

@@ -1,0 +1,90 @@
+"""What is put right in a model file before anything reads it: forms that onnxruntime or the tools before it refuse."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ptq.core.errors import InputError
+from ptq.models.validation import bodies_of
+
+MAX_DENSE_BYTES = 2**30
+
+
+def make_dense(proto: onnx.ModelProto, where: str) -> bool:
+    """Write sparse weights out, which no tool behind this one knows; says whether there were any.
+
+    Raises:
+        InputError: One would be too large, or its indices lie outside.
+    """
+    graph = proto.graph
+    sparse = list(graph.sparse_initializer)
+    for tensor in sparse:
+        name, size = tensor.values.name, math.prod(tensor.dims)
+        if min(tensor.dims, default=0) < 0 or size * 8 > MAX_DENSE_BYTES:
+            raise InputError(f"{where}: sparse tensor {name!r} of shape {list(tensor.dims)} is too large to write out")
+        try:
+            dense = _dense(tensor, size)
+        except (ValueError, IndexError, TypeError) as error:
+            raise InputError(f"{where}: sparse tensor {name!r}: {' '.join(str(error).split())[:200]}") from error
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]
+    return bool(sparse)
+
+
+def _dense(tensor: onnx.SparseTensorProto, size: int) -> NDArray[Any]:
+    values, places = onnx.numpy_helper.to_array(tensor.values), onnx.numpy_helper.to_array(tensor.indices)
+    flat = places if places.ndim == 1 else np.ravel_multi_index(tuple(places.T), tuple(tensor.dims))
+    if len(flat) != len(values) or flat.min(initial=0) < 0:
+        raise ValueError(f"{len(values)} values at {len(flat)} places; expected one value each, and none below 0")
+    dense = np.zeros(size, values.dtype)
+    dense[flat] = values
+    return dense.reshape(tuple(tensor.dims))
+
+
+def name_apart(proto: onnx.ModelProto) -> bool:
+    """Drop node names that occur twice, which onnxruntime refuses; says whether there were any."""
+    seen: set[str] = set()
+    twice = [node for node in proto.graph.node if node.name and (node.name in seen or seen.add(node.name))]  # type: ignore[func-returns-value]
+    for node in twice:
+        node.name = ""
+    return bool(twice)
+
+
+def put_in_order(proto: onnx.ModelProto) -> bool:
+    """Sort nodes that come before what they read, as onnxruntime does; says whether there were any. Cycles stay."""
+    nodes = list(proto.graph.node)
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [{producer[name] for name in _names_read(node) if name in producer} for node in nodes]
+    if all(max(each, default=-1) < index for index, each in enumerate(needs)):
+        return False
+    readers: dict[int, list[int]] = {}
+    for index, each in enumerate(needs):
+        for other in each:
+            readers.setdefault(other, []).append(index)
+    missing = [len(each) for each in needs]
+    ready = [index for index, count in enumerate(missing) if not count]
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for index in readers.get(order[-1], ()):
+            missing[index] -= 1
+            if not missing[index]:
+                heapq.heappush(ready, index)
+    if len(order) < len(nodes):
+        return False
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes[index] for index in order)
+    return True
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Of a node and its bodies."""
+    return {name for name in node.input if name} | {
+        name for graph in bodies_of(node) for inner in graph.node for name in _names_read(inner)
+    }

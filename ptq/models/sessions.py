@@ -1,0 +1,118 @@
+"""Models in onnxruntime: opened and run, its refusals in one line each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
+
+from ptq.core.errors import InputError
+from ptq.files.scratch import scratch_folder
+from ptq.models.source import INLINE_BYTES, ModelSource, weight_bytes
+from ptq.runtime.opening import Optimization, open_session
+
+
+class RunError(InputError):
+    """Onnxruntime cannot load or run a model; which one, `naming` says."""
+
+
+@contextmanager
+def naming(source: ModelSource) -> Iterator[None]:
+    """Add the name of the model that the work inside is about to what onnxruntime says of it."""
+    try:
+        yield
+    except RunError as error:
+        raise InputError(f"{source}: {error}" if isinstance(source, str | Path) else str(error)) from error
+
+
+@contextmanager
+def runnable(model: ir.Model) -> Iterator[bytes | Path]:
+    """The model in a form that onnxruntime opens: bytes, or a temporary file when it is too large for that."""
+    if weight_bytes(model) <= INLINE_BYTES:
+        yield ir.to_proto(model).SerializeToString()
+        return
+    with scratch_folder() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model.clone(), path, external_data="model.onnx.data")
+        yield path
+
+
+@contextmanager
+def session_of(
+    model: ir.Model | str | Path | bytes,
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    num_threads: int = 1,
+    optimization: Optimization = "all",
+    weights: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+) -> Iterator[InferenceSession]:
+    """Open an in-memory model, turning onnxruntime's refusal into one line.
+
+    Args:
+        model: The model.
+        custom_ops: Libraries it needs.
+        num_threads: Threads inside one operator.
+        optimization: See `open_session`.
+        weights: Numbers of its external initializers.
+
+    Raises:
+        InputError: onnxruntime cannot load the model.
+    """
+    if not isinstance(model, ir.Model):
+        yield _open(model, custom_ops, num_threads, optimization, weights)
+        return
+    with runnable(model) as form:
+        yield _open(form, custom_ops, num_threads, optimization, weights)
+
+
+def _open(
+    form: str | Path | bytes,
+    custom_ops: Sequence[str | Path],
+    num_threads: int,
+    optimization: Optimization,
+    weights: Mapping[str, NDArray[Any]],
+) -> InferenceSession:
+    try:
+        return open_session(
+            form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization, weights=weights
+        )
+    except Exception as error:  # onnxruntime has one exception class per status code and no common base
+        hint = _next_step(error, custom_ops)
+        raise RunError(f"onnxruntime cannot load the model: {one_line(error)}{hint}") from error
+
+
+def _next_step(error: Exception, custom_ops: Sequence[str | Path]) -> str:
+    if "only *guarantees* support" in str(error):  # an opset that is newer than it
+        return "; export it again with an older opset, or install a newer onnxruntime"
+    return "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
+
+
+def run(
+    session: InferenceSession, feed: dict[str, NDArray[Any]], names: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
+    """Run once, turning onnxruntime's refusal into one line.
+
+    Raises:
+        InputError: The model fails on this input.
+    """
+    try:
+        outputs: list[NDArray[Any]] = session.run(names, feed)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
+        raise RunError(f"onnxruntime fails to run the model on {shapes}: {one_line(error)}") from error
+    return outputs
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says, in one line, without its source paths and signatures."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+ [^()]*(\((?:[^()]|\([^()]*\))*\)[^A-Z.]*)? ", "", text)
+    return text[:300]

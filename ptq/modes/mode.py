@@ -1,0 +1,114 @@
+"""What every mode says, and what most of them say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx_ir as ir
+
+from ptq.calibration.statistics import Wanted
+from ptq.core.plan import QuantPlan
+from ptq.core.statistics import Histogram
+from ptq.passes import PREPARE, PREPARE_BLOCKS, PREPARE_SMALL, InsertQdq, PrepareStep, UseNative
+from ptq.passes.placement import Placement
+from ptq.passes.selection import Exclusions
+from ptq.recipe import Recipe
+from ptq.solving.grids import wanted_of
+from ptq.target import Target
+from ptq.transforms.rewritten import Rewritten, Transform
+
+
+class Mode(Protocol):
+    """A row of the table of modes; see `RecipeMode` for what is said alike."""
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether sums are made of codes."""
+        ...
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """What the user leaves in float."""
+        ...
+
+    @property
+    def steps(self) -> tuple[PrepareStep, ...]:
+        """How a model is brought into normal form."""
+        ...
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What makes the float model easier to quantize, in order."""
+        ...
+
+    def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
+        """Decide what runs on integers.
+
+        Args:
+            state: The model.
+            floats: Layers that are left in float besides the user's exclusions -> why.
+        """
+        ...
+
+    def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
+        """What the calibration set is asked."""
+        ...
+
+    def too_coarse(
+        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram]
+    ) -> Mapping[str, str]:
+        """Layers that the integers of this mode would ruin, as the data shows -> why."""
+        ...
+
+    def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
+        """The one step from float to integers, on a copy."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecipeMode:
+    """What modes say alike.
+
+    Attributes:
+        recipe: Decisions.
+        target: Where the model will run.
+    """
+
+    recipe: Recipe
+    target: Target
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether sums are made of codes."""
+        return True
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """What the user leaves in float."""
+        skipped = tuple(rule.match for rule in self.recipe.layers if rule.skip)
+        return Exclusions(self.recipe.exclude + skipped)
+
+    @property
+    def steps(self) -> tuple[PrepareStep, ...]:
+        """How a model is brought into normal form: short words and scales per block need a newer opset."""
+        return PREPARE_BLOCKS if self.recipe.has_blocks else PREPARE_SMALL if self.recipe.has_small_weights else PREPARE
+
+    def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
+        """Distributions of all values with a grid, and channel means for biases."""
+        return wanted_of(placement, state.aside)
+
+    def too_coarse(
+        self, _state: Rewritten, _placement: Placement, _histograms: Mapping[str, Histogram]
+    ) -> Mapping[str, str]:
+        """No layer: nothing has a grid that was fixed beforehand."""
+        return {}
+
+    def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
+        """Write the plan into a copy, and operators of our own where the target has them."""
+        lowered = model.clone()
+        InsertQdq(plan, placement)(lowered)
+        if self.target.native:
+            UseNative(plan, self.target.native_words)(lowered)
+        return lowered

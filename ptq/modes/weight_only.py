@@ -1,0 +1,32 @@
+"""Weights on codes, everything else in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ptq.modes.mode import RecipeMode
+from ptq.passes.linear import name_of
+from ptq.passes.placement import Placement, place_weights
+from ptq.transforms import ScaleSalient, SplitCenters, Transform
+from ptq.transforms.rewritten import Rewritten
+
+
+@dataclass(frozen=True)
+class WeightOnly(RecipeMode):
+    """Weights shrink in the file and are decoded when the session opens, or by a kernel that reads short words."""
+
+    @property
+    def rounds_activations(self) -> bool:
+        """No: inputs stay float."""
+        return False
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """Wide centers split, weights that meet the largest activations scaled."""
+        return (SplitCenters(), ScaleSalient(self.exclusions)) if self.recipe.equalize else (SplitCenters(),)
+
+    def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
+        """Codes in every layer."""
+        excluded, more = state.excludes(self.exclusions), floats or {}
+        return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)))

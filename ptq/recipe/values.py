@@ -1,0 +1,228 @@
+"""Everything that decides a result, besides model and data, as frozen dataclasses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ptq.calibration.observers import Auto, Dynamic, Observer
+from ptq.core.errors import RecipeError
+from ptq.core.problem import Needs
+from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
+from ptq.target import TARGETS
+from ptq.weights import Rtn, WeightMethod
+
+GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
+
+
+Split = Literal["auto", "never", "center", "whole"]
+Optimize = Literal["accuracy", "latency"]
+MOST_SAMPLES = 10**12
+MOST_BATCH = 65536
+
+
+def _or_8(bits: int | None) -> int:
+    return 8 if bits is None else bits
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How weights become integers.
+
+    Attributes:
+        method: The weight method.
+        bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
+        granularity: Which weights share a scale: a tensor, an output feature, or a block of 16 to 256 of its inputs.
+            (Blocks are for products of weight-only and dynamic models: with static activations no runtime has a kernel
+            for them; other layers of such models share them per channel.)
+        bias_correction: Shift biases by the mean error that the integers cause.
+        split: Coarse & fine splitting: weights below 8 bits that get words twice as long. `auto` tries it where the
+            centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
+            `center` tries it in every kernel, `whole` for all weights; kept wherever anything is gained.
+        extra_macs: Multipoint: longer words, spent on the output features whose errors cost the network's output the
+            most, as a share of all products (0.05 is 5 %).
+        first_last_bits: Word length in layers with no other before them, or none behind; None treats them like all.
+    """
+
+    method: WeightMethod = field(default_factory=Rtn)
+    bits: int = 8
+    granularity: GranularityName = "per-channel"
+    bias_correction: bool = True
+    split: Split = "auto"
+    extra_macs: float = 0.0
+    first_last_bits: int | None = None
+
+    @property
+    def layout(self) -> Granularity:
+        """The granularity as a type, on the matrix [out, in]."""
+        if self.granularity.startswith("block-"):
+            return PerBlock(1, int(self.granularity.removeprefix("block-")))
+        return PerTensor() if self.granularity == "per-tensor" else PerAxis(0)
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What some layers do differently. What is None stays as `Weights` says; later rules win.
+
+    Attributes:
+        match: Output name, node name, operator type, glob, or `re:` and a pattern.
+        method: The weight method.
+        bits: Word length, 2 to 8.
+        granularity: Which weights share a scale.
+        split: Coarse & fine splitting.
+        skip: Leave the layer in float.
+    """
+
+    match: str
+    method: WeightMethod | None = None
+    bits: int | None = None
+    granularity: GranularityName | None = None
+    split: Split | None = None
+    skip: bool = False
+
+    def over(self, weights: Weights) -> Weights:
+        """The weights' settings with this rule on top."""
+        names = ("method", "bits", "granularity", "split")
+        return replace(weights, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the quantized model has to reach; None means no goal.
+
+    Attributes:
+        min_sqnr_db: Signal to quantization noise of the worst output, dB.
+        min_agreement: Share of equal decisions, 0 to 1.
+        max_drop: Largest loss of top-1 accuracy or of the user's metric, as a fraction (0.01 is one point).
+        max_latency_ratio: Quantized over float latency.
+    """
+
+    min_sqnr_db: float | None = None
+    min_agreement: float | None = None
+    max_drop: float | None = None
+    max_latency_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        tops = {"min_sqnr_db": math.inf, "min_agreement": 1.0, "max_drop": math.inf, "max_latency_ratio": math.inf}
+        for name, top in tops.items():
+            goal, low = getattr(self, name), -math.inf if name == "min_sqnr_db" else 0.0
+            if goal is not None and not (math.isfinite(goal) and low <= goal <= top):
+                expected = "a finite number" if name == "min_sqnr_db" else "0 to 1" if top == 1 else "at least 0"
+                raise RecipeError(f"goals.{name} is {goal}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, besides model and data.
+
+    Attributes:
+        target: Deployment target; None takes this machine's.
+        activations: Observer that chooses activation ranges.
+        weights: How weights become integers.
+        activation_bits: Word length of activations, 2 to 8. Below 8 there are no kernels: the ranges are clipped inside
+            8-bit codes, for study.
+        weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
+        equalize: Even out the channels of activations within the weights around them, where that was seen to help:
+            cross-layer equalisation of convolutions, smoothing and outlier channels of products, and weights that meet
+            the largest activations where only weights are rounded.
+        optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
+        latency_batch: Samples at once that latency is measured for.
+        other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the
+            tokens are others of the vocabulary.
+        layers: What some layers do differently.
+        exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
+        samples: Most samples read from the calibration set.
+        skip_bad_samples: Leave out images that cannot be read and samples with NaN or infinity, and say so.
+        min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
+            starts to dominate the error of a transformer; convolutional networks rarely come near.
+        goals: What has to be reached.
+        search: Give layers more bits, or leave them in float, until the goals are met.
+        seed: Seed of everything random.
+    """
+
+    target: str | None = None
+    activations: Observer = field(default_factory=Auto)
+    weights: Weights = field(default_factory=Weights)
+    activation_bits: int = 8
+    weight_only: bool = False
+    equalize: bool = True
+    optimize: Optimize = "accuracy"
+    latency_batch: int = 1
+    other_words: bool = True
+    layers: tuple[LayerRule, ...] = ()
+    exclude: tuple[str, ...] = ()
+    samples: int = 512
+    skip_bad_samples: bool = False
+    min_input_sqnr_db: float = 23.0
+    goals: Goals = field(default_factory=Goals)
+    search: bool = False
+    seed: int = 0
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether ranges of activations are taken while the model runs."""
+        return isinstance(self.activations, Dynamic) and not self.weight_only
+
+    @property
+    def has_grids(self) -> bool:
+        """Whether activations have ranges that are chosen beforehand."""
+        return not self.weight_only and not self.is_dynamic
+
+    @property
+    def has_small_weights(self) -> bool:
+        """Whether any weight is shorter than a byte."""
+        own = [self.weights.bits, self.weights.first_last_bits, *(rule.bits for rule in self.layers)]
+        return any(bits is not None and bits < 8 for bits in own)
+
+    def __post_init__(self) -> None:
+        names = [target.name for target in TARGETS]
+        if self.target is not None and self.target not in names:
+            raise RecipeError(f"target is {self.target!r}; expected one of {', '.join(names)}")
+        lengths = {"weights.bits": self.weights.bits, "activation_bits": self.activation_bits}
+        lengths |= {"weights.first_last_bits": _or_8(self.weights.first_last_bits)}
+        lengths |= {f"layers: bits of {rule.match!r:.80}": _or_8(rule.bits) for rule in self.layers}
+        for key, bits in lengths.items():
+            if bits not in range(2, 9):
+                raise RecipeError(f"{key} is {bits}; expected 2 to 8")
+        self._check_extra_macs()
+        self._check_blocks()
+        self._check_dynamic()
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise RecipeError(f"samples is {self.samples}; expected 1 to {MOST_SAMPLES}")
+        if not 1 <= self.latency_batch <= MOST_BATCH:
+            raise RecipeError(f"latency_batch is {self.latency_batch}; expected 1 to {MOST_BATCH}")
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}; expected at least 0")
+        if not math.isfinite(self.min_input_sqnr_db):
+            raise RecipeError(f"min_input_sqnr_db is {self.min_input_sqnr_db}; expected a finite number")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any weight has scales per block of inputs."""
+        own = [self.weights.granularity, *(rule.granularity for rule in self.layers)]
+        return any(name is not None and name.startswith("block-") for name in own)
+
+    def _check_blocks(self) -> None:
+        if self.has_blocks and self.has_grids:
+            raise RecipeError(
+                "scales per block are for weight-only and dynamic models; add --weight-only or --activations dynamic, "
+                "or take per-channel"
+            )
+        if self.has_blocks and self.weights.extra_macs:
+            raise RecipeError("extra_macs and scales per block do not go together; leave one of them")
+
+    def _check_dynamic(self) -> None:
+        if self.is_dynamic and self.activation_bits != 8:
+            raise RecipeError(f"activation_bits is {self.activation_bits}; dynamic activations have 8")
+
+    def _check_extra_macs(self) -> None:
+        share, method = self.weights.extra_macs, self.weights.method
+        if not 0 <= share <= 10:
+            raise RecipeError(f"extra_macs is {share}; expected a share from 0 to 10, for example 0.05")
+        if share and self.weights.bits > 7:
+            raise RecipeError("extra_macs adds points to weights of less than 8 bits; give --bits 2 to 7, or leave it")
+        if share and method.needs is not Needs.GRAM:
+            raise RecipeError(
+                "extra_macs is spent by output error, which rtn does not see; expected gptq, gpfq, qronos"
+            )

@@ -1,0 +1,133 @@
+"""What a recipe means for a model: how each weight is quantized, and one grid per group of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from ptq.calibration.observers import Auto, MinMax, Observer
+from ptq.core.layer import LinearLayer
+from ptq.core.problem import Needs
+from ptq.core.spec import PerAxis, PerBlock, QuantSpec
+from ptq.passes.selection import layers_matching, outermost
+from ptq.recipe import Recipe, Split, Weights
+from ptq.target import Target
+from ptq.weights import Rtn, WeightMethod
+
+MAX_FAN_IN = 6144
+"""Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
+
+BLOCK_ZERO_BITS = 4
+"""Longest words whose blocks have zero points: few weights are seldom centred, and few codes feel it."""
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """How the weight of one layer is quantized.
+
+    Attributes:
+        method: Quantizes it.
+        spec: Its grid.
+        split: Which weights get words twice as long: the kernel's centre where it is far wider than the rest, and then
+            only if that pays (`auto`); the centre of any kernel (`center`); all weights (`whole`).
+    """
+
+    method: WeightMethod
+    spec: QuantSpec
+    split: Split = "never"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How tensors are turned into integers.
+
+    Attributes:
+        observer: Chooses activation ranges.
+        activation: Grid of activations.
+        weights: Choice for every layer without one of its own.
+        bias_correction: Shift biases by the mean error that the integers cause.
+        extra_macs: Budget of longer words in some output features, as a share of all products.
+        overrides: Layer name -> choice.
+        coarse: Layers that are the coarse part of another.
+        centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
+        saturates: Integer products of two neighbouring weights must not overflow; see `ptq.core.saturates`.
+        dynamic: Ranges of activations are found at run time; recurrent layers run on integers too.
+    """
+
+    observer: Observer
+    activation: QuantSpec
+    weights: LayerChoice
+    bias_correction: bool
+    extra_macs: float = 0.0
+    overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
+    coarse: frozenset[str] = frozenset()
+    centred_blocks: bool = False
+    saturates: bool = False
+    dynamic: bool = False
+
+    def choice(self, layer: LinearLayer) -> LayerChoice:
+        """The choice for a layer; rounding with clipped ranges where a second moment would not fit into memory."""
+        chosen = self.overrides.get(layer.name, self.weights)
+        if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
+            product = layer.op_type == "MatMul" and layer.weight_index == 1
+            centred = self.centred_blocks or chosen.spec.num_bits > BLOCK_ZERO_BITS
+            spec = replace(chosen.spec, symmetric=centred)
+            spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
+            chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
+        too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
+        return replace(chosen, method=Rtn("mse")) if too_large else chosen
+
+    def observer_of(self, only_products: bool) -> Observer:
+        """The observer for a value; `auto` covers all of one that only products read.
+
+        What is rare there is not noise: a few tokens with huge values steer the attention of all others, and what a
+        calibration set shows once, other data shows more often.
+        """
+        return MinMax() if only_products and isinstance(self.observer, Auto) else self.observer
+
+    @property
+    def walks(self) -> bool:
+        """Whether any layer may need more than its weight."""
+        return any(choice.method.needs is Needs.GRAM for choice in [self.weights, *self.overrides.values()])
+
+
+def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
+    """What a recipe means for a model on a target.
+
+    Args:
+        recipe: Decisions.
+        target: Deployment target.
+        model: Prepared model, whose layers the rules of the recipe name.
+
+    Raises:
+        RecipeError: A rule matches nothing.
+    """
+    weights = recipe.weights
+
+    def choice(own: Weights, bits: int) -> LayerChoice:
+        spec = replace(target.weight, granularity=own.layout, num_bits=bits, narrow_range=bits > 7)
+        return LayerChoice(own.method, spec, own.split)
+
+    overrides = {}
+    if weights.first_last_bits is not None:
+        outer = choice(weights, weights.first_last_bits)
+        overrides = dict.fromkeys(outermost(model), outer)
+    for rule in recipe.layers:
+        own = rule.over(weights)
+        chosen = choice(own, own.bits)
+        overrides |= dict.fromkeys(() if rule.skip else layers_matching(model, rule.match), chosen)
+    base = choice(weights, weights.bits)
+    activation = replace(target.activation, num_bits=recipe.activation_bits)
+    return Choices(
+        recipe.activations,
+        activation,
+        base,
+        weights.bias_correction,
+        weights.extra_macs,
+        overrides,
+        centred_blocks=recipe.is_dynamic and target.native,
+        saturates=target.saturates and not recipe.weight_only,
+        dynamic=recipe.is_dynamic,
+    )

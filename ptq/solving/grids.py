@@ -1,0 +1,179 @@
+"""One grid per group of activations, and what is lost on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.calibration.statistics import HistogramOf, MeanOf, Statistic
+from ptq.core.affine import QuantParams, choose_qparams
+from ptq.core.decibels import decibels
+from ptq.core.distortion import expected_error
+from ptq.core.distribution import Distribution, distribution_of_values
+from ptq.core.layer import LinearLayer
+from ptq.core.plan import QuantPlan
+from ptq.core.spec import QuantSpec
+from ptq.core.statistics import Histogram
+from ptq.passes.placement import Placement
+from ptq.solving.choices import Choices
+
+UNEVEN = 16.0
+"""Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
+
+RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
+"""Grid of the right side of a product of two activations: its kernel is twice as fast on signed, centred codes."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Grids of the activations.
+
+    Attributes:
+        of_value: Value name -> grid.
+        sqnr_db: Value name -> what its group keeps on that grid, dB.
+        group: Value name -> first value of its group.
+    """
+
+    of_value: Mapping[str, QuantParams]
+    sqnr_db: Mapping[str, float]
+    group: Mapping[str, str]
+
+
+def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], settings: Choices) -> Grids:
+    """One grid per group of values.
+
+    Args:
+        placement: The groups.
+        histograms: Of `placement.sources`.
+        settings: Observer and grid of activations.
+    """
+    groups = _merge_groups(placement, histograms)
+    specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
+    observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
+    grids = [choose_qparams(o.choose_range(h, s), s) for o, h, s in zip(observers, groups, specs, strict=True)]
+    noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
+    index = {name: i for i, members in enumerate(placement.groups) for name in members}
+    return Grids(
+        {name: grids[i] for name, i in index.items()},
+        {name: noise[i] for name, i in index.items()},
+        {name: placement.groups[i][0] for name, i in index.items()},
+    )
+
+
+def grid_distributions(
+    placement: Placement, histograms: Mapping[str, Histogram], plan: QuantPlan
+) -> dict[str, Distribution]:
+    """What was seen on each grid of activations, by the first value of its group.
+
+    Args:
+        placement: The groups.
+        histograms: Of `placement.sources`.
+        plan: Holds their grids.
+    """
+    spreads = {}
+    for members, histogram in zip(placement.groups, _merge_groups(placement, histograms), strict=True):
+        grid = plan.activations[members[0]]
+        spreads[members[0]] = distribution_of_values(histogram, grid, _activation_sqnr_db(histogram, grid))
+    return spreads
+
+
+def wanted_of(
+    placement: Placement, aside: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+) -> dict[str, tuple[Statistic, ...]]:
+    """What a plan needs to know: distributions of values with a grid, channel means of the inputs of layers.
+
+    Args:
+        placement: What becomes integers.
+        aside: Value -> channels that its grid need not reach.
+    """
+    histograms = {name: HistogramOf(tuple(map(int, aside.get(name, ())))) for name in placement.sources}
+    means = {layer.source: MeanOf(channel_axis(layer)) for layer in placement.layers}
+    names = dict.fromkeys([*histograms, *means])
+    return {name: tuple(kind[name] for kind in (histograms, means) if name in kind) for name in names}
+
+
+def channel_axis(layer: LinearLayer) -> int:
+    """Axis of the channels in the input of a layer, of which bias correction needs means."""
+    return 1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1
+
+
+def low_sqnr_inputs(
+    placement: Placement, histograms: Mapping[str, Histogram], settings: Choices, min_input_sqnr_db: float
+) -> dict[str, str]:
+    """Layers that one static grid for their whole input would ruin.
+
+    Args:
+        placement: The layers.
+        histograms: Of `placement.sources`.
+        settings: Observer and grid of activations.
+        min_input_sqnr_db: What an input has to keep, dB.
+
+    Returns:
+        Layer name -> reason to leave it in float.
+    """
+    groups = _merge_groups(placement, histograms)
+    group_of = {name: i for i, members in enumerate(placement.groups) for name in members}
+    fragile = {}
+    for layer in placement.layers:
+        if (
+            layer.op_type == "Conv"
+        ):  # its output has to be codes for its neighbours; a float one costs more than it saves
+            continue
+        index = group_of[layer.source]
+        histogram, observer = groups[index], settings.observer_of(index in placement.only_products)
+        grid = choose_qparams(observer.choose_range(histogram, settings.activation), settings.activation)
+        kept = _activation_sqnr_db(histogram, grid)
+        if kept < min_input_sqnr_db:
+            bits = settings.activation.num_bits
+            fragile[layer.name] = f"its input keeps only {kept:.1f} dB on {bits} bits: a few values dwarf the rest"
+    return fragile
+
+
+def uneven_concats(model: ir.Model, placement: Placement, histograms: Mapping[str, Histogram]) -> tuple[str, ...]:
+    """Concats whose parts differ so much in range that the common grid leaves the smallest few codes.
+
+    Args:
+        model: Prepared model.
+        placement: Which Concats run on integers.
+        histograms: Of every value in a group.
+
+    Returns:
+        A note for each, with what to try.
+    """
+    notes = []
+    for node in model.graph:
+        name = str(node.outputs[0].name)
+        if node.op_type != "Concat" or name not in placement.integer_nodes:
+            continue
+        parts = [histograms[str(value.name)] for value in node.inputs if value is not None]
+        reaches = [max(-part.rmin, part.rmax) for part in parts]
+        if max(reaches) > UNEVEN * min(reaches):
+            ratio = max(reaches) / max(min(reaches), 1e-30)
+            notes.append(f"Concat {name!r} joins ranges that differ {ratio:.0f}-fold on one grid; try --exclude {name}")
+    return tuple(notes)
+
+
+def per_value(placement: Placement, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """Histograms for every value of every group, so that leaving a layer out needs no second look at the data."""
+    groups = _merge_groups(placement, histograms)
+    result = {name: groups[i] for i, members in enumerate(placement.groups) for name in members}
+    return result | dict(histograms)
+
+
+def _merge_groups(placement: Placement, histograms: Mapping[str, Histogram]) -> list[Histogram]:
+    merged: dict[int, Histogram] = {}
+    for name, index in placement.sources.items():
+        merged[index] = merged[index].merge(histograms[name]) if index in merged else histograms[name]
+    return [merged[index] for index in range(len(placement.groups))]
+
+
+def _activation_sqnr_db(histogram: Histogram, grid: QuantParams) -> float:
+    density = histogram.density
+    middle = (density.lower + density.upper) / 2
+    signal = float(np.square(middle) @ density.counts) / max(histogram.total, 1)
+    return decibels(signal, float(expected_error(histogram, grid)))

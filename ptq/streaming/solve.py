@@ -1,0 +1,208 @@
+"""Models too large for memory: weights alone, one layer after the other, each read, solved, written and forgotten.
+
+The path through the house is the same, prepare, solve, lower, verify; but neither model is ever whole in memory, so
+the float model is not opened as one session. Its outputs are computed segment by segment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.affine import QuantParams
+from ptq.core.decibels import NO_ERROR_DB, decibels
+from ptq.core.encoding import AffineEncoding
+from ptq.core.errors import UnsupportedModelError
+from ptq.core.family import tag_of
+from ptq.core.layer import LinearLayer
+from ptq.core.layer_row import LayerRow
+from ptq.core.plan import QuantPlan
+from ptq.core.problem import LayerProblem, Needs
+from ptq.core.progress import Progress
+from ptq.core.spec import PerAxis, PerBlock
+from ptq.delivery.checkpoints import Workspace, checkpoint_key
+from ptq.models.source import INLINE_BYTES, weight_bytes
+from ptq.passes import STREAMING_STEPS
+from ptq.passes.graph import initializer_of
+from ptq.passes.infer_shapes import infer_statically
+from ptq.passes.insert_qdq import lower_one_by_one
+from ptq.passes.placement import Excludes, Placement, place_weights
+from ptq.recipe import Recipe
+from ptq.solving.choices import Choices, LayerChoice
+
+Array = NDArray[np.float32]
+
+CHUNK = 1 << 22
+"""Weights that are solved at once: methods compute in float64, with several temporaries."""
+
+BASE_BYTES = 160 * 2**20
+COMPARED = 2
+"""Samples on which a model of this size is compared."""
+
+BLOCK = 32
+"""Inputs under a scale where the recipe leaves it open: decoded at load, weights would be as large as before."""
+
+
+def needs_streaming(model: ir.Model) -> bool:
+    """Whether the weights are too large to be held more than once."""
+    return weight_bytes(model) > INLINE_BYTES
+
+
+def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
+    """Refuse what needs the whole model at once.
+
+    Args:
+        recipe: Decisions.
+        given: What else was asked for and is not looked at here, as the command line calls it.
+
+    Raises:
+        UnsupportedModelError: The recipe quantizes activations, its weight method looks at them, or something was
+            asked for that is not looked at.
+    """
+    size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
+    if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+        raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
+    timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
+    unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]
+    if unmet:
+        raise UnsupportedModelError(
+            f"{size} compared on {COMPARED} samples and not timed: leave out {', '.join(unmet)}"
+        )
+
+
+def streaming_bytes(prepared: ir.Model) -> int:
+    """Memory that `stream` takes, roughly: its largest weight up to six times, and what any run takes."""
+    sizes = [
+        value.const_value.nbytes for value in prepared.graph.initializers.values() if value.const_value is not None
+    ]
+    return BASE_BYTES + 6 * max(sizes, default=0)
+
+
+def prepare_streaming(model: ir.Model) -> ir.Model:
+    """Normalise a model without running it. Weights stay on disk."""
+    prepared = model.clone()
+    for step in STREAMING_STEPS:
+        step(prepared)
+    infer_statically(prepared)
+    return prepared
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A huge model in integers.
+
+    Attributes:
+        model: Its graph; the tensors are in the workspace.
+        placement: What became integers.
+        rows: For the report.
+    """
+
+    model: ir.Model
+    placement: Placement
+    rows: tuple[LayerRow, ...]
+
+
+def stream(
+    prepared: ir.Model, settings: Choices, excluded: Excludes, workspace: Workspace, progress: Progress
+) -> Streamed:
+    """Quantize the weights of a prepared model, one layer in memory at a time.
+
+    Args:
+        prepared: Not modified.
+        settings: What the recipe means.
+        excluded: The user's exclusions.
+        workspace: Where tensors and solved layers go.
+        progress: Called before each layer.
+
+    Returns:
+        The lowered model.
+
+    Cost:
+        Memory: the largest weight and its codes, and a few hundred MB.
+    """
+    workspace.restart()
+    lowered = prepared.clone()
+    placement = replace(place_weights(prepared, excluded), tables=(), stored=())
+    rows: list[LayerRow] = []
+    start = time.perf_counter()
+
+    def plans() -> Iterator[tuple[LinearLayer, QuantPlan]]:
+        for index, layer in enumerate(placement.layers):
+            spent = time.perf_counter() - start
+            left = f", {spent / index * (len(placement.layers) - index):.0f} s left" if index else ""
+            progress(f"layer {index + 1} of {len(placement.layers)}: {layer.name}{left}")
+            choice = _in_blocks(settings, layer)
+            encoding, row = _solve(prepared, layer, choice, workspace)
+            rows.append(row)
+            yield layer, QuantPlan({}, {layer.name: encoding}, {})
+            _release(prepared, layer.weight)
+
+    lower_one_by_one(lowered, placement, plans(), workspace.store)
+    return Streamed(lowered, placement, tuple(rows))
+
+
+def _in_blocks(settings: Choices, layer: LinearLayer) -> LayerChoice:
+    choice = settings.choice(layer)
+    if isinstance(choice.spec.granularity, PerAxis):
+        spec = replace(settings.weights.spec, granularity=PerBlock(1, BLOCK))
+        return replace(settings, weights=replace(choice, spec=spec), overrides={}).choice(layer)
+    return choice
+
+
+def _solve(
+    model: ir.Model, layer: LinearLayer, choice: LayerChoice, workspace: Workspace
+) -> tuple[AffineEncoding, LayerRow]:
+    """One layer, a few rows at a time, or as it was solved before."""
+    weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
+    key = checkpoint_key(weight, choice)
+    encoding = workspace.find(key)
+    if encoding is None:
+        encoding = _solve_rows(layer.name, weight, choice)
+        workspace.keep(key, encoding)
+    error, signal, zeros = 0.0, 0.0, 0
+    for rows in _chunks(weight):
+        part = replace(encoding, codes=encoding.codes[rows], params=_rows_of(encoding.params, rows))
+        error += float(np.square(part.decode() - weight[rows]).sum(dtype=np.float64))
+        signal += float(np.square(weight[rows]).sum(dtype=np.float64))
+        zeros += part.zeros()
+    used = np.bincount(encoding.codes.reshape(-1).view(np.uint8), minlength=256)
+    row = LayerRow(
+        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
+        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), zeros / weight.size, 0,
+    )  # fmt: skip
+    return encoding, row
+
+
+def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> AffineEncoding:
+    parts = []
+    for rows in _chunks(weight):
+        part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
+        if not isinstance(part, AffineEncoding):
+            raise TypeError(f"layer {name!r} came back as {type(part).__name__}")
+        parts.append(part)
+    codes = np.concatenate([part.codes.astype(np.int8, copy=False) for part in parts])
+    scale, zero = (np.concatenate([getattr(part.params, key) for part in parts]) for key in ("scale", "zero_point"))
+    return AffineEncoding(codes, QuantParams(scale, zero, parts[0].params.spec))
+
+
+def _chunks(weight: Array) -> Iterator[slice]:
+    """Rows that are few enough."""
+    step = max(CHUNK // weight.shape[1], 1)
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
+
+
+def _rows_of(params: QuantParams, rows: slice) -> QuantParams:
+    return replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
+
+
+def _release(model: ir.Model, name: str) -> None:
+    """Unmap a weight that was read."""
+    tensor = model.graph.initializers[name].const_value
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()

@@ -1,0 +1,88 @@
+"""What this tree delivers beside what an earlier commit delivers, byte for byte, on this machine.
+
+The earlier commit is the merge base with the main branch; on the main branch itself the commit before. `PTQ_BASE`
+names another one. Runs that are meant to change stand in `changed.toml`, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from ptq.runtime.native import OVERRIDE, native_path
+from tests.golden.scenarios import SCENARIOS
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = "tests/golden/scenarios.py"
+CHANGED: dict[str, str] = tomllib.loads(Path(__file__).with_name("changed.toml").read_text())
+
+
+def git(*arguments: str) -> bytes:
+    """What git prints; nothing where it fails or is missing."""
+    try:
+        return subprocess.run(["git", "-C", ROOT, *arguments], check=False, capture_output=True).stdout
+    except OSError:
+        return b""
+
+
+def base() -> str:
+    """The commit to compare with; empty if nobody knows."""
+    if named := os.environ.get("PTQ_BASE"):
+        return named
+    head = git("rev-parse", "HEAD").decode().strip()
+    for branch in ("origin/HEAD", "origin/main", "main"):
+        found = git("merge-base", "HEAD", branch).decode().strip()
+        if found:
+            return found if found != head else git("rev-parse", "--verify", "-q", "HEAD~1").decode().strip()
+    return ""
+
+
+def replay(root: Path) -> dict[str, tuple[str, str]]:
+    """Hashes of model and card of every run, by the code of a tree."""
+    library = native_path()
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.golden.scenarios"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), OVERRIDE: str(library or "")},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    return {name: (model, card) for name, model, card in map(json.loads, told.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """What the earlier commit delivers, and what this tree does."""
+    commit = base()
+    if not commit:
+        pytest.skip("no earlier commit here")
+    packed = git("archive", "--format=tar", commit)
+    folder = tmp_path_factory.mktemp("base")
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
+        if PLACE not in archive.getnames():
+            pytest.skip(f"{commit[:12]} has no {PLACE}")
+        archive.extractall(folder, filter="fully_trusted")  # of this repository; it holds links to its own folders
+    return replay(folder), replay(ROOT)
+
+
+def test_runs_deliver_what_they_delivered_before(
+    trees: tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]],
+) -> None:
+    before, after = trees
+    assert after.keys() == SCENARIOS.keys()
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert changed - CHANGED.keys() == set()
+
+
+def test_what_is_meant_to_change_is_there() -> None:
+    assert CHANGED.keys() <= SCENARIOS.keys()
+    assert all(CHANGED.values())
