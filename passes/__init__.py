@@ -73,6 +73,7 @@ __all__ = [
     "PREPARE_SMALL",
     "InsertDynamic",
     "InsertQdq",
+    "LowerOpset",
     "Placement",
     "PrepareStep",
     "UseNative",

@@ -60,7 +60,8 @@ def newest_quantizable(opset: int) -> int:
 
     It is asked, as no list would know its next version; not below 21, which every version since 1.27 has.
     """
-    return next((each for each in range(opset, INT4_OPSET, -1) if _is_quantizable(each)), min(opset, INT4_OPSET))
+    known = min(opset, onnx.defs.onnx_opset_version())
+    return next((each for each in range(known, INT4_OPSET, -1) if _is_quantizable(each)), min(opset, INT4_OPSET))
 
 
 @functools.cache

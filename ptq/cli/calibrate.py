@@ -19,7 +19,7 @@ from ptq.cli.options import (
     recipe_of,
     require_data,
 )
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 from ptq.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
         )
     record.save(output)
     Workspace(notes.parent).remove()
-    display.line(f"{record.described} -> {output}")
-    if record.is_first_round and shard is not None:
-        display.line("round 1 of 2: merge all shards, then run this again with --calibration and the merged file")
+    with ending(0):
+        display.line(f"{record.described} -> {output}")
+        if record.is_first_round and shard is not None:
+            display.line("round 1 of 2: merge all shards, then run this again with --calibration and the merged file")
 
 
 def _shard(text: str) -> Shard:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ptq.cli.helping import Verb
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 
 
 @click.command(cls=Verb, example="ptq merge 1.calib 2.calib -o all.calib")
@@ -24,4 +24,5 @@ def merge(records: tuple[Path, ...], output: Path, *, quiet: bool) -> None:
     require_writable(output, [], ("",))
     whole = run_merge(records)
     whole.save(output)
-    Display(quiet=quiet).line(f"{whole.described} -> {output}")
+    with ending(0):
+        Display(quiet=quiet).line(f"{whole.described} -> {output}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ptq.cli.helping import Verb
-from ptq.cli.running import guarded
+from ptq.cli.running import ending, guarded
 
 
 @click.command(cls=Verb, example="ptq report model.int8.onnx.card.json -o model.html")
@@ -22,4 +22,5 @@ def report(card: Path, output: Path | None) -> None:
     from ptq.api import report as write_report
 
     place = write_report(card, output)
-    click.echo(f"{place.stat().st_size:>12,}  {place}")
+    with ending(0):
+        click.echo(f"{place.stat().st_size:>12,}  {place}")

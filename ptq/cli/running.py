@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -36,20 +36,33 @@ class OneLineErrors(click.Group):
         """The most important ones first."""
         return list(self.commands)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options; some of them print and end."""
+        with _perhaps_unheard():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read the options of a verb, and run it."""
+        with _perhaps_unheard():
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and word what click refuses."""
+        words = list(args[0] if args and args[0] is not None else kwargs.get("args") or sys.argv[1:])
         try:
-            words = list(args[0] if args and args[0] is not None else kwargs.get("args") or sys.argv[1:])
             result = super().main(*args, **{**kwargs, "standalone_mode": False, "obj": words})
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ptq"
             _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        except OSError as error:  # help that cannot be written
-            _end(error)
-        sys.exit(result if isinstance(result, int) else 0)
+            _end(KeyboardInterrupt())
+        except OSError:
+            if "--debug" in words:
+                raise
+            with ending(0):  # help that cannot be written
+                raise
+        with ending(result if isinstance(result, int) else 0):
+            pass  # help; verbs have ended by themselves
 
 
 def guarded(command: Command) -> Command:
@@ -77,21 +90,42 @@ def ending(code: int) -> Iterator[None]:
     """Say the last words and exit; if nobody listens any more, the code says it all the same."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed before it began
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
+    except OSError as error:
+        _give_up(sys.stdout)
+        _fail(f"standard output: {error.strerror or error}; give it a place where it can be written")
     sys.exit(code)
+
+
+@contextmanager
+def _perhaps_unheard() -> Iterator[None]:
+    """Help that nobody listens to is no failure; click would exit with 1, which is a goal that was missed."""
+    try:
+        yield
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+        sys.exit(0)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let go what a stream still holds: Python would try once more as it ends, and exit with a code of its own."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
 
 
-def _end(error: BaseException) -> None:
+def _end(error: BaseException) -> NoReturn:
     """Say in one line what ended the command, and exit."""
     if isinstance(error, KeyboardInterrupt | Terminated):
         interrupted = isinstance(error, KeyboardInterrupt)
-        click.echo("interrupted" if interrupted else "terminated", err=True)
+        _say("interrupted" if interrupted else "terminated")
         sys.exit(INTERRUPTED if interrupted else TERMINATED)
     if isinstance(error, MemoryError):
         _fail("out of memory; use fewer or smaller samples, or a machine with more memory")
@@ -100,8 +134,18 @@ def _end(error: BaseException) -> None:
     _fail(str(error))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     line = printable(" ".join(message.split()))
     line = line if len(line) < LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 3 :]}"  # the cause is last
-    click.echo(f"error: {line}", err=True)
+    _say(f"error: {line}")
     sys.exit(USER_ERROR)
+
+
+def _say(line: str) -> None:
+    """Write to stderr what ends the command; where that cannot be written, the exit code has to do."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+        if stream is not None:  # closed before it began
+            try:
+                click.echo(text, file=stream, nl=False)
+            except OSError:
+                _give_up(stream)

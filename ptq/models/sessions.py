@@ -84,8 +84,14 @@ def _open(
             form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization, weights=weights
         )
     except Exception as error:  # onnxruntime has one exception class per status code and no common base
-        hint = "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
+        hint = _next_step(error, custom_ops)
         raise RunError(f"onnxruntime cannot load the model: {one_line(error)}{hint}") from error
+
+
+def _next_step(error: Exception, custom_ops: Sequence[str | Path]) -> str:
+    if "only *guarantees* support" in str(error):  # an opset that is newer than it
+        return "; export it again with an older opset, or install a newer onnxruntime"
+    return "" if custom_ops else "; if it needs custom operators, pass --custom-ops LIBRARY"
 
 
 def run(

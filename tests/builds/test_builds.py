@@ -38,7 +38,7 @@ def run(*command: str | Path, cwd: Path, **more: str) -> tuple[int, str]:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        check=False, timeout=300, env={**environment, **more},
+        check=False, timeout=1800, env={**environment, **more},
     )  # fmt: skip
     return done.returncode, done.stdout
 

@@ -34,7 +34,7 @@ FOLDER = Path(TOOLS or ".").resolve()
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """Standard output of a command that has to succeed."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, timeout=600,
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, timeout=1800,
         env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

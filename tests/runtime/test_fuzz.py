@@ -126,8 +126,8 @@ def break_model(rng: np.random.Generator, model: onnx.ModelProto) -> None:
 @needs_library
 def test_nothing_crashes(monkeypatch: Any) -> None:
     rng = np.random.default_rng()
-    end, opened, ran = time.monotonic() + SECONDS, 0, 0
-    while time.monotonic() < end:
+    end, opened, ran = time.process_time() + SECONDS, 0, 0
+    while time.process_time() < end:
         monkeypatch.setenv("PTQ_KERNELS", str(rng.choice(["ref", *VARIANTS])))
         model, x = valid(rng)
         break_model(rng, model)

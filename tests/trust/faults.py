@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.trust.forks import Server, _available, _obey
+from tests.trust.forks import Server, Waiting, _available, _obey
 
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARY = "PTQ_FAULTS_LIBRARY"
@@ -57,7 +57,7 @@ class Ended:
     Attributes:
         code: Exit code; -9 and the like after a signal; None when it took too long.
         seconds: How long it took.
-        reaction: Seconds from the signal to the end; None when it came too late.
+        reaction: Seconds from the signal to the end, but those it waited for a core; None when it came too late.
         phases: Begin of each step, seconds.
         calls: What changed files: the kind of call and the path within the stage.
         stdout: What it wrote there.
@@ -135,8 +135,13 @@ class Child:
     late: bool = False
     answer: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        self._waiting = Waiting(self.pid)
+        self._waited = self._waited_before = 0.0
+
     def look(self, seconds: float) -> None:
         """Read what it wrote, send its signal when the time has come, end it when it takes too long."""
+        self._waited = self._waiting.seconds()
         ended, status = os.waitpid(self.pid, os.WNOHANG)
         now = time.perf_counter() - self.start
         self.texts = [text + _available(stream) for text, stream in zip(self.texts, self.streams, strict=True)]
@@ -145,9 +150,9 @@ class Child:
         if ended:
             self._close(now, status)
         elif self.fault.signal and self.sent is None and self._is_time(now):
-            self.sent = time.perf_counter() - self.start
+            self.sent, self._waited_before = time.perf_counter() - self.start, self._waited
             os.kill(self.pid, self.fault.signal)
-        elif now > seconds and not self.late:
+        elif now - self._waited > seconds and not self.late:
             self.late = True
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -162,7 +167,7 @@ class Child:
         self.answer = {
             "code": None if self.late else os.waitstatus_to_exitcode(status),
             "seconds": now,
-            "reaction": None if self.sent is None else now - self.sent,
+            "reaction": None if self.sent is None else now - self.sent - (self._waited - self._waited_before),
             "phases": self.phases,
             "calls": calls,
             "stdout": out,

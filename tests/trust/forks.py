@@ -17,7 +17,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,7 +33,7 @@ class Finished:
     """How a process ended.
 
     Attributes:
-        code: Exit code; -9 and the like after a signal; None when it took too long.
+        code: Exit code; -9 and the like after a signal; None when it took too long, waits for a core left out.
         seconds: How long it took.
         peak_mb: Its largest resident memory.
         stdout: What it wrote there.
@@ -44,6 +45,33 @@ class Finished:
     peak_mb: float
     stdout: str
     stderr: str
+
+
+@dataclass
+class Waiting:
+    """How long a process and its children stood ready while others had the cores: a busy machine is no fault of theirs.
+
+    Attributes:
+        pid: The process.
+        seen: Seconds of each, as Linux tells while it lives.
+    """
+
+    pid: int
+    seen: dict[int, float] = field(default_factory=dict)
+
+    def seconds(self) -> float:
+        """Up to now."""
+        for pid in (self.pid, *_children(self.pid)):
+            with suppress(OSError):  # gone, or a system that does not tell
+                self.seen[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return sum(self.seen.values())
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 class Server:
@@ -138,17 +166,18 @@ def _obey(order: dict[str, Any], main: Any, streams: list[int]) -> None:
 
 def _wait(child: int, seconds: float, streams: list[int]) -> dict[str, Any]:
     """Read what a child writes until it ends, or end it."""
-    start = time.perf_counter()
+    start, waiting = time.perf_counter(), Waiting(child)
     texts = [b"" for _ in streams]
     for stream in streams:
         os.set_blocking(stream, False)
     late = False
     while True:
+        waited = waiting.seconds()
         ended, status, usage = os.wait4(child, os.WNOHANG)
         texts = [text + _available(stream) for text, stream in zip(texts, streams, strict=True)]
         if ended:
             break
-        if not late and time.perf_counter() - start > seconds:
+        if not late and time.perf_counter() - start - waited > seconds:
             late = True
             os.killpg(child, signal.SIGKILL)
         time.sleep(0.002)

@@ -47,6 +47,7 @@ NAMES = (
 HOME = Path(ptq.__file__).resolve().parents[1]
 PARTS = ("ptq", "passes", "calibration", "runtime")
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
+FEWEST = 10  # executions after the first one, however little time there is
 ALONE = """
 import faulthandler, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({bytes}, {bytes}))
@@ -255,7 +256,7 @@ class Fuzzer:
         blame = "onnxruntime alone too" if alone.code is None or alone.code < 0 else "not onnxruntime alone"
         stage.output.unlink(missing_ok=True)
         code = ALONE.format(bytes=MEMORY_BYTES, seconds=SECONDS + 5)
-        again = subprocess.run([sys.executable, "-c", code, *stage.arguments], cwd=stage.root / "cwd", timeout=60,
+        again = subprocess.run([sys.executable, "-c", code, *stage.arguments], cwd=stage.root / "cwd", timeout=600,
                                capture_output=True, check=False)  # fmt: skip
         text = again.stderr.decode(errors="replace")
         if finished.code is None and "Timeout" not in text:
@@ -307,12 +308,12 @@ def _gist(text: str) -> str:
 
 
 def fuzz(seconds: float, seed: int, keep: Path | None = None, first: int = 0) -> Fuzzer:
-    """Execute until the time is up."""
+    """Execute until the time is up, and a few times at least, however busy the machine is."""
     corpus()
     with Fuzzer(seed, keep) as fuzzer:
         fuzzer.execute(first)  # which waits for the servers to stand
         end, number = time.monotonic() + seconds, first + 1
-        while time.monotonic() < end:
+        while time.monotonic() < end or number <= first + FEWEST:
             fuzzer.execute(number)
             number += 1
     return fuzzer

@@ -204,11 +204,35 @@ def test_weights_of_an_older_output_go_when_the_new_one_has_none_beside_it(
 def test_words_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     stage = Stage.at(tmp_path / "stage")
     stage.put_works()
-    with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "ptq", *stage.arguments]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=stage.root)
-    assert "Traceback" not in ended.stderr
-    assert ended.returncode in (0, 2)
+    for arguments in (stage.arguments, ["methods"], ["methods", "--help"], ["--help"], ["--version"], ["--cmakedir"]):
+        code, lines = _run_full(arguments, stage.root, "stdout")
+        assert (code, len(lines)) == (2, 1), arguments
+        assert lines[0].startswith(f"error: standard output: {os.strerror(errno.ENOSPC)}"), arguments
+    assert _run_full([*stage.arguments, "--nonsense"], stage.root, "stderr") == (2, [])
+
+
+def _run_full(arguments: list[str], folder: Path, stream: str) -> tuple[int, list[str]]:
+    """The exit code and the lines on the other stream, with what is written kept back as well as at once."""
+    ends = []
+    for buffering in ({}, {"PYTHONUNBUFFERED": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffering
+        with Path("/dev/full").open("w") as full:
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+            command = [sys.executable, "-m", "ptq", *arguments]
+            ended = subprocess.run(command, text=True, check=False, cwd=folder, env=environment, **streams)
+        ends.append((ended.returncode, (ended.stderr or ended.stdout or "").splitlines()))
+    assert ends[0] == ends[1]
+    return ends[0]
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--help"], ["--help"], ["--version"]])
+def test_words_that_nobody_listens_to_are_no_failure(arguments: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ptq", *arguments]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def _refused(scene: Scene, ended: Ended, cause: str) -> list[str]:
@@ -248,7 +272,10 @@ def test_interrupted(
             shutil.rmtree(slow.root / folder)
             (slow.root / folder).mkdir()
         fault = Fault(signal=number, phase=phase, after=after)
-        ended = saboteur.run(Order(slow.arguments, str(slow.root), fault))
+        never = {
+            "SAVE_SECONDS": 1e9
+        }  # long runs keep what an interrupted one goes on from, and a busy machine's is long
+        ended = saboteur.run(Order(slow.arguments, str(slow.root), fault, never))
         found += [f"{phase} + {after:g} s: {each}" for each in _interruption(slow, ended, codes)]
     _require(found)
 
