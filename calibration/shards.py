@@ -98,7 +98,7 @@ class StageShards:
         while (first := next(stream, None)) is not None:
             digest = hashlib.sha256()
             here = part not in known and part % self.shard.count == self.shard.index
-            if here and self.source:
+            if part not in known and self.source:
                 raise InputError(f"{self.source}: part {part} of the calibration set is missing; merge every shard")
             for index, feed in itertools.chain([first], itertools.islice(stream, self.part_size - 1)):
                 digest_with(digest, feed)
