@@ -1,4 +1,4 @@
-"""What errors in one layer do to the network's outputs: measured, by running what comes behind it with them."""
+"""The effect of one layer's errors on the network's outputs: measured, by running the rest of the network with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROBES = 2
 
 @dataclass(frozen=True)
 class Influence:
-    """What a layer's errors do.
+    """Effect of a layer's weight errors on the network's outputs.
 
     Attributes:
         cost: Energy of the error at the network's outputs over that of the outputs, summed over outputs, that each
@@ -45,17 +45,17 @@ class Influence:
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """Errors of one layer's weight.
+    """Errors of one layer's weight, and how large they are at the layer's output.
 
     Attributes:
         weight: The errors. Shape [out, in].
         energy: Of what they add to the layer's output. Shape [out].
-        centred: A bias takes up the mean of that.
+        centered: A bias takes up the mean of that.
     """
 
     weight: NDArray[np.float32]
     energy: Float
-    centred: bool
+    centered: bool
 
 
 def influence(
@@ -66,7 +66,7 @@ def influence(
     sizes: Sequence[int],
     custom_ops: Sequence[str | Path] = (),
 ) -> Influence:
-    """How much of the network's output each feature's weight error costs.
+    """Measure how much of the network's output each feature's weight error costs.
 
     Args:
         model: Prepared float model.
@@ -100,7 +100,7 @@ def influence(
             held = walk.held(chunk)
             output = run(exact, {layer.source: held[layer.source]})[0]
             change = run(error, {layer.source: held[layer.source]})[0]
-            if errors.centred:
+            if errors.centered:
                 others = tuple(i for i in range(change.ndim) if i != axis % change.ndim)
                 change = change - change.mean(others, keepdims=True)
             fixed = {name: held[name] for name in names if name != layer.name}
@@ -117,23 +117,23 @@ def influence(
                 return forward(np.where(mask, output + change, output))
 
             reference = forward(output)
-            for index, found in enumerate(in_order(changed, sets, os.cpu_count() or 1)):
-                cost[index] += sum(_relative(reference[name], found[name]) for name in wanted if name in found)
+            for index, result in enumerate(in_order(changed, sets, os.cpu_count() or 1)):
+                cost[index] += sum(_relative(reference[name], result[name]) for name in wanted if name in result)
     by_feature = np.zeros(len(energy))
-    for rows, each in zip(sets, cost / len(probes), strict=True):
-        by_feature[rows] = each * energy[rows] / max(float(energy[rows].sum()), 1e-300)
+    for rows, set_cost in zip(sets, cost / len(probes), strict=True):
+        by_feature[rows] = set_cost * energy[rows] / max(float(energy[rows].sum()), 1e-300)
     return Influence(by_feature, output.size // len(energy) // sizes[probes[-1]])
 
 
-def _relative(reference: NDArray[Any], found: NDArray[Any]) -> float:
+def _relative(reference: NDArray[Any], output: NDArray[Any]) -> float:
     if reference.dtype.kind != "f":
         return 0.0
     signal = float(np.square(reference, dtype=np.float64).sum())
-    return float(np.square(found - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
+    return float(np.square(output - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
 
 
 def _alone(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | None = None) -> bytes:
-    """The layer's node as a model; with another weight if one is given, and then without bias."""
+    """Serialize the layer's node as a model; if another weight is given, with that one and without bias."""
     node = next(ir.to_proto(node) for node in model.graph if node.outputs[0].name == layer.name)
     if weight is None:
         arrays = {name: initializer_of(model, name) for name in node.input if name and name != layer.source}

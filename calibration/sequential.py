@@ -37,7 +37,7 @@ Feed = Mapping[str, NDArray[Any]]
 Float = NDArray[np.float64]
 
 MAX_ROWS = 64
-"""Positions of one sample that enter a second moment, evenly spread: neighbours in an image say much the same."""
+"""Positions of one sample that enter a second moment, evenly spread: neighbors in an image say much the same."""
 
 CHUNK_BYTES = 4 * 2**20
 """Size of the model inputs that are run at once: enough to make one call worth its cost."""
@@ -52,7 +52,7 @@ SAME = 1e-3  # of the largest output: how far a batch may differ from its sample
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples that are run at once.
+    """Samples that are run at once, stacked along the first axis.
 
     Attributes:
         feed: Model inputs.
@@ -64,7 +64,7 @@ class Chunk:
 
 
 class SampleReplay:
-    """The calibration set kept for a second look.
+    """The calibration set, kept so that it can be run over again.
 
     Args:
         store: Where the samples wait, and later what the networks make of them.
@@ -77,7 +77,7 @@ class SampleReplay:
         self._names: list[tuple[str, ...]] = []
 
     def record(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """Pass samples through and keep a copy."""
+        """Pass samples through, and keep a copy of each."""
         for feed in feeds:
             for name, array in feed.items():
                 self.store.put((len(self._names), name), array)
@@ -85,11 +85,11 @@ class SampleReplay:
             yield feed
 
     def extend(self, feeds: Iterable[Feed]) -> int:
-        """Keep further samples; how many there were."""
+        """Keep further samples, and return how many there were."""
         return sum(1 for _ in self.record(feeds))
 
     def replay(self, *, keep: bool = False) -> Iterator[Feed]:
-        """The samples again; unless they are to be kept, each is forgotten as it is given."""
+        """Yield the samples again; unless `keep` is set, each is forgotten as it is given."""
         for index, names in enumerate(tuple(self._names)):
             yield {name: self.store.get((index, name)) for name in names}
             for name in () if keep else names:
@@ -98,7 +98,7 @@ class SampleReplay:
 
 
 class SequentialWalk:
-    """The walk over one model.
+    """A walk over the layers of one model, the float network beside the lowered one.
 
     Args:
         model: Prepared float model.
@@ -137,18 +137,18 @@ class SequentialWalk:
             self._quantized_run.feed(chunk.feed)
 
     def layers(self) -> Iterator[tuple[LinearLayer, LayerMoments]]:
-        """Each layer with its moments; `install` it before going on."""
+        """Yield each layer with its moments; `install` its numbers before going on."""
         for stage in self._stages:
             yield from self._moments(stage)
         self._float_run.close()
         self._quantized_run.close()
 
     def influence(self, layer: LinearLayer, errors: LayerErrors) -> Influence:
-        """What the layer's weight errors cost the network's outputs, see `influence`; only in a survey."""
+        """Measure what the layer's weight errors cost the network's outputs, see `influence`; only in a survey."""
         return influence(self._model, layer, self._float_run, errors, self._sizes, self._custom_ops)
 
     def install(self, layer: LinearLayer, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
-        """Let the quantized network go on with the layer's final numbers."""
+        """Write the layer's final numbers into the lowered network, which goes on with them."""
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
     def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerMoments]]:
@@ -156,39 +156,39 @@ class SequentialWalk:
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
-        seen = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
+        moments_of = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
-        common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in seen.items()))
+        common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in moments_of.items()))
         with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
             for half, parts in self._engine.map(_measure, common, _together(values)):
-                for moments, part in zip(seen.values(), parts, strict=True):
+                for moments, part in zip(moments_of.values(), parts, strict=True):
                     moments.add(half, part)
-        return [(layer, seen[layer.unfold].of(layer)) for layer in stage]
+        return [(layer, moments_of[layer.unfold].of(layer)) for layer in stage]
 
 
 _Values = tuple[int, list[NDArray[Any]], list[NDArray[Any]]]
 """Samples of a chunk, what the float network gives a layer there, and what the quantized one gives it."""
 
 _Together = tuple[int, list[_Values]]
-"""Which half of the set, and chunks of it."""
+"""Half of the set, 0 or 1, and chunks of it."""
 
 _Rows = tuple[NDArray[Any], NDArray[Any], int]
-"""Rows of the quantized and the float network, and of how many samples."""
+"""Rows of the quantized network, rows of the float one, and the number of samples they come from."""
 
 _Parts = tuple[LayerStatistics, LayerStatistics]
 
 
 @dataclass(frozen=True)
 class _Common:
-    """What the moments of all chunks of a stage need: the grid of its input, unfoldings, and the weights they meet."""
+    """Grid of a stage's input, unfoldings and the weights they meet: alike for all chunks of the stage."""
 
     grid: QuantParams | None
     unfolds: tuple[tuple[Unfold, NDArray[np.float32]], ...]
 
 
 def _measure(common: _Common, part: _Together) -> tuple[int, list[_Parts]]:
-    """On some machine: moments of the rows of some chunks, and of the means of their samples."""
+    """Compute moments of the rows of some chunks, and of the means of their samples, on whatever machine this runs."""
     half, chunks = part
     rows: list[list[_Rows]] = [[] for _ in common.unfolds]
     for size, (original,), (codes,) in chunks:
@@ -209,19 +209,19 @@ def _moments_of(chunks: list[_Rows], weight: NDArray[np.float32]) -> _Parts:
 
 @dataclass
 class _Moments:
-    """Moments under construction, for layers that read the same rows."""
+    """Moments under construction, shared by layers that read the same rows."""
 
     layers: list[LinearLayer]
     weight: NDArray[np.float32]
     parts: dict[tuple[str, int], MomentSum] = field(default_factory=dict)
 
     def add(self, half: int, parts: _Parts) -> None:
-        """Add moments to one half of the set."""
+        """Add the moments of some chunks to one half of the set."""
         for kind, part in zip(("rows", "pooled"), parts, strict=True):
             self.parts.setdefault((kind, half), MomentSum()).add(part)
 
     def of(self, layer: LinearLayer) -> LayerMoments:
-        """The moments with the output energy of one of the layers."""
+        """Return the moments, with the output energy of one of the layers."""
         sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in self.layers]
         start = sum(sizes[: self.layers.index(layer)])
         stop = start + sizes[self.layers.index(layer)]
@@ -236,21 +236,21 @@ def _sample_means(rows: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def _together(values: Iterable[_Values]) -> Iterator[_Together]:
-    """Chunks of each half of the set in turns, several at once where they are small."""
+    """Yield chunks of each half of the set in turn, several at once where they are small."""
     waiting: tuple[list[_Values], list[_Values]] = ([], [])
     for index, chunk in enumerate(values):
-        own = waiting[index % 2]
-        own.append(chunk)
-        if sum(codes.size for _, _, (codes,) in own) >= TOGETHER:
-            yield index % 2, list(own)
-            own.clear()
-    for half, own in enumerate(waiting):
-        if own:
-            yield half, own
+        chunks = waiting[index % 2]
+        chunks.append(chunk)
+        if sum(codes.size for _, _, (codes,) in chunks) >= TOGETHER:
+            yield index % 2, list(chunks)
+            chunks.clear()
+    for half, chunks in enumerate(waiting):
+        if chunks:
+            yield half, chunks
 
 
 def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | Path]) -> Iterator[Chunk]:
-    """Samples of equal shapes, stacked."""
+    """Stack samples of equal shapes into chunks."""
     waiting: dict[tuple[tuple[str, Any], ...], list[Feed]] = {}
     size = 0
     for feed in feeds:
@@ -266,7 +266,7 @@ def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | P
 
 
 def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) -> int:
-    """How many samples the model takes at once; 1 unless its first axis is free and a batch changes nothing."""
+    """Find how many samples the model takes at once; 1 unless its first axis is free and a batch changes nothing."""
     if any(
         value.shape is None or not len(value.shape) or isinstance(value.shape[0], int) for value in model.graph.inputs
     ):
@@ -287,7 +287,7 @@ def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) 
 
 
 def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
-    """Layers by the value they read, in the order of the first of each: its predecessors all come before."""
+    """Group layers by the value they read, in the order of each group's first: its predecessors all come before."""
     stages: dict[str, list[LinearLayer]] = {}
     for layer in layers:
         stages.setdefault(layer.source, []).append(layer)
@@ -295,7 +295,7 @@ def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
 
 
 def _side_by_side(layers: list[LinearLayer], weights: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Weights of layers that read the same rows as one, group by group."""
+    """Join the weights of layers that read the same rows into one, group by group."""
     groups = layers[0].unfold.groups
     parts = [weights[layer.name] for layer in layers]
     width = parts[0].shape[-1]

@@ -47,10 +47,10 @@ class LayerMoments:
         """Over all positions."""
         return functools.reduce(LayerStatistics.merge, self.rows)
 
-    def centred(self, weight: NDArray[np.float32]) -> LayerMoments:
-        """About the means, see `LayerStatistics.centred`."""
+    def centered(self, weight: NDArray[np.float32]) -> LayerMoments:
+        """About the means, see `LayerStatistics.centered`."""
         halves: Sequence[tuple[LayerStatistics, ...]] = (self.rows, self.pooled)
-        return LayerMoments(*(tuple(half.centred(weight) for half in each) for each in halves))
+        return LayerMoments(*(tuple(half.centered(weight) for half in each) for each in halves))
 
     def damped(self, weight: NDArray[np.float32]) -> LayerStatistics:
         """Over all positions, each weight held to its float value as strongly as unseen samples ask for.

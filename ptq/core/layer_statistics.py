@@ -110,7 +110,7 @@ class LayerStatistics:
         error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * target_correlation, q) + self.energy.sum()
         return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
 
-    def centred(self, weight: NDArray[Any]) -> LayerStatistics:
+    def centered(self, weight: NDArray[Any]) -> LayerStatistics:
         """Moments about the means: what is left to the weight where a bias takes up every mean error.
 
         Args:

@@ -241,7 +241,7 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
     placement = place(model)
     layer = placement.layers[1]
     rounding = random((MAX_GROUPS, layer.fan_in), 9, 0.01)
-    errors = LayerErrors(rounding, np.arange(MAX_GROUPS, 0, -1.0), centred=True)
+    errors = LayerErrors(rounding, np.arange(MAX_GROUPS, 0, -1.0), centered=True)
     with ArrayStore(1 << 30) as store:
         samples = SampleReplay(store)
         list(samples.record({"x": x[i : i + 1]} for i in range(8)))
