@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
 from ptq.passes._guards import take_over
@@ -74,14 +75,15 @@ class InsertDynamic(ir.passes.InPlacePass):
         names = [str(value.name) for value in node.inputs[1:3] if value is not None]
         weights = [decoded[name] for name in names if name in decoded]
         encodings = [self.plan.stored[weight.name] for weight in weights]
-        if len(weights) < 2 or any(encoding.params.spec.num_bits != BYTE for encoding in encodings):
+        integers = [encoding for encoding in encodings if isinstance(encoding, IntegerWeight)]
+        if len(integers) < 2 or any(encoding.num_bits != BYTE for encoding in integers):
             return
         if node.attributes.get_int("layout", 0):
             return
         parts: list[ir.Value] = []
-        for role, weight, encoding in zip("WR", weights, encodings, strict=True):
+        for role, weight, encoding in zip("WR", weights, integers, strict=True):
             codes = np.swapaxes(weight.to_tensor(encoding.codes), 1, 2)
-            scale = encoding.params.scale.reshape(weight.shape[:2])
+            scale = encoding.scale.reshape(weight.shape[:2])
             name = f"{name_of(node)}_{role}"
             parts.append(add_initializer(model.graph, f"{name}_codes", codes.astype(np.int8)))
             parts.append(add_initializer(model.graph, f"{name}_scale", scale))

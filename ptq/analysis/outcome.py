@@ -109,14 +109,13 @@ def skipped_note(data: DataReader) -> tuple[str, ...]:
 def table_note(plan: QuantPlan) -> tuple[str, ...]:
     """Embedding tables on codes."""
     return tuple(
-        f"embedding table {name}: {len(rows.codes)} rows on {rows.params.spec.num_bits} bits"
-        for name, rows in plan.tables.items()
+        f"embedding table {name}: {rows.shape[0]} rows on {rows.num_bits} bits" for name, rows in plan.tables.items()
     )
 
 
 def stored_note(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
     """Weights on codes that are not those of layers."""
-    lengths = {encoding.params.spec.num_bits for encoding in plan.stored.values()}
+    lengths = {encoding.num_bits for encoding in plan.stored.values()}
     on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
     return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 

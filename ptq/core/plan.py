@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.encoding import WeightEncoding
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ class QuantPlan:
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, WeightEncoding]
     biases: Mapping[str, BiasEncoding | FloatBias]
-    tables: Mapping[str, AffineEncoding] = field(default_factory=dict)
-    stored: Mapping[str, AffineEncoding] = field(default_factory=dict)
+    tables: Mapping[str, WeightEncoding] = field(default_factory=dict)
+    stored: Mapping[str, WeightEncoding] = field(default_factory=dict)

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from ptq.calibration.shards import SAVE_SECONDS
 from ptq.core.affine import QuantParams
 from ptq.core.archive import freeze, thaw
-from ptq.core.encoding import AffineEncoding, SumEncoding
+from ptq.core.encoding import IntegerWeight, LookupWeight
 from ptq.core.errors import InputError
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.solved_layer import AtOutput, SolvedLayer
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.core.storage import Alphabet, Words
 from ptq.core.widths import Widths
 from ptq.files.scratch import owned
 from ptq.files.whole import write_whole
@@ -41,8 +42,8 @@ if sys.platform != "win32":
 TENSORS = "tensors.bin"
 SUFFIX = ".layer"
 KINDS = (
-    AffineEncoding, AtOutput, BiasEncoding, FloatBias, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec,
-    SolvedLayer, SumEncoding, Widths,
+    Alphabet, AtOutput, BiasEncoding, FloatBias, IntegerWeight, LookupWeight, PerAxis, PerBlock, PerTensor,
+    QuantParams, QuantSpec, SolvedLayer, Widths, Words,
 )  # fmt: skip
 ALIGNMENT = 4096
 """Offsets that can be mapped into memory."""
@@ -130,12 +131,12 @@ class Workspace:
         """Forget the tensors of an interrupted run; solved layers stay."""
         (self.folder / TENSORS).unlink(missing_ok=True)
 
-    def find(self, key: str) -> AffineEncoding | None:
+    def find(self, key: str) -> IntegerWeight | None:
         """A layer solved before, or None."""
         found = _recalled(self.folder / f"{key}{SUFFIX}")
-        return found if isinstance(found, AffineEncoding) else None
+        return found if isinstance(found, IntegerWeight) else None
 
-    def keep(self, key: str, encoding: AffineEncoding) -> None:
+    def keep(self, key: str, encoding: IntegerWeight) -> None:
         """Keep a solved layer, whole or not at all."""
         write_whole(self.folder / f"{key}{SUFFIX}", freeze(encoding))
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from ptq.core.affine import QuantParams, quantize
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments, add_damping, damped
-from ptq.core.encoding import WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, output_error
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.problem import LayerProblem
 from ptq.core.solved_layer import AtOutput, SolvedLayer
-from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.core.spec import PerAxis, QuantSpec
 from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
 from ptq.solving.choices import LayerChoice
@@ -141,37 +141,40 @@ def solve_layer(
     encoding: WeightEncoding = choice.method.quantize(problem)
     guarded = 0
     integer = None if arrays.layer.op_type == "MatMul" else grid  # behind a product the bias is added in float
-    if bias is not None and integer is not None:
+    if not isinstance(encoding, IntegerWeight):
+        integer = None
+    elif bias is not None and integer is not None:
         encoding, guarded = _guard_bias(encoding, problem, bias, integer)
     decoded = encoding.decode().astype(np.float64)
     if corrects and means is not None:
         bias = (np.zeros(len(weight)) if bias is None else bias) - _shift(decoded, weight, means)
     encoded: BiasEncoding | FloatBias | None = None
     if bias is not None:
-        encoded = FloatBias(bias.astype(np.float32)) if integer is None else _encode_bias(bias, encoding, integer)
+        encoded = FloatBias(bias.astype(np.float32))
+        if isinstance(encoding, IntegerWeight) and integer is not None:
+            encoded = _encode_bias(bias, encoding, integer)
     error = np.square(decoded - weight).sum(), np.square(weight, dtype=np.float64).sum()
     solved = SolvedLayer(encoding, encoded, guarded, (float(error[0]), float(error[1])))
     if seen is None or damped_statistics is None:
         return solved
     return replace(
-        solved, output=_at_output(seen, decoded, damped_statistics.best_weight(weight), arrays, encoding.params.scale)
+        solved, output=_at_output(seen, decoded, damped_statistics.best_weight(weight), arrays, encoding.widest_step())
     )
 
 
 def _at_output(
-    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, scale: NDArray[np.float32]
+    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, step: NDArray[np.float32]
 ) -> AtOutput:
     signal, rounding = float(seen.energy.sum()), decoded - best
     by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
     row_error = output_error(by_group, seen.gram).reshape(-1)
     error = seen.relative_error(decoded, seen.target_correlation(arrays.weight)) * signal
-    return AtOutput(signal, error, _bound(seen, scale), rounding.astype(np.float32), row_error)
+    return AtOutput(signal, error, _bound(seen, step), rounding.astype(np.float32), row_error)
 
 
-def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
+def _bound(seen: LayerStatistics, step: NDArray[np.float32]) -> float:
     """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
-    widest = scale.max(1) if scale.ndim == 2 else scale
-    steps = np.broadcast_to(np.square(widest, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
+    steps = np.broadcast_to(np.square(step, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
     inputs = np.einsum("gii->g", seen.gram)[:, None]
     return float((steps / 4 * inputs).sum())
 
@@ -202,31 +205,20 @@ def _shift(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Fl
 
 
 def _guard_bias(
-    encoding: WeightEncoding, problem: LayerProblem, bias: Float, grid: QuantParams
-) -> tuple[WeightEncoding, int]:
+    encoding: IntegerWeight, problem: LayerProblem, bias: Float, grid: QuantParams
+) -> tuple[IntegerWeight, int]:
     """Raise weight scales whose bias would not fit into int32.
 
     The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
     ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
     """
     least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
-    if isinstance(encoding.params.spec.granularity, PerTensor):
-        least = np.asarray(least.max(initial=0.0))
-    low = encoding.params.scale < least
-    if not low.any():
-        return encoding, 0
-    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
-    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
-    nearest = encoding.nearest(problem.weight, params)
-    if problem.saturation is not None:
-        nearest = np.clip(nearest, problem.saturation.low, problem.saturation.high).astype(nearest.dtype)
-    again = np.broadcast_to(low[..., None], nearest.shape)  # the other rows keep what the method found
-    codes = np.where(again, nearest, encoding.codes)
-    return replace(encoding, codes=codes, params=params), int(low.sum())
+    limits = None if problem.saturation is None else (problem.saturation.low, problem.saturation.high)
+    return encoding.raised(least, problem.weight, limits)
 
 
-def _encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
-    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
+def _encode_bias(bias: Float, encoding: IntegerWeight, grid: QuantParams) -> BiasEncoding:
+    scale = np.broadcast_to(np.float32(grid.scale) * encoding.scale, bias.shape).astype(np.float32)
     params = QuantParams(
         scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
     )
