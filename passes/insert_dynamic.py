@@ -13,6 +13,7 @@ from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
 from ptq.passes._guards import take_over
+from ptq.passes.decoding import decoding_of
 from ptq.passes.graph import add_initializer
 from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
@@ -146,15 +147,11 @@ class _Writer:
 
 
 def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None:
-    """What a weight is made of: int8 codes, and one scale per feature."""
-    product = node.inputs[1].producer() if node.inputs[1] is not None else None
-    wide = product.inputs[0].producer() if product is not None and product.inputs[0] is not None else None
-    if product is None or product.op_type != "Mul" or wide is None or wide.op_type != "Cast":
+    """What a weight is made of: int8 codes, and one scale per feature; None if it is made otherwise."""
+    found = decoding_of(node.inputs[1])
+    if found is None or found.node.op_type != "Mul" or found.scale.const_value is None:
         return None
-    codes, scale = wide.inputs[0], product.inputs[1]
-    if codes is None or scale is None or scale.const_value is None:
-        return None
-    return codes, scale.const_value
+    return found.codes, found.scale.const_value
 
 
 def _add(

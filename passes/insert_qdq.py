@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 
 from ptq.codecs.bitplanes import BYTE
 from ptq.core.affine import QuantParams
+from ptq.core.encoding import LookupWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
@@ -141,8 +142,10 @@ class _Lowering:
         node = self.values[layer.name].producer()
         assert node is not None  # a layer is named after a node's output
         on_codes = layer.source in self.plan.activations
-        decoded = self.weights.of_layer(layer, self.plan.weights[layer.name], on_codes=on_codes)
-        node.replace_input_with(layer.weight_index, decoded)
+        encoding = self.plan.weights[layer.name]
+        node.replace_input_with(layer.weight_index, self.weights.of_layer(layer, encoding, on_codes=on_codes))
+        if isinstance(encoding, LookupWeight):  # its kernel is float, whatever it reads
+            self.integer.discard(node)
         return LoweredLayer.of(layer, node, self._bias(layer, node))
 
     def table(self, table: Table) -> None:

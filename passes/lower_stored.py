@@ -38,7 +38,7 @@ def lower_table(weights: WeightWriter, name: str, readers: dict[str, ir.Node], t
             node.replace_input_with(0, reals)
         return [node.outputs[0] for node in readers.values()]
     codes = weights.codes(f"{name}_quantized", layout, table)
-    scale = weights.writer.initializer(f"{name}_scale", _half(table.scale).reshape(-1, 1))
+    scale = weights.writer.initializer(f"{name}_scale", short_scale(table.scale).reshape(-1, 1))
     return [_pick(weights, reader, node, (codes, scale)) for reader, node in readers.items()]
 
 
@@ -78,7 +78,7 @@ def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value
     return product
 
 
-def _half(scale: NDArray[np.float32]) -> NDArray[Any]:
+def short_scale(scale: NDArray[np.float32]) -> NDArray[Any]:
     """Scales as float16 where it is precise enough: 11 bits, next to words of 8, are."""
     smallest, largest = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
     return scale.astype(np.float16) if scale.min() >= smallest and scale.max() <= largest else scale

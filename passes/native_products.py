@@ -106,6 +106,28 @@ def pack_weight(fields: Fields, scale: NDArray[np.float32]) -> Packed:
     return Packed(packed, by_strip, fields.table)
 
 
+def unpack_weight(
+    packed: Packed, shape: tuple[int, int], num_bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The inverse of `pack_weight`.
+
+    Args:
+        packed: As an operator takes it.
+        shape: Features N and inputs K.
+        num_bits: Word length b.
+
+    Returns:
+        What the words stand for [N, K], and scales [N, blocks].
+    """
+    (rows, columns), per_byte = shape, BYTE // num_bits
+    shifts = np.arange(0, BYTE, num_bits, dtype=np.uint8)
+    apart = (packed.codes[..., None] >> shifts) & np.uint8((1 << num_bits) - 1)
+    strips, groups = packed.codes.shape[:2]
+    places = apart.transpose(0, 2, 1, 4, 3).reshape(strips * STRIP, groups * per_byte * LANE)[:rows, :columns]
+    steps = packed.scale.transpose(0, 2, 1).reshape(strips * STRIP, -1)[:rows]
+    return packed.table[places], steps
+
+
 def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, words: Collection[int]) -> ir.Node | None:
     """Write a MatMul or Gemm of a float input as one operator that quantizes each row of it by its own range.
 
