@@ -13,14 +13,17 @@ import onnx_ir as ir
 
 from ptq.analysis.card import card_markdown
 from ptq.analysis.compare import Metric
-from ptq.analysis.report import QuantReport
+from ptq.analysis.outcome import Outcome, data_facts, notes_of, overflow_note, report_of
+from ptq.analysis.report import DataFacts, QuantReport
+from ptq.analysis.verify import Verification
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.executor import Executor, Threads
 from ptq.calibration.reader import DataReader
 from ptq.calibration.sequential import SampleReplay
 from ptq.calibration.shards import CalibrationShards
-from ptq.calibration.split import split_samples
+from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
+from ptq.core.plan import QuantPlan
 from ptq.core.progress import Progress, silent
 from ptq.delivery.deliver import Delivery, deliver
 from ptq.delivery.workspace import Workspace
@@ -33,6 +36,8 @@ from ptq.recipe.toml import recipe_to
 from ptq.runtime.native import native_path
 from ptq.runtime.opening import open_session
 from ptq.solving.choices import Choices
+from ptq.solving.grids import uneven_concats
+from ptq.solving.plan import Problem
 from ptq.target import Target, target_named
 
 if TYPE_CHECKING:
@@ -176,3 +181,32 @@ class Context:
         origin, recipe = calibration.record.latest.origin, recipe_to(self.job.recipe)
         parts = (origin, calibration.split.fingerprint, recipe, self.target.name)
         return Checkpoints(self.job.workspace, checkpoint_key(*parts))
+
+    def notes_on(self, problem: Problem, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
+        """What a user should know of a lowered model.
+
+        Args:
+            problem: What was solved.
+            plan: What came of it.
+            lowered: The model that is delivered.
+        """
+        overflow = overflow_note(self.target) if self.mode.rounds_activations else ()
+        concats = uneven_concats(problem.model, problem.placement, problem.histograms)
+        return (*notes_of(self.job.data, problem.model, problem.placement, plan, lowered), *overflow, *concats)
+
+    def facts(self, split: SampleSplit, proof: Verification) -> DataFacts:
+        """What the figures are from."""
+        return data_facts(self.job.data, split, proof, evaluated=self.job.evaluation is not None)
+
+    def result(self, outcome: Outcome, start: float, workspace: Workspace | None = None) -> Result:
+        """The outcome, judged, as what a caller gets.
+
+        Args:
+            outcome: What the run ended with.
+            start: When it began, seconds of `time.perf_counter`.
+            workspace: Where it kept what it would have gone on from; default: the job's.
+        """
+        job = self.job
+        if workspace is None and job.workspace is not None:
+            workspace = Workspace(job.workspace)
+        return Result(outcome.delivery, report_of(job.source, job.recipe, outcome, start), job.custom_ops, workspace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ptq.analysis.outcome import Outcome, data_facts, notes_of, overflow_note, report_of
+from ptq.analysis.outcome import Outcome
 from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.calibration.calibration_set import CalibrationSet, RoundEnds
 from ptq.calibration.record import RANGES, CalibrationRecord, CalibrationStatistics
@@ -19,13 +19,12 @@ from ptq.calibration.token_augmentation import augment
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.progress import Progress, counted, silent
 from ptq.delivery.deliver import Delivery, pack
-from ptq.delivery.workspace import Workspace
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import prepare
 from ptq.passes.placement import Placement
 from ptq.solving.choices import choices_of
-from ptq.solving.grids import grid_distributions, per_value, uneven_concats
+from ptq.solving.grids import grid_distributions, per_value
 from ptq.solving.plan import Problem, make_plan
 from ptq.streaming.run import run_streamed
 from ptq.streaming.solve import needs_streaming
@@ -56,21 +55,14 @@ def run(job: Job, progress: Progress = silent) -> Result:
         progress("solve")
         plan, rows = make_plan(problem)
     progress("lower")
-    placement = problem.placement
-    delivery = pack(context.mode.lower(state.model, placement, plan), context.metadata)
+    delivery = pack(context.mode.lower(state.model, problem.placement, plan), context.metadata)
     progress("verify")
     proof = check(context, delivery, calibration.split)
-    notes = (
-        *(*state.notes, *words),
-        *notes_of(job.data, state.model, placement, plan, delivery.model),
-        *(overflow_note(context.target) if context.mode.rounds_activations else ()),
-        *uneven_concats(state.model, placement, problem.histograms),
-    )
-    data = data_facts(job.data, calibration.split, proof, evaluated=job.evaluation is not None)
-    grids = grid_distributions(placement, problem.histograms, plan)
-    outcome = Outcome(context.model, delivery, placement, rows, notes, proof, data, state.evened_out, grids)
-    workspace = None if job.workspace is None else Workspace(job.workspace)
-    return Result(delivery, report_of(job.source, job.recipe, outcome, start), job.custom_ops, workspace)
+    notes = (*state.notes, *words, *context.notes_on(problem, plan, delivery.model))
+    grids = grid_distributions(problem.placement, problem.histograms, plan)
+    data = context.facts(calibration.split, proof)
+    outcome = Outcome(context.model, delivery, problem.placement, rows, notes, proof, data, state.evened_out, grids)
+    return context.result(outcome, start)
 
 
 def run_calibration(job: Job, progress: Progress = silent) -> CalibrationRecord:

@@ -83,3 +83,16 @@ def test_workflows_make_what_the_makefile_has() -> None:
     texts = "\n".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
     asked = re.findall(r"(?:make |target: \[)([\w ,-]+)\]?$", texts, re.MULTILINE)
     assert {"test", "fuzz-inputs", "kills"} <= set(" ".join(asked).replace(",", "").split()) <= targets
+
+
+def test_the_pipeline_is_read_in_five_minutes() -> None:
+    text = (ROOT / "ptq/pipeline.py").read_text()
+    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = [alias.name for node in imports for alias in node.names if alias.name != "annotations"]
+    assert len(text.splitlines()) <= 150
+    assert len(names) <= 35, len(names)
+
+
+def test_the_root_of_the_package_holds_four_modules() -> None:
+    modules = {path.stem for path in (ROOT / "ptq").glob("*.py")}
+    assert modules - {"__init__", "__main__"} == {"api", "job", "pipeline", "target"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 
-from ptq.analysis.outcome import Outcome, data_facts, report_of
+from ptq.analysis.outcome import Outcome
 from ptq.calibration.reader import Sample
 from ptq.calibration.split import split_samples
 from ptq.delivery.deliver import pack
@@ -48,6 +48,7 @@ def run_streamed(context: Context, start: float) -> Result:
     with delivery.as_file() as path:
         proof, rows = verify_streamed(prepared, streamed, path, samples)
     notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
-    data = data_facts(job.data, split, proof)
-    outcome = Outcome(context.model, delivery, streamed.placement, rows, notes, proof, data)
-    return Result(delivery, report_of(job.source, job.recipe, outcome, start), job.custom_ops, workspace)
+    data = context.facts(split, proof)
+    return context.result(
+        Outcome(context.model, delivery, streamed.placement, rows, notes, proof, data), start, workspace
+    )
