@@ -70,6 +70,11 @@ class WeightQuantizer(Protocol):
         """What `quantize` will look at."""
         ...
 
+    @property
+    def independent_rows(self) -> bool:
+        """Whether rows with scales of their own come out alike, whatever other rows there are."""
+        ...
+
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Choose grid and codes for one weight."""
         ...

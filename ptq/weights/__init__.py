@@ -5,10 +5,11 @@ from __future__ import annotations
 from ptq.weights.gpfq import Gpfq
 from ptq.weights.gptq import Gptq
 from ptq.weights.hqq import Hqq
+from ptq.weights.pot import Pot
 from ptq.weights.qronos import Qronos
 from ptq.weights.rtn import Rtn
 
-WeightMethod = Rtn | Gpfq | Gptq | Qronos | Hqq
+WeightMethod = Rtn | Gpfq | Gptq | Qronos | Hqq | Pot
 """Every weight method. Recipe tags, command-line choices, contract tests and `ptq methods` are read from this union."""
 
-__all__ = ["Gpfq", "Gptq", "Hqq", "Qronos", "Rtn", "WeightMethod"]
+__all__ = ["Gpfq", "Gptq", "Hqq", "Pot", "Qronos", "Rtn", "WeightMethod"]

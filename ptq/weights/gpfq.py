@@ -60,6 +60,11 @@ class Gpfq:
     def __post_init__(self) -> None:
         require_within(self, threshold=(0, 1e6), seed=(0, 2**63), num_sweeps=(0, 10_000), block=(1, 1 << 20))
 
+    @property
+    def independent_rows(self) -> bool:
+        """Not where chance runs through all rows, or one step is chosen for all."""
+        return not self.stochastic and self.alphabet == "storage"
+
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Follow the path.
 

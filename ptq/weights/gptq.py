@@ -36,6 +36,7 @@ class Gptq:
     order: Order = "activation"
     block: int = 64
     needs = Needs.GRAM
+    independent_rows = True
 
     def __post_init__(self) -> None:
         require_within(self, damping=(0, 1e6), num_sweeps=(0, 10_000), block=(1, 1 << 20))

@@ -43,6 +43,7 @@ class Rtn:
 
     clip: Literal["absmax", "mse"] = "absmax"
     needs = Needs.WEIGHT
+    independent_rows = True
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Choose a range per scale and round.
