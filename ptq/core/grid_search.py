@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.affine import FloatArray
+
 Float = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
 
-Errors = Callable[[float, NDArray[np.intp]], tuple[Float, NDArray[np.bool_] | None]]
+Errors = Callable[[float, NDArray[np.intp]], tuple[FloatArray, NDArray[np.bool_] | None]]
 """(ratio, rows) -> error of each of these rows, and which of them later ratios may still help; None for all."""
 
 

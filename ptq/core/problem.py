@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from enum import Enum
+from enum import Flag, auto
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +17,13 @@ from ptq.core.spec import PerBlock, QuantSpec
 from ptq.core.widths import Widths
 
 
-class Needs(Enum):
-    """What a weight method has to know besides the weight."""
+class Needs(Flag):
+    """What a weight method has to know besides the weight, which is 0: moments of the inputs, the network itself."""
 
-    WEIGHT = "weight"
-    GRAM = "gram"
+    WEIGHT = 0
+    MOMENTS = auto()
+    NETWORK = auto()
+    GRADIENT = auto()
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _solve(
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(_start, None, tasks)
     solved = dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
-    walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
+    walked = [job.layer for job in jobs.values() if Needs.MOMENTS in job.choice.method.needs]
     if not walked:
         return solved
     start, survey = replace(_plan(grids, solved), tables=tables), demands is not None
@@ -184,7 +184,7 @@ class LayerSolver:
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
         """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
-        waits = self.choice.method.needs is Needs.GRAM
+        waits = Needs.MOMENTS in self.choice.method.needs
         choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return self._best(choice, InputStatistics(None, means))

@@ -64,7 +64,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
             asked for that is not looked at.
     """
     size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
-    if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+    if not recipe.weight_only or recipe.weights.method.needs != Needs.WEIGHT:
         raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
     timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
     unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]

@@ -20,16 +20,10 @@ from ptq.core.spec import INT8_WEIGHT, Granularity, PerAxis, PerBlock, PerTensor
 from ptq.core.storage import Alphabet, Words
 from ptq.core.widths import Widths
 from ptq.weights import Gpfq, Gptq, Qronos, Rtn, WeightMethod
-from ptq.weights._output_error import (
-    GroupedProblem,
-    best_grid,
-    best_scale,
-    polish,
-    refit,
-    residual_of,
-    round_to_nearest,
-    settle,
-)
+from ptq.weights._descent import Descent
+from ptq.weights._grid_search import best_grid, best_scale
+from ptq.weights._problem import Candidate, GroupedProblem
+from ptq.weights._solve import in_order, settle
 
 MEMBERS = [pytest.param(member(), id=tag_of(member)) for member in members(WeightMethod)] + [
     pytest.param(Rtn("mse"), id="rtn-mse")
@@ -91,7 +85,7 @@ def test_neighbours_that_share_room_never_overflow(
         assert overflows(free.codes, order), "or nothing is shown here"
         assert np.abs(found.codes).max() > PAIR_SUM // 2
         less = method.quantize(problem(whole.weight, granularity, 7)).decode()
-        moments = whole.statistics if method.needs is Needs.GRAM else None
+        moments = whole.statistics if Needs.MOMENTS in method.needs else None
         errors = [weigh(each - whole.weight, moments) for each in (found.decode(), less)]
         assert errors[0] < errors[1] * (1.0 if widths is None else 1.2)
 
@@ -207,7 +201,9 @@ def error_of(method: WeightMethod, given: LayerProblem) -> float:
     return statistics.relative_error(method.quantize(given).decode(), statistics.target_correlation(given.weight))
 
 
-SOLVERS = [pytest.param(member, id=tag_of(member)) for member in members(WeightMethod) if member().needs is Needs.GRAM]
+SOLVERS = [
+    pytest.param(member, id=tag_of(member)) for member in members(WeightMethod) if Needs.MOMENTS in member().needs
+]
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
 
 
@@ -229,27 +225,35 @@ def test_polishing_pays(solver: type) -> None:
 LAYOUTS = [pytest.param(PerAxis(0), id="axis"), pytest.param(PerBlock(1, 16), id="block")]
 
 
-def started(granularity: Granularity, bits: int, seed: int) -> tuple[GroupedProblem, np.ndarray, np.ndarray]:
-    """A problem, rounded levels, and their scales."""
+def started(granularity: Granularity, bits: int, seed: int) -> tuple[GroupedProblem, Candidate]:
+    """A problem, and what rounding makes of it."""
     given = mismatched(heavy(seed), bits, seed=seed)
     grouped = GroupedProblem.of(replace(given, spec=replace(given.spec, granularity=granularity)))
-    scale = best_scale(grouped)
-    return grouped, round_to_nearest(grouped, grouped.weight, scale), scale
+    return grouped, grouped.rounded(grouped.weight, best_scale(grouped))
+
+
+def polished(grouped: GroupedProblem, start: Candidate, sweeps: int) -> Candidate:
+    descent = Descent(grouped, start)
+    descent.polish(sweeps)
+    return descent.found
+
+
+def refitted(grouped: GroupedProblem, start: Candidate) -> Candidate:
+    descent = Descent(grouped, start)
+    descent.refit()
+    return descent.found
 
 
 @pytest.mark.parametrize("granularity", LAYOUTS)
 @pytest.mark.parametrize("bits", [8, 3, 2])
 def test_coordinate_descent_and_fitted_scales_never_raise_the_error(bits: int, granularity: Granularity) -> None:
     for seed in range(5):
-        grouped, levels, scale = started(granularity, bits, seed)
-        start = residual_of(grouped, levels, scale)
-        errors = [
-            grouped.error(polish(grouped, levels, scale, sweeps, start.copy()), scale) for sweeps in (0, 1, 2, 4, 16)
-        ]
+        grouped, start = started(granularity, bits, seed)
+        errors = [grouped.error(polished(grouped, start, sweeps)) for sweeps in (0, 1, 2, 4, 16)]
         never_rising(errors)
-        never_rising([errors[0], grouped.error(levels, refit(grouped, levels, scale, start.copy()))])
+        never_rising([errors[0], grouped.error(refitted(grouped, start))])
         for sweeps in (1, 2, 5, 8):
-            never_rising([errors[0], grouped.error(*settle(grouped, levels, scale, sweeps))])
+            never_rising([errors[0], grouped.error(settle(grouped, start, sweeps))])
 
 
 def never_rising(errors: list[np.ndarray]) -> None:
@@ -258,14 +262,32 @@ def never_rising(errors: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("granularity", LAYOUTS)
 def test_the_residual_follows_scales_and_levels(granularity: Granularity) -> None:
-    grouped, levels, scale = started(granularity, 3, 0)
-    residual = residual_of(grouped, levels, scale)
-    fitted = refit(grouped, levels, scale, residual)
-    assert (fitted != scale).any()
-    np.testing.assert_allclose(residual, residual_of(grouped, levels, fitted), atol=1e-8 * np.abs(residual).max())
-    polished = polish(grouped, levels, fitted, 2, residual)
-    assert (polished != levels).any()
-    np.testing.assert_allclose(residual, residual_of(grouped, polished, fitted), atol=1e-8 * np.abs(residual).max())
+    grouped, start = started(granularity, 3, 0)
+    kept, descent = (start.levels.copy(), start.scale.copy()), Descent(grouped, start)
+    for move in (descent.refit, lambda: descent.polish(2)):
+        before = descent.found
+        move()
+        after = descent.found
+        assert (after.scale != before.scale).any() or (after.levels != before.levels).any()
+        fresh = Descent(grouped, after).residual
+        np.testing.assert_allclose(descent.residual, fresh, atol=1e-8 * np.abs(fresh).max())
+    for found, original in zip((start.levels, start.scale), kept, strict=True):
+        np.testing.assert_array_equal(found, original)
+
+
+@each_solver
+@pytest.mark.parametrize("granularity", LAYOUTS)
+@pytest.mark.parametrize("order", ["natural", "norm", "activation"])
+def test_a_start_hides_no_output_in_what_it_is_given(solver: type, granularity: Granularity, order: str) -> None:
+    """Nobody writes to the arrays of others, and scales have one rank."""
+    for settings in ({}, {"step": "search"}) if solver is Gpfq else ({},):
+        grouped, start = started(granularity, 3, 0)
+        kept = start.scale.copy()
+        found = in_order(grouped, start.scale, solver(**settings)._start, order)
+        np.testing.assert_array_equal(start.scale, kept)
+        assert found.scale.shape == kept.shape
+        assert found.levels.shape == grouped.weight.shape
+        assert np.array_equal(found.scale, kept) == (not settings)
 
 
 @pytest.mark.parametrize("bits", [4, 3])
@@ -278,7 +300,7 @@ def test_fitted_blocks_round_better_than_searched_ones(bits: int, symmetric: boo
         gram, target = grouped.gram[:, part, part], grouped.target[..., part]
         errors = []
         for chosen, steps in ((grouped, best_scale(grouped)), (fitted, scale)):
-            off = (round_to_nearest(chosen, chosen.target, steps) * steps)[..., part] - target
+            off = (chosen.rounded(chosen.target, steps).levels * chosen.grid(steps).along())[..., part] - target
             errors.append(np.einsum("goi,gij,goj->go", off, gram, off))
         assert (errors[1] <= errors[0] * (1 + 1e-9)).all()
         assert errors[1].sum() < errors[0].sum()
