@@ -209,7 +209,7 @@ class QuantReport:
         }
 
     def extra_macs(self) -> dict[str, Any]:
-        """Sums of points: what they would cost in kernels for one word length, and what they cost here."""
+        """Longer words: what they would cost in kernels for one word length, and what they cost here."""
         total = max(sum(row.num_macs for row in self.layers), 1)
         return {
             "share": round(sum(row.extra_macs for row in self.layers) / total, 6),

@@ -170,7 +170,7 @@ def _solve(
         signal += float(np.square(weight[rows]).sum(dtype=np.float64))
         zeros += part.zeros()
     row = LayerRow(
-        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
+        layer.name, layer.op_type, encoding.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
         NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, encoding.num_levels(), zeros / weight.size, 0,
     )  # fmt: skip
     return encoding, row
