@@ -45,7 +45,7 @@ def test_a_method_is_one_file_with_one_class_and_one_verb(union: UnionType) -> N
         path = Path(__import__(member.__module__, fromlist=["_"]).__file__)
         classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
         assert [node.name for node in classes if not node.name.startswith("_")] == [member.__name__]
-        verbs = [name for name in vars(member) if not name.startswith("_") and callable(getattr(member, name))]
+        verbs = [name for name in dir(member) if not name.startswith("_") and callable(getattr(member, name))]
         assert len(verbs) == 1, f"{tag_of(member)} has verbs {verbs}"
         assert member.__dataclass_params__.frozen
 

@@ -28,7 +28,7 @@ FLOAT_BYTES = 4
 def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: int) -> int:
     """Size that the quantized file will have, by lowering the model to codes that are all 0: they take as much room.
 
-    Splits, extra points and what channels gain by being evened out are not in it.
+    Splits, longer words and what channels gain by being evened out are not in it.
 
     Args:
         model: Prepared float model. Not modified.

@@ -8,10 +8,11 @@ from typing import Literal
 
 from ptq.calibration.observers import Auto, Dynamic, Observer
 from ptq.core.errors import RecipeError
+from ptq.core.family import tag_of
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
 from ptq.target import TARGETS
-from ptq.weights import Rtn, WeightMethod
+from ptq.weights import Rtn, WeightMethod, methods_that_need
 
 GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
 
@@ -222,7 +223,8 @@ class Recipe:
             raise RecipeError(f"extra_macs is {share}; expected a share from 0 to 10, for example 0.05")
         if share and self.weights.bits > 7:
             raise RecipeError("extra_macs adds points to weights of less than 8 bits; give --bits 2 to 7, or leave it")
-        if share and method.needs is not Needs.GRAM:
+        if share and Needs.MOMENTS not in method.needs:
             raise RecipeError(
-                "extra_macs is spent by output error, which rtn does not see; expected gptq, gpfq, qronos"
+                f"extra_macs is spent by output error, which {tag_of(type(method))} does not see; "
+                f"expected {', '.join(methods_that_need(Needs.MOMENTS))}"
             )

@@ -107,7 +107,7 @@ class Choices:
             spec = replace(chosen.spec, symmetric=centred)
             spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
-        too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
+        too_large = Needs.MOMENTS in chosen.method.needs and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 
     def observer_of(self, only_products: bool) -> Observer:
@@ -121,7 +121,7 @@ class Choices:
     @property
     def walks(self) -> bool:
         """Whether any layer may need more than its weight."""
-        return any(choice.method.needs is Needs.GRAM for choice in [self.weights, *self.overrides.values()])
+        return any(Needs.MOMENTS in choice.method.needs for choice in [self.weights, *self.overrides.values()])
 
 
 def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:

@@ -47,7 +47,7 @@ class LayerSolver:
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
         """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
-        waits = self.choice.method.needs is Needs.GRAM
+        waits = Needs.MOMENTS in self.choice.method.needs
         choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return self._best(choice, InputStatistics(None, means))

@@ -110,7 +110,7 @@ def _solve(
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(start_layer, None, tasks)
     solved = dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
-    walked = [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
+    walked = [job.layer for job in jobs.values() if Needs.MOMENTS in job.choice.method.needs]
     if not walked:
         return solved
     start, survey = _plan(grids, solved, tables), demands is not None

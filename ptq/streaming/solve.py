@@ -68,7 +68,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
             asked for that is not looked at.
     """
     size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
-    if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+    if not recipe.weight_only or recipe.weights.method.needs != Needs.WEIGHT:
         raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
     timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
     unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]
@@ -174,7 +174,7 @@ def _solve(
         signal += float(np.square(weight[rows]).sum(dtype=np.float64))
         zeros += part.zeros()
     row = LayerRow(
-        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
+        layer.name, layer.op_type, encoding.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
         NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, encoding.num_levels(), zeros / weight.size, 0,
     )  # fmt: skip
     return encoding, row
@@ -182,7 +182,7 @@ def _solve(
 
 def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
     parts = []
-    for rows in _chunks(weight):
+    for rows in _chunks(weight) if choice.method.independent_rows else [slice(None)]:
         part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
         if not isinstance(part, IntegerWeight):
             raise TypeError(f"layer {name!r} came back as {type(part).__name__}")

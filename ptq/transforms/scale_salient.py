@@ -97,7 +97,7 @@ class ScaleSalient:
 
 def rounded_alone(choices: Mapping[str, LayerChoice]) -> dict[str, QuantSpec]:
     """Layers whose methods look at the weight alone -> their grids; at 8 bits there is nothing to gain."""
-    looked = {name: choice for name, choice in choices.items() if choice.method.needs is Needs.WEIGHT}
+    looked = {name: choice for name, choice in choices.items() if choice.method.needs == Needs.WEIGHT}
     return {name: choice.spec for name, choice in looked.items() if choice.spec.num_bits < BYTE}
 
 

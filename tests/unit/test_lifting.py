@@ -227,7 +227,7 @@ def test_any_plan_is_read_back_from_any_model(name: str, mode: str, seed: int) -
 class Evenly:
     """A method that chooses a table; it asks for moments, so that it is walked to."""
 
-    needs = Needs.GRAM
+    needs = Needs.MOMENTS
 
     def quantize(self, problem: LayerProblem) -> LookupWeight:
         table = np.linspace(problem.weight.min(), problem.weight.max(), 256, dtype=np.float32)
