@@ -13,7 +13,7 @@ LINEAR_OPS = INTEGER_OPS | {"ConvTranspose"}
 """Operators that have a weight; onnxruntime has no integer kernel for ConvTranspose on CPUs."""
 
 ARITHMETIC_OPS = frozenset({"Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat"})
-"""Operators that integers pass through; not AveragePool: its integer kernel takes 5 to 20 times the float one's time."""
+"""Operators that integers pass through; not AveragePool, whose integer kernel takes 5 to 20 times the float's time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Display:
             yield Steps(lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")))
 
     def line(self, text: str) -> None:
-        """Print one line."""
+        """Print one line of text."""
         self._out.print(escape(text))
 
     def result(self, report: QuantReport, output: Path, page: Path | None = None) -> None:
