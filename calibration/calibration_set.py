@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ptq.calibration.collect import collect
 from ptq.calibration.executor import Executor
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
-from ptq.calibration.sequential import Feed, SampleReplay
+from ptq.calibration.replay import Feed, SampleReplay
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import SampleSplit
 from ptq.calibration.statistics import Wanted

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.influence import Influence, LayerErrors, influence
+from ptq.calibration.replay import SampleReplay, in_chunks
 from ptq.calibration.segments import SegmentedRun
-from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams, dequantize
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import WeightEncoding
@@ -28,73 +26,18 @@ from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
-from ptq.models.sessions import run, session_of
 from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
 
-Feed = Mapping[str, NDArray[Any]]
 Float = NDArray[np.float64]
 
 MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbors in an image say much the same."""
 
-CHUNK_BYTES = 4 * 2**20
-"""Size of the model inputs that are run at once: enough to make one call worth its cost."""
-
-MAX_CHUNK = 16
 
 TOGETHER = 2**20
 """Values of a layer's input from which a second moment is taken: it costs about as much for fewer."""
-
-SAME = 1e-3  # of the largest output: how far a batch may differ from its samples one by one
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Samples that are run at once, stacked along the first axis.
-
-    Attributes:
-        feed: Model inputs.
-        size: Number of samples.
-    """
-
-    feed: Feed
-    size: int
-
-
-class SampleReplay:
-    """The calibration set, kept so that it can be run over again.
-
-    Args:
-        store: Where the samples wait, and later what the networks make of them.
-        custom_ops: Libraries the model needs.
-        engine: Where moments are computed.
-    """
-
-    def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = (), engine: Executor = LOCAL) -> None:
-        self.store, self.custom_ops, self.engine = store, tuple(custom_ops), engine
-        self._names: list[tuple[str, ...]] = []
-
-    def record(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """Pass samples through, and keep a copy of each."""
-        for feed in feeds:
-            for name, array in feed.items():
-                self.store.put((len(self._names), name), array)
-            self._names.append(tuple(feed))
-            yield feed
-
-    def extend(self, feeds: Iterable[Feed]) -> int:
-        """Keep further samples, and return how many there were."""
-        return sum(1 for _ in self.record(feeds))
-
-    def replay(self, *, keep: bool = False) -> Iterator[Feed]:
-        """Yield the samples again; unless `keep` is set, each is forgotten as it is given."""
-        for index, names in enumerate(tuple(self._names)):
-            yield {name: self.store.get((index, name)) for name in names}
-            for name in () if keep else names:
-                self.store.drop((index, name))
-        self._names = self._names if keep else []
 
 
 class SequentialWalk:
@@ -131,7 +74,7 @@ class SequentialWalk:
         self._float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
         self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
         self._sizes = []
-        for chunk in _chunks(model, samples.replay(keep=survey), self._custom_ops):
+        for chunk in in_chunks(model, samples.replay(keep=survey), self._custom_ops):
             self._sizes.append(chunk.size)
             self._float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)
@@ -249,43 +192,6 @@ def _together(values: Iterable[_Values]) -> Iterator[_Together]:
             yield half, chunks
 
 
-def _chunks(model: ir.Model, feeds: Iterable[Feed], custom_ops: Sequence[str | Path]) -> Iterator[Chunk]:
-    """Stack samples of equal shapes into chunks."""
-    waiting: dict[tuple[tuple[str, Any], ...], list[Feed]] = {}
-    size = 0
-    for feed in feeds:
-        size = size or _chunk_size(model, feed, custom_ops)
-        alike = waiting.setdefault(tuple(_shapes(feed).items()), [])
-        alike.append(feed)
-        if len(alike) == size:
-            yield _stack(alike)
-            alike.clear()
-    for alike in waiting.values():
-        if alike:
-            yield _stack(alike)
-
-
-def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) -> int:
-    """Find how many samples the model takes at once; 1 unless its first axis is free and a batch changes nothing."""
-    if any(
-        value.shape is None or not len(value.shape) or isinstance(value.shape[0], int) for value in model.graph.inputs
-    ):
-        return 1
-    outputs = [str(value.name) for value in model.graph.outputs]
-    with session_of(model, custom_ops=custom_ops) as session:
-        alone = run(session, dict(first), outputs)
-        try:
-            both = run(session, dict(_stack([first, first]).feed), outputs)
-        except Exception:
-            return 1
-    for one, two in zip(alone, both, strict=True):
-        twice = np.concatenate([one, one]) if one.ndim else one
-        if two.shape != twice.shape or not np.allclose(two, twice, atol=SAME * float(np.abs(one).max(initial=1e-30))):
-            return 1
-    num_bytes = sum(array.nbytes for array in first.values())
-    return int(min(max(CHUNK_BYTES // max(num_bytes, 1), 1), MAX_CHUNK))
-
-
 def _stages(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
     """Group layers by the value they read, in the order of each group's first: its predecessors all come before."""
     stages: dict[str, list[LinearLayer]] = {}
@@ -300,13 +206,3 @@ def _side_by_side(layers: list[LinearLayer], weights: Mapping[str, NDArray[np.fl
     parts = [weights[layer.name] for layer in layers]
     width = parts[0].shape[-1]
     return np.concatenate([part.reshape(groups, -1, width) for part in parts], axis=1).reshape(-1, width)
-
-
-def _shapes(feed: Feed) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: (array.shape, str(array.dtype)) for name, array in feed.items()}
-
-
-def _stack(feeds: list[Feed]) -> Chunk:
-    if len(feeds) == 1:
-        return Chunk(feeds[0], 1)
-    return Chunk({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}, len(feeds))

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.sequential import SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.passes.linear import constant
 
 Feed = Mapping[str, NDArray[Any]]

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from ptq.allocation.greedy import Demand, allocate
-from ptq.calibration.sequential import Feed, SampleReplay, SequentialWalk
+from ptq.calibration.replay import Feed, SampleReplay
+from ptq.calibration.sequential import SequentialWalk
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_row import LayerRow

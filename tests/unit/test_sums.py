@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ptq import Recipe, quantize
 from ptq.allocation.greedy import Demand, allocate
 from ptq.calibration.influence import MAX_GROUPS, LayerErrors
-from ptq.calibration.sequential import SampleReplay, SequentialWalk
+from ptq.calibration.replay import SampleReplay
+from ptq.calibration.sequential import SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import IntegerWeight
