@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.allocation.greedy import Demand
-from ptq.calibration.influence import LayerErrors
-from ptq.calibration.sequential import SequentialWalk
+from ptq.allocation.bit_plan import LayerBits
 from ptq.core.affine import QuantParams
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
@@ -23,6 +21,7 @@ from ptq.core.plan import BiasEncoding
 from ptq.core.problem import Needs
 from ptq.core.solved_layer import SolvedLayer
 from ptq.core.widths import Widths
+from ptq.sensitivity.float_network import PlacedLayer
 from ptq.solving.bias import InputMeans
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.grids import Grids
@@ -45,6 +44,11 @@ class LayerSolver:
     def choice(self) -> LayerChoice:
         """How its weight is quantized."""
         return self.settings.choice(self.layer)
+
+    def with_bits(self, bits: LayerBits) -> LayerSolver:
+        """The same layer with words that are as long as asked for."""
+        rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
+        return replace(self, rows=rows)
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
         """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
@@ -80,16 +84,24 @@ class LayerSolver:
             return replace(single, note=f"split rejected ({gain:+.1f} dB)")
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
-    def demand(self, found: SolvedLayer, walk: SequentialWalk) -> Demand:
-        """What a longer word in a row would gain."""
-        output, encoding = found.output, found.encoding
+    def rounded(self, solved: SolvedLayer) -> PlacedLayer:
+        """What its errors are, for whoever looks at what they do to the network's outputs.
+
+        Raises:
+            RuntimeError: It was solved from its weight alone.
+        """
+        output, num_bits = solved.output, solved.encoding.params.spec.num_bits
         if output is None:
             raise RuntimeError(f"{self.layer.name} was solved without its output")
-        errors = LayerErrors(
-            output.rounding, output.row_error, self.settings.bias_correction and self.arrays.takes_bias
+        centered = self.settings.bias_correction and self.arrays.takes_bias
+        return PlacedLayer(
+            self.layer.name,
+            num_bits,
+            output.row_error,
+            layer=self.layer,
+            rounding=output.rounding,
+            centered=centered,
         )
-        influence = walk.influence(self.layer, errors)
-        return Demand(influence.cost, influence.positions * self.layer.fan_in, encoding.params.spec.num_bits)
 
     @property
     def _grid(self) -> QuantParams | None:

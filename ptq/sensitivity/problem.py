@@ -1,0 +1,81 @@
+"""What a sensitivity is given: layers as they were rounded once, and a network that says what that does to its outputs.
+
+A sensitivity is a file of this room with one frozen dataclass and one verb, `measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.sensitivity.table import SensitivityTable
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """One layer as it came out at one word length; at others its errors are larger or smaller.
+
+    Attributes:
+        name: The layer.
+        num_bits: Word length of its weight.
+        weight_error: Energy that rounding of the weight adds, by output feature, in a unit of the layer's own. Shape
+            [out]; [1] where features are not told apart.
+        input_error: Energy that rounding of the input adds, in the same unit. No word length of the weight changes it.
+    """
+
+    name: str
+    num_bits: int
+    weight_error: Float
+    input_error: float = 0.0
+
+
+Layer = TypeVar("Layer", bound=RoundedLayer)
+Layer_contra = TypeVar("Layer_contra", bound=RoundedLayer, contravariant=True)
+
+
+class Network(Protocol[Layer_contra]):
+    """The network around the layers: run in segments, or with a switch at every layer."""
+
+    @property
+    def error(self) -> float:
+        """Energy of the error at the outputs as the network stands, over that of the outputs."""
+        ...
+
+    def errors(self, layer: Layer_contra, sets: Sequence[NDArray[np.intp]]) -> Float:
+        """Find the error at the outputs that a layer is responsible for.
+
+        Args:
+            layer: As it was rounded.
+            sets: Output features whose errors are looked at, set by set.
+
+        Returns:
+            Energy of the error at the outputs over that of the outputs. Shape [sets].
+        """
+        ...
+
+
+class Sensitivity(Protocol):
+    """The family's one verb."""
+
+    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Network[Layer]) -> SensitivityTable:
+        """Measure what each layer's errors do to the outputs.
+
+        Layers come one by one, not in a mapping of weight problems: those of a walk are solved on the way, and their
+        errors can be seen only while the walk stands before them. They are what solving made of the problems, because
+        a sensitivity scales an error that was really made; what a network needs besides is in the layers it is for.
+
+        Args:
+            layers: As they were rounded. The next one is asked for when the one before is measured.
+            bits: Word lengths to tell the errors for, ascending.
+            network: The network that the layers are of.
+
+        Returns:
+            The errors of all layers at all those word lengths.
+        """
+        ...
