@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
 from ptq.passes._guards import take_over
+from ptq.passes.decoding import decoding_of
 from ptq.passes.graph import add_initializer
 from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
@@ -74,14 +76,15 @@ class InsertDynamic(ir.passes.InPlacePass):
         names = [str(value.name) for value in node.inputs[1:3] if value is not None]
         weights = [decoded[name] for name in names if name in decoded]
         encodings = [self.plan.weights[weight.name] for weight in weights]
-        if len(weights) < 2 or any(encoding.params.spec.num_bits != BYTE for encoding in encodings):
+        integers = [encoding for encoding in encodings if isinstance(encoding, IntegerWeight)]
+        if len(integers) < 2 or any(encoding.num_bits != BYTE for encoding in integers):
             return
         if node.attributes.get_int("layout", 0):
             return
         parts: list[ir.Value] = []
-        for role, weight, encoding in zip("WR", weights, encodings, strict=True):
+        for role, weight, encoding in zip("WR", weights, integers, strict=True):
             codes = np.swapaxes(weight.to_tensor(encoding.codes), 1, 2)
-            scale = encoding.params.scale.reshape(weight.shape[:2])
+            scale = encoding.scale.reshape(weight.shape[:2])
             name = f"{name_of(node)}_{role}"
             parts.append(add_initializer(model.graph, f"{name}_codes", codes.astype(np.int8)))
             parts.append(add_initializer(model.graph, f"{name}_scale", scale))
@@ -144,15 +147,11 @@ class _Writer:
 
 
 def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None:
-    """What a weight is made of: int8 codes, and one scale per feature."""
-    product = node.inputs[1].producer() if node.inputs[1] is not None else None
-    wide = product.inputs[0].producer() if product is not None and product.inputs[0] is not None else None
-    if product is None or product.op_type != "Mul" or wide is None or wide.op_type != "Cast":
+    """What a weight is made of: int8 codes, and one scale per feature; None if it is made otherwise."""
+    found = decoding_of(node.inputs[1])
+    if found is None or found.node.op_type != "Mul" or found.scale.const_value is None:
         return None
-    codes, scale = wide.inputs[0], product.inputs[1]
-    if codes is None or scale is None or scale.const_value is None:
-        return None
-    return codes, scale.const_value
+    return found.codes, found.scale.const_value
 
 
 def _add(

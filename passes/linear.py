@@ -57,12 +57,12 @@ def describe_linear(node: ir.Node, *, integer: bool = True, native: bool = False
     weight = constant(node.inputs[index])
     narrow = integer and not (native and has_native_kernel(node))
     reason = _unsuitable(node, weight, index, integer=integer, narrow=narrow)
-    wide = weight is not None and not reason and weight.size > MOST_INPUTS * weight.shape[_out_axis(node, index)]
+    wide = weight is not None and not reason and weight.size > MOST_INPUTS * weight.shape[out_axis(node, index)]
     if wide and integer:
         reason = f"more than {MOST_INPUTS} inputs per feature: sums of their codes could overflow 32 bits"
     if weight is None or reason:
         return reason or "its weight is computed at run time"
-    layout = WeightLayout(_out_axis(node, index), weight.shape)
+    layout = WeightLayout(out_axis(node, index), weight.shape)
     bias = _bias(node, index)
     if bias is not None:
         values = constant(bias)
@@ -92,7 +92,8 @@ def _bias(node: ir.Node, weight_index: int) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
 
 
-def _out_axis(node: ir.Node, weight_index: int) -> int:
+def out_axis(node: ir.Node, weight_index: int) -> int:
+    """Which axis of a layer's weight its output features are along."""
     if node.op_type == "MatMul":
         return 1 if weight_index == 1 else 0
     if node.op_type == "Gemm":

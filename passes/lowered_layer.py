@@ -9,9 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.core.encoding import WeightEncoding
+from ptq.core.encoding import IntegerWeight, LookupWeight, WeightEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.matrix import WeightLayout
 from ptq.core.plan import BiasEncoding, FloatBias
+from ptq.passes._qdq import decoder
+from ptq.passes.graph import add_initializer, fresh_name
 
 
 @dataclass(frozen=True)
@@ -19,33 +22,60 @@ class LoweredLayer:
     """Where a layer is found in the lowered graph.
 
     Attributes:
+        layer: The layer.
+        node: What computes it.
         source: Value that it reads: codes if its input has a grid, else the float input.
-        codes: Initializer of its weight codes.
-        scale: Initializer of its weight scales.
-        zero: Initializer of its weight zero points, where blocks have them, or None.
-        bias: Initializer of its bias, codes or float, or None.
-        bias_scale: Initializer of the scales of an integer bias, or None.
-        layout: How the weight is stored.
+        weight: Its decoded weight.
+        bias: Its bias, decoded or float, or None. That of a product is the constant of the Add behind it.
     """
 
+    layer: LinearLayer
+    node: ir.Node
     source: str
-    codes: str
-    scale: str
-    zero: str | None
-    bias: str | None
-    bias_scale: str | None
-    layout: WeightLayout
+    weight: ir.Value
+    bias: ir.Value | None
+
+    @staticmethod
+    def of(layer: LinearLayer, node: ir.Node, bias: ir.Value | None) -> LoweredLayer:
+        """Where a layer is, once its weight and bias are written."""
+        pair, weight = decoder(node.inputs[1 - layer.weight_index]), node.inputs[layer.weight_index]
+        assert weight is not None  # it was just written
+        source = layer.source if pair is None or pair.inputs[0] is None else str(pair.inputs[0].name)
+        return LoweredLayer(layer, node, source, weight, bias)
 
     def rewrite(self, graph: ir.Graph, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
-        """Replace the numbers of the layer; shapes and types stay."""
-        _overwrite(graph, self.codes, self.layout.to_tensor(encoding.codes))
-        _overwrite(graph, self.scale, along_blocks(encoding.params.scale, self.layout))
-        if self.zero is not None:
-            _overwrite(graph, self.zero, along_blocks(encoding.params.zero_point, self.layout))
-        if self.bias is not None and bias is not None:
-            _overwrite(graph, self.bias, bias.values if isinstance(bias, FloatBias) else bias.codes)
-        if self.bias_scale is not None and isinstance(bias, BiasEncoding):
-            _overwrite(graph, self.bias_scale, bias.scale)
+        """Replace the numbers of the layer, which was lowered with plain codes."""
+        if isinstance(encoding, LookupWeight):
+            reals = self.layer.layout.to_tensor(encoding.decode())
+            self.node.replace_input_with(self.layer.weight_index, _constant(graph, f"{self.layer.weight}_reals", reals))
+        else:
+            self.node.replace_input_with(self.layer.weight_index, self.weight)
+            self._rewrite_codes(encoding)
+        self._rewrite_bias(graph, bias)
+
+    def _rewrite_codes(self, weight: IntegerWeight) -> None:
+        back = self.weight.producer()
+        if back is None:
+            raise RuntimeError(f"the weight of {self.layer.name} was lowered without codes")
+        layout = self.layer.layout
+        grid = (along_blocks(each, layout) for each in (weight.scale, weight.params.zero_point))
+        arrays = (layout.to_tensor(weight.codes), *grid)
+        for value, array in zip(back.inputs, arrays, strict=False):  # zero points are only where kernels read them
+            _overwrite(_root(value), array)
+
+    def _rewrite_bias(self, graph: ir.Graph, bias: BiasEncoding | FloatBias | None) -> None:
+        if bias is None or self.bias is None:
+            return
+        pair = decoder(self.bias)
+        if isinstance(bias, BiasEncoding):
+            parts = pair.inputs[:2] if pair is not None else ()
+            for value, array in zip(parts, (bias.codes, bias.scale), strict=False):
+                _overwrite(value, array)
+            self.node.replace_input_with(2, self.bias)
+        elif pair is None:
+            _overwrite(self.bias, bias.values)
+        else:  # next to a float weight the bias is float too
+            self.node.replace_input_with(2, _constant(graph, f"{self.layer.name}_bias_reals", bias.values))
 
 
 def along_blocks(values: NDArray[Any], layout: WeightLayout) -> NDArray[Any]:
@@ -53,7 +83,22 @@ def along_blocks(values: NDArray[Any], layout: WeightLayout) -> NDArray[Any]:
     return values if values.ndim < 2 or layout.out_axis == 0 else np.ascontiguousarray(values.T)
 
 
-def _overwrite(graph: ir.Graph, name: str, array: NDArray[Any]) -> None:
-    value = graph.initializers[name]
-    shape = value.const_value.shape.numpy() if value.const_value is not None else array.shape
-    value.const_value = ir.tensor(np.ascontiguousarray(array).reshape(shape), name=name)
+def _root(value: ir.Value | None) -> ir.Value:
+    """The initializer behind the operators that widen it."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    if value is None or value.const_value is None:
+        raise RuntimeError("a weight that is to be replaced was not lowered with plain codes")
+    return value
+
+
+def _overwrite(value: ir.Value | None, array: NDArray[Any]) -> None:
+    """Other numbers in the shape of the present ones."""
+    if value is None or value.const_value is None:
+        raise RuntimeError("a constant that is to be replaced is none")
+    shape = value.const_value.shape.numpy()
+    value.const_value = ir.tensor(np.ascontiguousarray(array).reshape(shape), name=value.name)
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    return add_initializer(graph, fresh_name(graph, name), np.ascontiguousarray(array, np.float32))

@@ -10,13 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.spec import PerBlock
+from ptq.core.storage import Alphabet, Words
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.native_bodies import DOMAIN, overload
 
+BYTE = 8
 STRIP, LANE = 16, 4
 """Features side by side, and inputs in a dword of bytes; runtime/cpp/matmul_nbits/matmul_nbits.h draws the layout."""
 
@@ -36,29 +38,94 @@ class Packed:
     table: NDArray[np.int8]
 
 
-def pack_weight(values: NDArray[np.int8], scale: NDArray[np.float32], num_bits: int) -> Packed:
+@dataclass(frozen=True)
+class Fields:
+    """A weight as kernels unpack it.
+
+    Attributes:
+        words: Within -2^(b-1) .. 2^(b-1) - 1. Shape [N, K].
+        num_bits: Word length b: 2, 4 or 8.
+        table: What each word stands for, the smallest first. Shape [2^bits].
+    """
+
+    words: NDArray[np.int8]
+    num_bits: int
+    table: NDArray[np.int8]
+
+    @staticmethod
+    def of(weight: WeightEncoding | None, lengths: Collection[int]) -> Fields | None:
+        """The codes of a weight, or its places in a short alphabet; None where no kernel reads such words.
+
+        Args:
+            weight: The weight.
+            lengths: Word lengths that there are kernels for. Others would lie in the file as wider ones, and gain
+                nothing.
+        """
+        if not isinstance(weight, IntegerWeight):
+            return None
+        if isinstance(weight.storage, Words):
+            bits = weight.storage.lengths
+            return Fields.plain(weight.codes, bits) if isinstance(bits, int) and bits in lengths else None
+        fitting = [bits for bits in sorted(lengths) if weight.num_bits <= bits < BYTE]
+        return Fields.placed(weight.codes, weight.storage, fitting[0]) if fitting else None
+
+    @staticmethod
+    def plain(codes: NDArray[Any], num_bits: int) -> Fields:
+        """Codes that stand for themselves."""
+        half = 1 << (num_bits - 1)
+        return Fields(codes.astype(np.int8), num_bits, np.arange(-half, half).astype(np.int8))
+
+    @staticmethod
+    def placed(codes: NDArray[Any], alphabet: Alphabet, num_bits: int) -> Fields:
+        """Places in an alphabet."""
+        words = alphabet.places(codes).astype(np.int16) - (1 << (num_bits - 1))
+        table = np.pad(alphabet.levels, (0, (1 << num_bits) - len(alphabet.levels)), "edge")
+        return Fields(words.astype(np.int8), num_bits, table)
+
+
+def pack_weight(fields: Fields, scale: NDArray[np.float32]) -> Packed:
     """Lay a weight out for the kernels.
 
     Args:
-        values: Signed codes within -2^(b-1) .. 2^(b-1) - 1. Shape [N, K].
+        fields: Its words.
         scale: Shape [N, blocks].
-        num_bits: Word length b: 2, 4 or 8.
 
     Returns:
         The packed weight; what pads it stands for the value of code 0 and is never multiplied with an input.
     """
-    half = 1 << (num_bits - 1)
-    fields, (rows, columns) = 8 // num_bits, values.shape
-    strips, groups = -(-rows // STRIP), -(-columns // (LANE * fields))
-    padded = np.zeros((strips * STRIP, groups * fields * LANE), np.uint8)
-    padded[:rows, :columns] = values.astype(np.int16) + half
-    apart = padded.reshape(strips, STRIP, groups, fields, LANE).transpose(0, 2, 1, 4, 3)
-    shifts = np.arange(0, 8, num_bits, dtype=np.uint8)
+    per_byte, (rows, columns) = BYTE // fields.num_bits, fields.words.shape
+    strips, groups = -(-rows // STRIP), -(-columns // (LANE * per_byte))
+    padded = np.zeros((strips * STRIP, groups * per_byte * LANE), np.uint8)
+    padded[:rows, :columns] = fields.words.astype(np.int16) + (1 << (fields.num_bits - 1))
+    apart = padded.reshape(strips, STRIP, groups, per_byte, LANE).transpose(0, 2, 1, 4, 3)
+    shifts = np.arange(0, BYTE, fields.num_bits, dtype=np.uint8)
     packed: NDArray[np.uint8] = np.bitwise_or.reduce(apart << shifts, axis=-1)
     steps = np.ones((strips * STRIP, scale.shape[1]), np.float32)
     steps[:rows] = scale
     by_strip = np.ascontiguousarray(steps.reshape(strips, STRIP, -1).transpose(0, 2, 1))
-    return Packed(packed, by_strip, np.arange(-half, half).astype(np.int8))
+    return Packed(packed, by_strip, fields.table)
+
+
+def unpack_weight(
+    packed: Packed, shape: tuple[int, int], num_bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The inverse of `pack_weight`.
+
+    Args:
+        packed: As an operator takes it.
+        shape: Features N and inputs K.
+        num_bits: Word length b.
+
+    Returns:
+        What the words stand for [N, K], and scales [N, blocks].
+    """
+    (rows, columns), per_byte = shape, BYTE // num_bits
+    shifts = np.arange(0, BYTE, num_bits, dtype=np.uint8)
+    apart = (packed.codes[..., None] >> shifts) & np.uint8((1 << num_bits) - 1)
+    strips, groups = packed.codes.shape[:2]
+    places = apart.transpose(0, 2, 1, 4, 3).reshape(strips * STRIP, groups * per_byte * LANE)[:rows, :columns]
+    steps = packed.scale.transpose(0, 2, 1).reshape(strips * STRIP, -1)[:rows]
+    return packed.table[places], steps
 
 
 def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, words: Collection[int]) -> ir.Node | None:
@@ -76,37 +143,35 @@ def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, wo
     Returns:
         The operator, or None where the product stays as it is.
     """
-    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in words:
+    fields = Fields.of(encoding, words)
+    if fields is None or not isinstance(encoding, IntegerWeight):
         return None
-    granularity, found = encoding.params.spec.granularity, _bias(node, encoding.codes.shape[0])
-    block = granularity.block_size if isinstance(granularity, PerBlock) else 0
-    if found is None or (block and not encoding.params.spec.symmetric):
+    spec, found = encoding.params.spec, _bias(node, encoding.shape[0])
+    block = spec.granularity.block_size if isinstance(spec.granularity, PerBlock) else 0
+    if found is None or (block and not spec.symmetric):
         return None
     bias, last = found
-    scale = (
-        encoding.params.scale
-        if block
-        else np.broadcast_to(encoding.params.scale.reshape(-1, 1), (len(encoding.codes), 1))
-    )
-    attributes = _attributes(encoding, block)
+    attributes = _attributes(fields, block)
     last = _absorb_relu(last, attributes)
-    values = _constants(graph, node, encoding, scale, bias)
+    values = _constants(graph, node, pack_weight(fields, encoding.scale if block else _by_row(encoding)), bias)
     form = overload(blocks=block > 0, clipped="min" in attributes)
     made = ir.node("DynamicMatMulNBits", [node.inputs[0], *values], attributes, domain=DOMAIN, name="", overload=form)
     _take_place(graph, node, last, made)
     return made
 
 
-def _attributes(encoding: AffineEncoding, block: int) -> dict[str, Any]:
-    features, inputs = encoding.codes.shape
-    return {"N": features, "K": inputs, "bits": encoding.params.spec.num_bits, "block_size": block}
+def _by_row(encoding: IntegerWeight) -> NDArray[np.float32]:
+    """One scale for each feature. Shape [N, 1]."""
+    return np.broadcast_to(encoding.scale.reshape(-1, 1), (encoding.shape[0], 1))
 
 
-def _constants(
-    graph: ir.Graph, node: ir.Node, encoding: AffineEncoding, scale: NDArray[np.float32], bias: NDArray[np.float32]
-) -> list[ir.Value]:
+def _attributes(fields: Fields, block: int) -> dict[str, Any]:
+    features, inputs = fields.words.shape
+    return {"N": features, "K": inputs, "bits": fields.num_bits, "block_size": block}
+
+
+def _constants(graph: ir.Graph, node: ir.Node, weight: Packed, bias: NDArray[np.float32]) -> list[ir.Value]:
     """Packed weight, scales, table and bias of an operator."""
-    weight = pack_weight(encoding.codes.astype(np.int8), scale, encoding.params.spec.num_bits)
     arrays: dict[str, NDArray[Any]] = {
         "weight": weight.codes,
         "weight_scale": weight.scale,
@@ -145,18 +210,17 @@ def rewrite_product(
     Returns:
         The operator, or None where the product stays as it is.
     """
-    source = decoder(node.inputs[0])
-    if not isinstance(encoding, AffineEncoding) or encoding.params.spec.num_bits not in words:
-        return None  # other words would lie in the file as wider ones, and gain nothing
+    source, fields = decoder(node.inputs[0]), Fields.of(encoding, words)
+    if fields is None or not isinstance(encoding, IntegerWeight):
+        return None
     if source is None or not is_unsigned(source) or decoder(node.inputs[1]) is None:
         return None
-    found = _bias(node, encoding.codes.shape[0])
+    found = _bias(node, encoding.shape[0])
     if found is None:
         return None
     bias, last = found
-    scale = np.broadcast_to(encoding.params.scale.reshape(-1, 1), (len(encoding.codes), 1))
-    values = _constants(graph, node, encoding, scale, bias)
-    attributes = _attributes(encoding, 0)
+    values = _constants(graph, node, pack_weight(fields, _by_row(encoding)), bias)
+    attributes = _attributes(fields, 0)
     end = quantizer(last)
     if end is not None and is_unsigned(end):
         op_type, grid, last = "QLinearMatMulNBits", list(end.inputs[1:3]), end

@@ -1,7 +1,6 @@
-"""Codes of 2, 3, 5, 6 and 7 bits as bytes that are full, and the standard operators that unpack them.
+"""Codes that no type of ONNX holds as bytes that are full, and the standard operators that unpack them.
 
-A word of b bits is cut into planes of 4, 2 and 1 bits, the binary digits of b; each plane fills bytes on its own, so
-that no field crosses a byte. All layers of one word length share a stream of bytes: the operators that unpack it are
+All layers of one word length share a stream of bytes, see `ptq.codecs.bitplanes`: the operators that unpack it are
 written once, and one Split hands every layer its part. onnxruntime evaluates all of it when the session opens, before
 it looks for integer kernels.
 
@@ -20,53 +19,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.codecs.bitplanes import BYTE, field_divisors, field_values, pack, planes
 from ptq.passes.graph import add_initializer
 
-PACKED_BITS = (2, 3, 5, 6, 7)
+PACKED_BITS = (1, 2, 3, 5, 6, 7)
 """Word lengths that are stored this way; 4 and 8 bits are types of ONNX."""
 
 PACKING_OPSET = 18
 """BitwiseOr."""
-
-BYTE = 8
-
-
-def pack(codes: NDArray[np.int8], num_bits: int) -> NDArray[np.uint8]:
-    """Signed codes as full bytes.
-
-    Args:
-        codes: Within -2^(b-1) .. 2^(b-1) - 1. Any shape, taken in C order.
-        num_bits: Word length b.
-
-    Returns:
-        The planes, widest first, each with its own padding of less than a byte. Shape [about size * b / 8].
-
-    Raises:
-        ValueError: A code does not fit, or no code is stored this way at that word length.
-    """
-    _check(codes, num_bits)
-    words = (codes.reshape(-1).astype(np.int16) + (1 << (num_bits - 1))).astype(np.uint8)
-    return np.concatenate([_filled(words, width, shift) for width, shift in _planes(num_bits)])
-
-
-def unpack(packed: NDArray[np.uint8], num_bits: int, count: int) -> NDArray[np.int8]:
-    """The inverse of `pack`, by the tables that the graph uses.
-
-    Args:
-        packed: Bytes.
-        num_bits: Word length.
-        count: How many codes.
-
-    Returns:
-        Codes. Shape [count].
-    """
-    codes, start = np.zeros(count, np.int8), 0
-    for width, shift in _planes(num_bits):
-        stop = start + -(-count // (BYTE // width))
-        fields = np.arange(1 << BYTE)[:, None] // _divisors(width) % (1 << width)
-        codes |= _values(width, shift, num_bits)[fields][packed[start:stop]].reshape(-1)[:count]
-        start = stop
-    return codes
 
 
 @dataclass
@@ -109,8 +69,10 @@ class CodeStream:
             graph: Changed in place; not empty.
 
         Raises:
-            ValueError: A code does not fit into the word length.
+            ValueError: A code does not fit into the word length, or its codes have a type of ONNX.
         """
+        if self.num_bits not in PACKED_BITS:
+            raise ValueError(f"codes of {self.num_bits} bits are not packed; {PACKED_BITS} are")
         writer = _Writer(graph, _names(graph) | {str(value.name) for value in self.places})
         sizes = [part.size for part in self.parts]
         if padding := -sum(sizes) % BYTE:  # whole groups of eight codes: then all planes have one shape
@@ -134,16 +96,16 @@ class CodeStream:
         ends = [writer.constant(np.array(end, np.int32)) for end in (0, 1 << BYTE, 1)]
         every_byte = writer.node("Range", ends)
         groups, start = None, 0
-        for width, shift in _planes(self.num_bits):
+        for width, shift in planes(self.num_bits):
             # A byte holds 2, 4 or 8 fields: one, two or three of the twos come from the table, the rest are bytes.
             inner = [2] * ((BYTE // width).bit_length() - 1)
             outer = [2] * (3 - len(inner))
             stop = start + codes.size * width // BYTE
             shape = np.array([-1] + [1] * len(inner), np.int64)
             column = writer.node("Reshape", [every_byte, writer.constant(shape)])
-            places = writer.node("Div", [column, writer.constant(_divisors(width).reshape(inner))])
+            places = writer.node("Div", [column, writer.constant(field_divisors(width).reshape(inner))])
             fields = writer.node("Mod", [places, writer.constant(np.array(1 << width, np.int32))])
-            table = writer.node("Gather", [writer.constant(_values(width, shift, self.num_bits)), fields])
+            table = writer.node("Gather", [writer.constant(field_values(width, shift, self.num_bits)), fields])
             rows = writer.node("Cast", [writer.constant(packed[start:stop].reshape(-1, *outer))], to=ir.DataType.INT32)
             plane = writer.node("Gather", [table, rows])
             groups = plane if groups is None else writer.node("BitwiseOr", [groups, plane])
@@ -199,44 +161,3 @@ def _names(graph: ir.Graph) -> set[str]:
     values = [value for body in (graph, *graph.subgraphs()) for value in (*body.inputs, *body.initializers.values())]
     values += [value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
     return {str(value.name) for value in values}
-
-
-def _check(codes: NDArray[np.int8], num_bits: int) -> None:
-    if num_bits not in PACKED_BITS:
-        raise ValueError(f"codes of {num_bits} bits are not packed; {PACKED_BITS} are")
-    half = 1 << (num_bits - 1)
-    if codes.size and not (codes.min() >= -half and codes.max() < half):
-        raise ValueError(f"codes {codes.min()} .. {codes.max()} do not fit into {num_bits} bits")
-
-
-def _filled(words: NDArray[np.uint8], width: int, shift: int) -> NDArray[np.uint8]:
-    """One plane of the words, the first field lowest in its byte."""
-    per_byte = BYTE // width
-    fields = words >> np.uint8(shift) & np.uint8((1 << width) - 1)
-    padded = np.pad(fields, (0, -len(fields) % per_byte)).reshape(-1, per_byte)
-    filled: NDArray[np.uint8] = np.bitwise_or.reduce(padded << np.arange(0, BYTE, width, dtype=np.uint8), axis=1)
-    return filled
-
-
-def _planes(num_bits: int) -> list[tuple[int, int]]:
-    """Width and place of each plane: the binary digits of the word length, widest first and lowest in the word."""
-    planes, shift = [], 0
-    for width in (4, 2, 1):
-        if num_bits & width:
-            planes.append((width, shift))
-            shift += width
-    return planes
-
-
-def _divisors(width: int) -> NDArray[np.int32]:
-    """What moves each field of a byte to its low end. Shape [8 / width]."""
-    return np.left_shift(1, np.arange(0, BYTE, width, dtype=np.int32), dtype=np.int32)
-
-
-def _values(width: int, shift: int, num_bits: int) -> NDArray[np.int8]:
-    """What each field adds to its code. Shape [2^width].
-
-    Packed words are codes + 2^(b-1): only the topmost field is signed.
-    """
-    lowest = 1 << (width - 1) if width + shift == num_bits else 0
-    return ((np.arange(1 << width) - lowest) << shift).astype(np.int8)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.encoding import SumEncoding
 from ptq.core.matrix import WeightLayout
+from ptq.core.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,29 @@ class Block:
     shape: tuple[int, ...]
 
 
-def cut(encoding: SumEncoding, layout: WeightLayout) -> tuple[Block, ...]:
+def cut(codes: NDArray[Any], widths: Widths, layout: WeightLayout) -> tuple[Block, ...]:
     """Cut a weight along its output features, and those along the taps of their kernel, by word length.
 
+    Where inputs differ otherwise, all words of a feature are as long as its longest.
+
     Args:
-        encoding: The weight; its columns differ by tap at most.
+        codes: Shape [out, in].
+        widths: Their bits.
         layout: How the graph stores the weight.
 
     Returns:
         Blocks; every feature is in one of them.
     """
-    widths = encoding.widths
-    blocks = []
+    blocks, taps = [], int(np.prod(layout.shape[2:]))
     for width in np.unique(widths.rows):
         rows = np.flatnonzero(widths.rows == width)
         shape = tuple(len(rows) if axis == layout.out_axis else n for axis, n in enumerate(layout.shape))
-        codes, bits = encoding.codes[rows], np.maximum(width, widths.columns)
-        part = WeightLayout(layout.out_axis, shape)
-        if len(set(bits.tolist())) == 1:
-            pieces: tuple[Piece, ...] = (Piece(part.to_tensor(codes), int(bits[0])),)
+        bits, part = np.maximum(width, widths.columns), WeightLayout(layout.out_axis, shape)
+        by_tap = layout.out_axis == 0 and bool((bits.reshape(-1, taps) == bits[:taps]).all())
+        if by_tap and len(set(bits.tolist())) > 1:
+            pieces = _by_tap(codes[rows], bits, taps)
         else:
-            pieces = _by_tap(codes, bits, int(np.prod(layout.shape[2:])))
+            pieces = (Piece(part.to_tensor(codes[rows]), int(bits.max())),)
         blocks.append(Block(rows, pieces, shape))
     return tuple(blocks)
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.core.matrix import WeightLayout
 from ptq.passes.linear import name_of
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -35,6 +36,13 @@ class StoredWeight:
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+
+    @property
+    def layout(self) -> WeightLayout:
+        """How the matrix of its rows becomes the tensor, all axes that have scales taken as one."""
+        if len(self.axes) == 1:
+            return WeightLayout(self.axes[0], self.shape)
+        return WeightLayout(0, (self.num_rows, *(n for axis, n in enumerate(self.shape) if axis not in self.axes)))
 
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
         """Shape [scales, weights under each]."""

@@ -22,7 +22,7 @@ from rich.console import Console
 
 import ptq
 from ptq.analysis.outcome import peak_rss_mb
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import WeightEncoding
 from ptq.core.layer_statistics import LayerStatistics, MomentSum, add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import INT8_WEIGHT, PerAxis
@@ -130,7 +130,7 @@ class Probe:
 
     needs = Needs.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineEncoding:
+    def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Solve by `Gpfq` and print a line where rounding was better."""
         grouped = GroupedProblem.of(problem)
         scale = best_scale(grouped)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.passes.native_bodies import CENTER, CONV, body, overload
-from ptq.passes.native_products import pack_weight
+from ptq.passes.native_products import Fields, pack_weight
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -157,7 +157,7 @@ def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArra
     blocks = -(-inputs // block)
     values = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (features, inputs)).astype(np.int8)
     scale = (0.001 + 0.01 * rng.random((features, blocks))).astype(np.float32)
-    weight = pack_weight(values, scale, bits)
+    weight = pack_weight(Fields.plain(values, bits), scale)
     table = weight.table if not layer["table"] else rng.integers(-128, 128, 1 << bits).astype(np.int8)
     floats = op_type == "DynamicMatMulNBits"
     arrays: dict[str, NDArray[Any]] = {} if floats else {"x_scale": np.float32(0.02), "x_zero": np.uint8(77)}

@@ -130,14 +130,14 @@ def _skipped(data: DataReader) -> tuple[str, ...]:
 def _tables(placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
     """Embedding tables on codes."""
     return tuple(
-        f"embedding table {table.name}: {table.shape[0]} rows on {plan.weights[table.name].params.spec.num_bits} bits"
+        f"embedding table {table.name}: {table.shape[0]} rows on {plan.weights[table.name].num_bits} bits"
         for table in placement.tables
     )
 
 
 def _stored(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
     """Weights on codes that are not those of layers."""
-    lengths = {plan.weights[weight.name].params.spec.num_bits for weight in placement.stored}
+    lengths = {plan.weights[weight.name].num_bits for weight in placement.stored}
     on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
     return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 

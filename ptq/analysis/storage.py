@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import onnx_ir as ir
 
+from ptq.passes.decoding import constants
 from ptq.passes.native_bodies import DOMAIN as NATIVE
 
 Kind = Literal["codes", "scales", "biases", "float", "other"]
@@ -23,12 +24,15 @@ def bytes_by_kind(model: ir.Model, num_bytes: int) -> Mapping[Kind, int]:
         num_bytes: Its size as delivered.
 
     Returns:
-        Weight codes; scales and zero points; integer biases; float parameters; everything else, which is the graph.
+        Weight codes; scales, zero points and tables of levels; integer biases; float parameters; everything else, which
+        is the graph.
     """
     sizes: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    fixed = constants(model.graph)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            sizes[_kind(value)] += value.const_value.nbytes
+            is_table = any(_looks_up(use.node, value, fixed) for use in value.uses())
+            sizes["scales" if is_table else _kind(value)] += value.const_value.nbytes
     sizes["other"] += num_bytes - sum(sizes.values())
     return sizes
 
@@ -51,6 +55,15 @@ def _kind(value: ir.Value) -> Kind:
     if value.dtype == ir.DataType.INT32 and any(use.node.op_type == "DequantizeLinear" for use in uses):
         return "biases"
     return "float" if value.dtype == ir.DataType.FLOAT else "other"
+
+
+def _looks_up(node: ir.Node, table: ir.Value, fixed: Collection[ir.Value]) -> bool:
+    """Whether a node reads constant places of a constant table, as weights with few levels do."""
+    rank = 0 if table.shape is None else len(table.shape)
+    levels = table.dtype in (ir.DataType.FLOAT, ir.DataType.INT8) and rank == 1 and node.inputs[0] is table
+    places = node.inputs[1] if node.op_type == "Gather" else None
+    cast = places.producer() if places is not None and places in fixed else None
+    return levels and cast is not None and cast.op_type == "Cast"
 
 
 def _scales_codes(node: ir.Node) -> bool:

@@ -121,6 +121,24 @@ def nearest_level(steps: FloatArray, low: FloatArray | int, high: FloatArray | i
     return np.minimum(np.maximum(np.rint(steps), low), high)  # a third of the time of clip for short arrays
 
 
+def nearest_place(values: FloatArray, levels: NDArray[Any]) -> NDArray[np.intp]:
+    """Where the nearest of some levels stands; ties to the lower one.
+
+    Args:
+        values: Any shape.
+        levels: Ascending. Shape [levels].
+
+    Returns:
+        Shape of `values`.
+
+    Example:
+        >>> nearest_place(np.array([-9.0, 0.4, 3.0]), np.array([-2, 0, 2, 4]))
+        array([0, 1, 2])
+    """
+    exact = levels.astype(np.float64)
+    return np.searchsorted((exact[1:] + exact[:-1]) / 2, values)
+
+
 def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
     """Reals of codes: scale * (codes - zero_point), float32.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.affine import FloatArray, QuantParams, expand
-from ptq.core.encoding import SumEncoding, WeightEncoding
+from ptq.core.affine import FloatArray, QuantParams
+from ptq.core.encoding import WeightEncoding
 from ptq.core.statistics import Histogram
 
 BINS = 48
@@ -64,18 +64,9 @@ def distribution_of_weight(weight: FloatArray, encoding: WeightEncoding, sqnr_db
         encoding: Codes and scales.
         sqnr_db: What it keeps, dB.
     """
-    params = encoding.params
-    scale = expand(params.scale, weight.shape, params.spec.granularity)
-    zero = expand(params.zero_point, weight.shape, params.spec.granularity).astype(np.float64)
-    codes = (
-        encoding.widths.limits(narrow_range=params.spec.narrow_range)
-        if isinstance(encoding, SumEncoding)
-        else params.spec.limits
-    )
-    low, high = ((code - zero) * scale for code in codes)
-    outside = (weight < low - scale / 2) | (weight > high + scale / 2)
     histogram = Histogram.of(np.asarray(weight, np.float32))
-    return _spread(histogram, (float(np.min(low)), float(np.max(high))), float(outside.mean()), sqnr_db)
+    outside = float((~encoding.covers(weight)).mean())
+    return _spread(histogram, encoding.ends(), outside, sqnr_db)
 
 
 def _spread(histogram: Histogram, limits: tuple[float, float], clipped: float, sqnr_db: float) -> Distribution:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.encoding import IntegerWeight, LookupWeight, WeightEncoding
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
+from ptq.core.storage import Alphabet, Words
 from ptq.core.widths import Widths
 
 Float = NDArray[np.float64]
@@ -69,6 +70,8 @@ class SolvedLayer:
         return float(self.output.row_error.sum()) / max(self.output.signal, 1e-300)
 
 
-ENCODING_PARTS = (AffineEncoding, SumEncoding, PerAxis, PerBlock, PerTensor, QuantParams, QuantSpec, Widths)
+ENCODING_PARTS = (
+    IntegerWeight, LookupWeight, Alphabet, Words, Widths, QuantParams, QuantSpec, PerAxis, PerBlock, PerTensor,
+)  # fmt: skip
 SOLVED_PARTS = (AtOutput, BiasEncoding, FloatBias, *ENCODING_PARTS)
 """What may be in the file of a solved layer."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import onnx
 import onnx_ir as ir
 
 from ptq.core.errors import InputError
-from ptq.files.scratch import clear, owned, scratch_folder
+from ptq.files.scratch import Scratch, clear, owned, scratch_folder, signals_later
 from ptq.models.source import INLINE_BYTES, external_files, fingerprint, weight_bytes
 from ptq.models.validation import tensors_of
 
@@ -123,7 +121,7 @@ def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes])
             model's rename, the model is the new one and the message says that its card is missing.
     """
     try:
-        with TemporaryDirectory(prefix=owned(f".{output.name[:60]}."), suffix=".tmp", dir=output.parent) as name:
+        with Scratch(owned(f".{output.name[:60]}."), ".tmp", output.parent) as name:
             staged = Path(name)
             for suffix, contents in cards.items():
                 (staged / suffix).write_bytes(contents)
@@ -235,19 +233,16 @@ def _sync(path: Path) -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, and signals for later, for a moment."""
-    signals = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else None
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals) if signals else None
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if fcntl is not None and handle is not None:
-            with suppress(OSError):  # some network file systems know no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with signals_later():
+        handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+        try:
+            if fcntl is not None and handle is not None:
+                with suppress(OSError):  # some network file systems know no locks
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
 
 
 def require_writable(output: Path, inputs: Sequence[Path], suffixes: Sequence[str] = PRODUCTS) -> None:

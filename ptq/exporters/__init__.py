@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from ptq.core.errors import InputError
@@ -11,6 +10,7 @@ from ptq.exporters.bundle import Bundle, Example, deliver, require_free
 from ptq.exporters.native import Native
 from ptq.exporters.ort_mobile import OrtMobile
 from ptq.exporters.web import Web
+from ptq.files.scratch import Scratch
 
 Exporter = OrtMobile | Web | Arm64 | Native
 EXPORTERS: dict[str, Exporter] = {"ort-mobile": OrtMobile(), "web": Web(), "arm64": Arm64(), "native": Native()}
@@ -34,7 +34,7 @@ def export_bundle(bundle: Bundle, target: str, folder: Path) -> tuple[Path, ...]
     """
     require_free(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", suffix=".tmp", dir=folder.parent) as name:
+        with Scratch(f".{folder.name[:80]}.", ".tmp", folder.parent) as name:
             made = Path(name) / "made"
             made.mkdir()
             EXPORTERS[target].export(bundle, made)

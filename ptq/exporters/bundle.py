@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
+from ptq.files.scratch import Scratch
 from ptq.models.source import fingerprint
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -108,7 +108,7 @@ def deliver(made: Path, folder: Path, model: Path, target: str) -> tuple[Path, .
     (made / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     made.chmod(0o755)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", suffix=".tmp", dir=folder.parent) as name:
+        with Scratch(f".{folder.name[:80]}.", ".tmp", folder.parent) as name:
             _swap(made, folder, Path(name) / "old")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from error

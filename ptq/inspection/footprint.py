@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.spec import QuantSpec
@@ -80,9 +80,9 @@ def blank_plan(placement: Placement, settings: Choices) -> QuantPlan:
     return QuantPlan(grids, weights, biases)
 
 
-def _blank(codes: NDArray[np.int8], spec: QuantSpec) -> AffineEncoding:
+def _blank(codes: NDArray[np.int8], spec: QuantSpec) -> IntegerWeight:
     scale = np.ones(len(codes), np.float32)
-    return AffineEncoding(codes, QuantParams(scale, np.zeros(len(codes), np.int8), spec))
+    return IntegerWeight.of(codes, QuantParams(scale, np.zeros(len(codes), np.int8), spec))
 
 
 def _bias(layer: LinearLayer, *, integer: bool) -> BiasEncoding | FloatBias:

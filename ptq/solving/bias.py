@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from ptq.core.affine import QuantParams, quantize
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
-from ptq.core.encoding import WeightEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding
 from ptq.core.problem import LayerProblem
-from ptq.core.spec import PerAxis, PerTensor, QuantSpec
+from ptq.core.spec import PerAxis, QuantSpec
 
 Float = NDArray[np.float64]
 
@@ -68,30 +68,28 @@ def mean_error(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -
 
 
 def guard_bias(
-    encoding: WeightEncoding, problem: LayerProblem, bias: Float, grid: QuantParams
-) -> tuple[WeightEncoding, int]:
+    encoding: IntegerWeight, problem: LayerProblem, bias: Float, grid: QuantParams
+) -> tuple[IntegerWeight, int]:
     """Raise weight scales whose bias would not fit into int32.
 
     The bias is stored at input scale times weight scale. A (nearly) dead channel has a tiny weight scale and an
     ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
+
+    Args:
+        encoding: The weight.
+        problem: What it was solved from.
+        bias: Real units. Shape [out].
+        grid: Grid of the layer's input.
+
+    Returns:
+        The weight, and how many scales were raised.
     """
     least = np.abs(bias) / BIAS_LIMIT / float(grid.scale)
-    if isinstance(encoding.params.spec.granularity, PerTensor):
-        least = np.asarray(least.max(initial=0.0))
-    low = encoding.params.scale < least
-    if not low.any():
-        return encoding, 0
-    scale = np.where(low, least, encoding.params.scale).astype(np.float32)
-    params = QuantParams(scale, encoding.params.zero_point, encoding.params.spec)
-    nearest = encoding.nearest(problem.weight, params)
-    if problem.saturation is not None:
-        nearest = np.clip(nearest, problem.saturation.low, problem.saturation.high).astype(nearest.dtype)
-    again = np.broadcast_to(low[..., None], nearest.shape)  # the other rows keep what the method found
-    codes = np.where(again, nearest, encoding.codes)
-    return replace(encoding, codes=codes, params=params), int(low.sum())
+    limits = None if problem.saturation is None else (problem.saturation.low, problem.saturation.high)
+    return encoding.raised(least, problem.weight, limits)
 
 
-def encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> BiasEncoding:
+def encode_bias(bias: Float, encoding: IntegerWeight, grid: QuantParams) -> BiasEncoding:
     """A bias as integers at the scale of the sums it is added to.
 
     Args:
@@ -99,7 +97,7 @@ def encode_bias(bias: Float, encoding: WeightEncoding, grid: QuantParams) -> Bia
         encoding: The weight; its scales are per row or per tensor.
         grid: Grid of the layer's input.
     """
-    scale = np.broadcast_to(np.float32(grid.scale) * encoding.params.scale, bias.shape).astype(np.float32)
+    scale = np.broadcast_to(np.float32(grid.scale) * encoding.scale, bias.shape).astype(np.float32)
     params = QuantParams(
         scale, np.zeros(bias.shape, np.int32), QuantSpec(32, signed=True, symmetric=True, granularity=PerAxis(0))
     )

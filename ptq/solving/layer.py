@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
 from ptq.core.damping import LayerMoments, add_damping, damped
-from ptq.core.encoding import WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, output_error
 from ptq.core.plan import BiasEncoding, FloatBias
@@ -101,9 +101,8 @@ def solve_layer(
     moments = given.central(arrays.weight)
     problem = _problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
     encoding: WeightEncoding = choice.method.quantize(problem)
-    integer = None if arrays.layer.adds_bias_in_float else grid
-    guarded = 0
-    if arrays.bias is not None and integer is not None:
+    integer, guarded = None if arrays.layer.adds_bias_in_float else grid, 0
+    if isinstance(encoding, IntegerWeight) and arrays.bias is not None and integer is not None:
         encoding, guarded = guard_bias(encoding, problem, arrays.bias, integer)
     decoded, weight = encoding.decode().astype(np.float64), arrays.weight
     bias = _bias_of(arrays, decoded, encoding, integer, given.means)
@@ -111,8 +110,8 @@ def solve_layer(
     solved = SolvedLayer(encoding, bias, guarded, (float(error[0]), float(error[1])))
     if moments is None or problem.statistics is None:
         return solved
-    best, scale = problem.statistics.best_weight(weight), encoding.params.scale
-    return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, scale))
+    best, step = problem.statistics.best_weight(weight), encoding.widest_step()
+    return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, step))
 
 
 def _problem_of(
@@ -143,23 +142,24 @@ def _bias_of(
         bias = (np.zeros(len(decoded)) if bias is None else bias) - mean_error(decoded, arrays.weight, means)
     if bias is None:
         return None
-    return FloatBias(bias.astype(np.float32)) if grid is None else encode_bias(bias, encoding, grid)
+    if grid is None or not isinstance(encoding, IntegerWeight):  # weights out of a table run float kernels
+        return FloatBias(bias.astype(np.float32))
+    return encode_bias(bias, encoding, grid)
 
 
 def _at_output(
-    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, scale: NDArray[np.float32]
+    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, step: NDArray[np.float32]
 ) -> AtOutput:
     signal, rounding = float(seen.energy.sum()), decoded - best
     by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
     row_error = output_error(by_group, seen.gram).reshape(-1)
     error = seen.relative_error(decoded, seen.target_correlation(arrays.weight)) * signal
-    return AtOutput(signal, error, _bound(seen, scale), rounding.astype(np.float32), row_error)
+    return AtOutput(signal, error, _bound(seen, step), rounding.astype(np.float32), row_error)
 
 
-def _bound(seen: LayerStatistics, scale: NDArray[np.float32]) -> float:
+def _bound(seen: LayerStatistics, step: NDArray[np.float32]) -> float:
     """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
-    widest = scale.max(1) if scale.ndim == 2 else scale
-    steps = np.broadcast_to(np.square(widest, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
+    steps = np.broadcast_to(np.square(step, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
     inputs = np.einsum("gii->g", seen.gram)[:, None]
     return float((steps / 4 * inputs).sum())
 

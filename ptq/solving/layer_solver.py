@@ -13,7 +13,6 @@ from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
 from ptq.core.decibels import NO_ERROR_DB, decibels
 from ptq.core.distribution import distribution_of_weight
-from ptq.core.encoding import SumEncoding
 from ptq.core.family import tag_of
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
@@ -90,7 +89,7 @@ class LayerSolver:
         Raises:
             RuntimeError: It was solved from its weight alone.
         """
-        output, num_bits = solved.output, solved.encoding.params.spec.num_bits
+        output, num_bits = solved.output, solved.encoding.num_bits
         if output is None:
             raise RuntimeError(f"{self.layer.name} was solved without its output")
         centered = self.settings.bias_correction and self.arrays.takes_bias
@@ -111,13 +110,13 @@ class LayerSolver:
         """What to report."""
         macs = output_size * self.layer.fan_in
         error, signal = solved.weight_error
-        codes, spec, output = solved.encoding.codes, solved.encoding.params.spec, solved.output
-        extra = solved.encoding.widths.extra_words(spec.num_bits) if isinstance(solved.encoding, SumEncoding) else 0
+        encoding, output = solved.encoding, solved.output
+        extra = 0 if encoding.widths is None else encoding.widths.extra_words(encoding.num_bits)
         weight_sqnr_db = decibels(signal, error)
         return LayerRow(
             self.layer.name,
             self.layer.op_type,
-            spec.num_bits,
+            encoding.num_bits,
             self.arrays.weight.size,
             _described(solved),
             0 if self.layer.name in self.settings.coarse else macs,
@@ -129,18 +128,18 @@ class LayerSolver:
             tag_of(type(self.choice.method)),
             None if output is None else decibels(output.signal, output.error),
             None if output is None else decibels(output.signal, output.bound),
-            len(np.unique(codes)),
-            solved.encoding.zeros() / codes.size,
+            encoding.num_levels(),
+            encoding.zeros() / self.arrays.weight.size,
             self._accumulator(solved),
             self.grids.group.get(self.layer.source, ""),
-            distribution_of_weight(self.arrays.weight, solved.encoding, weight_sqnr_db),
+            distribution_of_weight(self.arrays.weight, encoding, weight_sqnr_db),
         )
 
     def _accumulator(self, solved: SolvedLayer) -> int:
         grid = self._grid
         if grid is None:
             return 0
-        sums = np.abs(solved.encoding.codes.astype(np.int64)).sum(1)  # their zero point is 0
+        sums = solved.encoding.reach()
         low, high = grid.spec.limits
         reach = max(int(grid.zero_point) - low, high - int(grid.zero_point))
         bias = np.abs(solved.bias.codes.astype(np.int64)) if isinstance(solved.bias, BiasEncoding) else 0
@@ -156,8 +155,7 @@ def start_layer(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> 
 def _described(solved: SolvedLayer) -> str:
     """Where the longer words are, counted in points as the paper does."""
     encoding = solved.encoding
-    bits = encoding.params.spec.num_bits
-    rows = -(-encoding.widths.rows // np.int8(bits)) if isinstance(encoding, SumEncoding) else np.ones(1)
+    rows = np.ones(1) if encoding.widths is None else -(-encoding.widths.rows // np.int8(encoding.num_bits))
     several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
     return ", ".join(part for part in (several, solved.note) if part)
 

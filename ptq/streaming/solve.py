@@ -16,9 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.core.affine import QuantParams
 from ptq.core.decibels import NO_ERROR_DB, decibels
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.family import tag_of
 from ptq.core.layer import LinearLayer
@@ -160,38 +159,35 @@ def _in_blocks(settings: Choices, layer: LinearLayer) -> LayerChoice:
 
 def _solve(
     model: ir.Model, layer: LinearLayer, choice: LayerChoice, workspace: Workspace
-) -> tuple[AffineEncoding, LayerRow]:
+) -> tuple[IntegerWeight, LayerRow]:
     """One layer, a few rows at a time, or as it was solved before."""
     weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
     numbers = np.ascontiguousarray(weight).data
     key = checkpoint_key(numbers, weight.shape, repr(choice), version("ptq"), version("numpy"))
     kept, solve = Checkpoints(workspace.folder, key), functools.partial(_solve_rows, layer.name, weight, choice)
-    encoding = kept.restore_or_solve(layer.name, AffineEncoding, ENCODING_PARTS, solve)
+    encoding = kept.restore_or_solve(layer.name, IntegerWeight, ENCODING_PARTS, solve)
     kept.write()
     error, signal, zeros = 0.0, 0.0, 0
     for rows in _chunks(weight):
-        part = replace(encoding, codes=encoding.codes[rows], params=_rows_of(encoding.params, rows))
+        part = encoding.rows(rows)
         error += float(np.square(part.decode() - weight[rows]).sum(dtype=np.float64))
         signal += float(np.square(weight[rows]).sum(dtype=np.float64))
         zeros += part.zeros()
-    used = np.bincount(encoding.codes.reshape(-1).view(np.uint8), minlength=256)
     row = LayerRow(
         layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
-        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, int((used > 0).sum()), zeros / weight.size, 0,
+        NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, encoding.num_levels(), zeros / weight.size, 0,
     )  # fmt: skip
     return encoding, row
 
 
-def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> AffineEncoding:
+def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
     parts = []
     for rows in _chunks(weight):
         part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
-        if not isinstance(part, AffineEncoding):
+        if not isinstance(part, IntegerWeight):
             raise TypeError(f"layer {name!r} came back as {type(part).__name__}")
         parts.append(part)
-    codes = np.concatenate([part.codes.astype(np.int8, copy=False) for part in parts])
-    scale, zero = (np.concatenate([getattr(part.params, key) for part in parts]) for key in ("scale", "zero_point"))
-    return AffineEncoding(codes, QuantParams(scale, zero, parts[0].params.spec))
+    return IntegerWeight.stack(parts)
 
 
 def _chunks(weight: Array) -> Iterator[slice]:
@@ -199,10 +195,6 @@ def _chunks(weight: Array) -> Iterator[slice]:
     step = max(CHUNK // weight.shape[1], 1)
     for start in range(0, len(weight), step):
         yield slice(start, start + step)
-
-
-def _rows_of(params: QuantParams, rows: slice) -> QuantParams:
-    return replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
 
 
 def _release(model: ir.Model, name: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, Range, choose_qparams, nearest_level
-from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import least_squares
 from ptq.core.problem import LayerProblem
@@ -129,7 +129,7 @@ class GroupedProblem:
             codes = codes + (self.spec.qmin - ends).astype(codes.dtype)
             zero = (self.spec.qmin - ends[:, :: self.spec.granularity.block_size]).astype(codes.dtype)
         params = QuantParams(single, zero, self.spec)
-        return AffineEncoding(codes, params) if self.widths is None else SumEncoding(codes, params, self.widths)
+        return IntegerWeight.of(codes, params, self.widths)
 
     def error(self, levels: Float, scale: Float) -> Float:
         """J per output feature, the constant left out. Shape [groups, out]."""

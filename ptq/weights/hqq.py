@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, Range, choose_qparams, per_scale_view, quantize
 from ptq.core.checks import require_within
-from ptq.core.encoding import AffineEncoding, WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis
 from ptq.weights.rtn import Rtn
@@ -59,7 +59,7 @@ class Hqq:
         limits = Range.of(rows.min(1, initial=0.0), rows.max(1, initial=0.0))
         params = self._fit(rows, choose_qparams(limits, replace(problem.spec, granularity=PerAxis(0))))
         grid = QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), problem.spec)
-        return AffineEncoding(quantize(problem.weight, grid), grid)
+        return IntegerWeight.of(quantize(problem.weight, grid), grid)
 
     def _fit(self, rows: NDArray[np.float32], start: QuantParams) -> QuantParams:
         unit = np.maximum(np.abs(rows).max(1, initial=0.0), 1e-30).astype(np.float64)[:, None]

@@ -18,7 +18,7 @@ from ptq.core.affine import (
     per_scale_view,
     quantize,
 )
-from ptq.core.encoding import AffineEncoding, SumEncoding, WeightEncoding
+from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.saturation import SaturationLimits
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
@@ -59,19 +59,19 @@ class Rtn:
             return self._quantize_widths(problem, problem.widths)
         reach = self._reach(problem.weight, problem.spec)
         params = choose_qparams(reach, problem.spec)
-        return AffineEncoding(quantize(problem.weight, params), params)
+        return IntegerWeight.of(quantize(problem.weight, params), params)
 
-    def _quantize_widths(self, problem: LayerProblem, widths: Widths) -> SumEncoding:
+    def _quantize_widths(self, problem: LayerProblem, widths: Widths) -> IntegerWeight:
         """Words of several lengths, each weight with limits of its own."""
         weight, spec = problem.weight.astype(np.float64), problem.spec
         low, high = widths.limits(narrow_range=spec.narrow_range)
         shared = isinstance(spec.granularity, PerTensor)
         reach = (np.abs(weight) / high).max(None if shared else 1, initial=0.0) * spec.qmax
 
-        def encode(ratio: FloatArray) -> SumEncoding:
+        def encode(ratio: FloatArray) -> IntegerWeight:
             params = choose_qparams(Range.of(-reach * ratio, reach * ratio), spec)
             steps = weight / np.reshape(params.scale, (-1, 1))
-            return SumEncoding(nearest_level(steps, low, high).astype(np.int8), params, widths)
+            return IntegerWeight.of(nearest_level(steps, low, high).astype(np.int8), params, widths)
 
         best, chosen = np.full(reach.shape, np.inf), np.ones(reach.shape)
         for ratio in MSE_RATIOS if self.clip == "mse" else ():
@@ -99,7 +99,7 @@ def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncodi
     steps: FloatArray = problem.weight / scale.reshape(-1, 1)
     levels = nearest_level(steps, saturation.low, saturation.high).astype(np.int8)
     params = QuantParams(scale, np.zeros(scale.shape, np.int8), problem.spec)
-    return AffineEncoding(levels, params) if problem.widths is None else SumEncoding(levels, params, problem.widths)
+    return IntegerWeight.of(levels, params, problem.widths)
 
 
 def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ptq.core.encoding import SumEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import INT8_WEIGHT, PerAxis, QuantSpec
 from ptq.core.widths import Widths
@@ -52,11 +52,11 @@ def chain(row: Float, bits: int, num_points: int) -> list[Float]:
     return points
 
 
-def sums(weight: Float, bits: int, num_points: int) -> SumEncoding:
+def sums(weight: Float, bits: int, num_points: int) -> IntegerWeight:
     spec = QuantSpec(bits, signed=True, symmetric=True, granularity=PerAxis(0))
     widths = Widths.in_rows(np.full(len(weight), min(bits * num_points, 8), np.int8), weight.shape[1])
     found = Rtn("mse").quantize(LayerProblem("layer", weight.astype(np.float32), spec, widths=widths))
-    assert isinstance(found, SumEncoding)
+    assert isinstance(found, IntegerWeight)
     return found
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq import Recipe, quantize, target
-from ptq.passes.native_products import pack_weight
+from ptq.passes.native_products import Fields, pack_weight
 from ptq.recipe import Weights
 from ptq.runtime import open_session
 from ptq.weights.gptq import Gptq
@@ -154,7 +154,7 @@ def test_blocks_that_are_not_finite_do_not_pass_unseen() -> None:
 def test_packing_is_the_layout_that_the_kernels_name(features: int, inputs: int, bits: int, seed: int) -> None:
     half = 1 << (bits - 1)
     values = np.random.default_rng(seed).integers(-half, half, (features, inputs)).astype(np.int8)
-    packed = pack_weight(values, np.ones((features, 1), np.float32), bits)
+    packed = pack_weight(Fields.plain(values, bits), np.ones((features, 1), np.float32))
     per_group = 32 // bits
     for n in range(features):
         for k in range(0, inputs, 3):

@@ -27,7 +27,7 @@ from ptq.analysis.report import Attempt, TimedPlan
 from ptq.cli import main
 from ptq.core.affine import Range, choose_qparams, quantize
 from ptq.core.distribution import distribution_of_values, distribution_of_weight
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.spec import INT8_WEIGHT, PerAxis, QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.recipe import LayerRule, Recipe, Weights
@@ -363,7 +363,7 @@ def test_each_row_of_a_weight_is_clipped_at_its_own_scale() -> None:
     weight = np.array([[1.0, 0.5, -0.25, 0.125], [100.0, 50.0, -25.0, 12.5]], np.float32)
     spec = replace(INT8_WEIGHT, granularity=PerAxis(0))
     params = choose_qparams(Range.of(np.array([-0.4, -100.0]), np.array([0.4, 100.0])), spec)
-    spread = distribution_of_weight(weight, AffineEncoding(quantize(weight, params), params), 20.0)
+    spread = distribution_of_weight(weight, IntegerWeight.of(quantize(weight, params), params), 20.0)
     assert spread.clipped == 2 / 8
     assert (spread.low, spread.high) == pytest.approx((-100, 100))
     assert (sum(spread.shares), spread.shares[-1]) == (1, 0.125)

@@ -19,7 +19,7 @@ from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize, quantize
 from ptq.core.damping import STRENGTHS, LayerMoments, choose_damping, damped
-from ptq.core.encoding import AffineEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.layer_statistics import LayerStatistics
 from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
@@ -211,6 +211,6 @@ def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
                     getattr(found.whole, field), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
                 )
             params = replace(plan.weights[layer.name].params, scale=plan.weights[layer.name].params.scale * 2)
-            coarse = AffineEncoding(quantize(weight, params), params)
+            coarse = IntegerWeight.of(quantize(weight, params), params)
             weights[layer.name] = coarse
             walk.install(layer, coarse, plan.biases.get(layer.name))

@@ -16,7 +16,7 @@ from ptq.allocation.points import ALL_POINTS, point_bits
 from ptq.calibration.sequential import SampleReplay, SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams
-from ptq.core.encoding import SumEncoding
+from ptq.core.encoding import IntegerWeight
 from ptq.core.errors import RecipeError
 from ptq.core.plan import QuantPlan
 from ptq.core.spec import PerAxis, QuantSpec
@@ -70,7 +70,7 @@ def test_words_of_several_lengths_are_stored_short_and_compute_what_they_say(nam
     num_rows, fan_in = layer.layout.to_matrix(np.empty(layer.layout.shape)).shape
     widths, rng = Widths.in_rows(np.full(num_rows, bits, np.int8), fan_in), np.random.default_rng(bits)
     if kind == "any rows":
-        widths.rows[:] = rng.integers(bits, MAX_BITS + 1, num_rows)
+        widths.rows[:] = rng.integers(0, MAX_BITS + 1, num_rows)
     if kind in ("rows", "both"):
         widths.rows[:] = np.minimum(bits * rng.integers(1, 4, num_rows), MAX_BITS)
     if kind in ("centre", "both") and layer.unfold.kernel:
@@ -82,7 +82,7 @@ def test_words_of_several_lengths_are_stored_short_and_compute_what_they_say(nam
     low, high = widths.limits()
     codes = rng.integers(low.astype(int), high.astype(int) + 1).astype(np.int8)
     scale = (0.01 * (1 + rng.random(num_rows))).astype(np.float32)
-    encoding = SumEncoding(codes, QuantParams(scale, np.zeros(num_rows, np.int8), spec), widths)
+    encoding = IntegerWeight.of(codes, QuantParams(scale, np.zeros(num_rows, np.int8), spec), widths)
     lowered = model.clone()
     InsertQdq(QuantPlan({}, {layer.name: encoding}, {}), placement)(lowered)
     expected = model.clone()

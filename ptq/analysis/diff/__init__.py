@@ -171,7 +171,7 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None) -
         prepared, _ = prepare(reference, few[0].feed, custom_ops=pair.custom_ops)
     floats = FloatNodes([prepared, reference])
     with naming(pair.quantized):
-        board = switchboard(quantized, floats, few[0].feed, pair.custom_ops)
+        board = switchboard(quantized, floats, pair.custom_ops)
     whole, everything = Whole(), itertools.chain(few, stream)
     say("compare")
     with (

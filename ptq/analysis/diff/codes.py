@@ -1,9 +1,7 @@
-"""Questions about a quantized graph: what is constant, what decodes it, and how far a grid reaches."""
+"""Questions about a quantized graph: how its constants are decoded, and how far a grid reaches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.analysis.diff.names import origin, pair_of
-from ptq.models.sessions import run, session_of
 from ptq.passes._guards import take_over
+from ptq.passes.decoding import decoding_of
 from ptq.passes.graph import add_initializer
-from ptq.passes.infer_shapes import exposed
 from ptq.passes.linear import constant
 
 MOVES = frozenset(
@@ -23,63 +20,20 @@ MOVES = frozenset(
 )
 """Operators that move values and compute none: on codes or on decoded values they are the same."""
 
-RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
-
-
-def constants(graph: ir.Graph) -> dict[ir.Value, bool]:
-    """Values that do not depend on an input -> whether they come out of codes."""
-    inputs = set(graph.inputs)
-    fixed = {value: False for value in graph.initializers.values() if value not in inputs}
-    for node in graph:
-        sources = [value for value in node.inputs if value is not None]
-        kinds = {attribute.type for attribute in node.attributes.values()}
-        if (
-            kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
-            or node.op_type in RANDOM
-            or not all(value in fixed for value in sources)
-        ):
-            continue
-        widens = node.op_type == "Cast" and sources and sources[0].dtype is not None and sources[0].dtype.is_integer()
-        decodes = node.op_type == "DequantizeLinear" or widens or any(fixed[value] for value in sources)
-        fixed |= dict.fromkeys(node.outputs, bool(decodes))
-    return fixed
-
-
-def evaluate(
-    model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]
-) -> list[NDArray[Any]]:
-    """Numbers of values that depend on constants alone."""
-    if not names:
-        return []
-    part = exposed(model, names)
-    part.graph.inputs.clear()
-    with session_of(part, custom_ops=custom_ops, optimization="none") as session:
-        return run(session, {}, names)
-
 
 def decoding(value: ir.Value) -> tuple[int | None, NDArray[Any] | None]:
     """How many scales a constant is decoded with, and its codes if they are at hand."""
-    node = value.producer()
-    if node is None or node.op_type not in ("DequantizeLinear", "Mul"):
+    found = decoding_of(value)
+    if found is None or found.is_table:
         return None, None
-    scale = constant(node.inputs[1])
-    return (None if scale is None else scale.size), constant(node.inputs[0])
+    scale = constant(found.scale)
+    return (None if scale is None else scale.size), constant(found.codes)
 
 
 def at_limits(codes: NDArray[np.int32]) -> int:
     """How many codes are as large as 32 bits allow, which saturated ones are."""
     ends = np.iinfo(np.int32)
     return int(((codes >= ends.max - 1) | (codes <= ends.min + 1)).sum())
-
-
-def picked_rows(node: ir.Node) -> ir.Value | None:
-    """The indices of Mul(Cast(Gather(codes, i)), Cast(Gather(scale, i)))."""
-    indices = []
-    for value in node.inputs:
-        cast = None if value is None else value.producer()
-        gather = None if cast is None or cast.op_type != "Cast" else cast.inputs[0].producer()  # type: ignore[union-attr]
-        indices.append(gather.inputs[1] if gather is not None and gather.op_type == "Gather" else None)
-    return indices[0] if len(indices) == 2 and indices[0] is indices[1] else None
 
 
 def grid_of(quantizer: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -18,15 +18,13 @@ from ptq.analysis.diff.board import Parameter, Site, Switch, Switchboard
 from ptq.analysis.diff.codes import (
     MOVES,
     at_limits,
-    constants,
     decoding,
-    evaluate,
     limits_of,
     move_floats,
-    picked_rows,
     same_grid,
 )
 from ptq.analysis.diff.names import FloatNodes, consumers, origin, pair_of
+from ptq.passes.decoding import arrays_of, constants, picked_rows
 from ptq.passes.graph import add_initializer
 from ptq.passes.linear import constant
 from ptq.target import LINEAR_OPS
@@ -35,15 +33,12 @@ FOLLOWERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Max", "HardSwish"}
 """Operators that belong to the layer in front of them."""
 
 
-def switchboard(
-    quantized: ir.Model, floats: FloatNodes, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
-) -> Switchboard:
+def switchboard(quantized: ir.Model, floats: FloatNodes, custom_ops: Sequence[str | Path] = ()) -> Switchboard:
     """Build it.
 
     Args:
         quantized: Any model with QuantizeLinear and DequantizeLinear. Not modified.
         floats: The float model's nodes, which tell what activations the quantizer has made part of a grid.
-        feed: One sample.
         custom_ops: Libraries the model needs.
 
     Returns:
@@ -53,7 +48,7 @@ def switchboard(
     move_floats(model.graph)
     building = _Building(model, floats)
     building.name_nodes()
-    building.parameters(feed, custom_ops)
+    building.parameters(custom_ops)
     groups = building.grid_groups()
     building.tables()
     for quantizer in building.quantizers:
@@ -105,7 +100,7 @@ class _Building:
                 return node
             node = producer
 
-    def parameters(self, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path]) -> None:
+    def parameters(self, custom_ops: Sequence[str | Path]) -> None:
         """Constants that come out of codes become inputs, and so do the biases of their layers."""
         fixed = constants(self.model.graph)
         uses = [
@@ -114,10 +109,9 @@ class _Building:
             for index, value in enumerate(node.inputs)
             if value is not None and fixed.get(value) and value.producer() is not None
         ]
-        wanted = sorted({str(value.name) for _, _, value in uses})
-        arrays = dict(zip(wanted, evaluate(self.model, wanted, feed, custom_ops), strict=True))
+        arrays = arrays_of(self.model, {value for _, _, value in uses}, custom_ops)
         for node, index, value in uses:
-            array = arrays[str(value.name)]
+            array = arrays[value]
             if array.dtype == np.float32 and array.size > 1:
                 scales, codes = decoding(value)
                 edge = 0 if codes is None or codes.dtype != np.int32 else at_limits(codes)
@@ -194,11 +188,11 @@ class _Building:
         """Rows of an embedding table that were picked as codes, or the float rows."""
         for node, name in list(self.names.items()):
             table = self.floats.table(name)
-            picked = picked_rows(node) if node.op_type == "Mul" else None
+            picked = picked_rows(node)
             if table is None or picked is None:
                 continue
             key = f"{name}?table"
-            rows = ir.node("Gather", [self._input(key, ir.DataType.FLOAT, table.shape), picked])
+            rows = ir.node("Gather", [self._input(key, ir.DataType.FLOAT, table.shape), picked.index])
             rows.outputs[0].name = f"{name}?float"
             self.model.graph.insert_after(node, rows)
             self.found.setdefault(node, []).append(Parameter(name, -1, key, table))

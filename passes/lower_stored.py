@@ -1,0 +1,84 @@
+"""Weights that no integer kernel multiplies: embedding tables, and what recurrent layers and bodies read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.encoding import LookupWeight, WeightEncoding
+from ptq.core.matrix import WeightLayout
+from ptq.passes._guards import take_over
+from ptq.passes.lower_weight import WeightWriter
+from ptq.passes.stored import StoredWeight, value_in
+
+
+def lower_table(weights: WeightWriter, name: str, readers: dict[str, ir.Node], table: WeightEncoding) -> list[ir.Value]:
+    """Pick rows of codes and their scales instead of floats.
+
+    Before: y = Gather(table, i)
+    After:  y = Mul(Cast(Gather(codes, i)), Cast(Gather(scales, i))), scales of 16 bits where these hold them; rows of
+            a table of reals are picked as they are, once these are decoded
+
+    Args:
+        weights: Writes into the graph.
+        name: Of the table.
+        readers: What picks its rows, by name.
+        table: Its rows.
+
+    Returns:
+        What stands for the readers' results.
+    """
+    layout = WeightLayout(0, table.shape)
+    if isinstance(table, LookupWeight):
+        reals = weights.reals(f"{name}_decoded", layout, table)
+        for node in readers.values():
+            node.replace_input_with(0, reals)
+        return [node.outputs[0] for node in readers.values()]
+    codes = weights.codes(f"{name}_quantized", layout, table)
+    scale = weights.writer.initializer(f"{name}_scale", short_scale(table.scale).reshape(-1, 1))
+    return [_pick(weights, reader, node, (codes, scale)) for reader, node in readers.items()]
+
+
+def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, encoding: WeightEncoding) -> None:
+    """Let float kernels, of bodies too, read codes times scales that are computed in front of everything.
+
+    Args:
+        weights: Writes into the main graph of `model`.
+        model: Changed in place.
+        weight: Which constant.
+        encoding: What becomes of it.
+    """
+    value, layout = value_in(model, weight.name), weight.layout
+    if isinstance(encoding, LookupWeight):
+        decoded = weights.reals(f"{weight.name}_decoded", layout, encoding, weight.shape)
+    else:
+        codes = weights.codes(f"{weight.name}_quantized", layout, encoding, weight.shape)
+        decoded = weights.multiplied(weight.name, codes, weight.along(encoding.scale))
+    ir.convenience.replace_all_uses_with(value, decoded)
+    if value.is_initializer() and value.graph is not None:
+        del value.graph.initializers[weight.name]
+
+
+def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """One reader of a table."""
+    writer, (codes, scale), index, shape = weights.writer, parts, node.inputs[1], node.outputs[0].shape
+    rows = writer.node("Gather", [codes, index], f"{name}_codes", (ir.DataType.INT8, shape))
+    wide = writer.node("Cast", [rows], f"{name}_wide", (ir.DataType.FLOAT, shape), {"to": 1})
+    short = writer.node("Gather", [scale, index], f"{name}_scale", (scale.dtype, None))
+    steps = writer.node("Cast", [short], f"{name}_step", (ir.DataType.FLOAT, None), {"to": 1})
+    product = writer.node("Mul", [wide, steps], f"{name}_row", (ir.DataType.FLOAT, shape))
+    made = [each for value in (rows, wide, short, steps, product) if (each := value.producer()) is not None]
+    writer.graph.insert_before(node, made)
+    take_over(node.outputs[0], product)
+    writer.first = made[0] if writer.first is node else writer.first
+    writer.graph.remove(node, safe=True)
+    return product
+
+
+def short_scale(scale: NDArray[np.float32]) -> NDArray[Any]:
+    """Scales as float16 where it is precise enough: 11 bits, next to words of 8, are."""
+    smallest, largest = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
+    return scale.astype(np.float16) if scale.min() >= smallest and scale.max() <= largest else scale
