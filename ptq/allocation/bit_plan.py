@@ -22,6 +22,8 @@ LayerBits = int | tuple[int, ...]
 
 SHORTEST, LONGEST = 2, 8
 IN_FLOAT = "float"
+EXPECTED = f"expected {SHORTEST} to {LONGEST}, a list of them with one for each output feature, or {IN_FLOAT}"
+
 MAX_BYTES = 2**26
 """Of a plan's file."""
 
@@ -47,10 +49,7 @@ class BitPlan:
         for name, bits in self.layers.items():
             words = bits if isinstance(bits, tuple) else (() if bits == FLOAT else (bits,))
             if bits == () or any(type(word) is not int or not SHORTEST <= word <= LONGEST for word in words):
-                raise RecipeError(
-                    f"layer {name!r:.80} has bits {bits!r:.80}; expected {SHORTEST} to {LONGEST}, as many for each "
-                    f"output feature, or {IN_FLOAT}"
-                )
+                raise RecipeError(f"layer {name!r:.80} has bits {_bits_to(bits)!r:.80}; {EXPECTED}")
 
     @property
     def floats(self) -> tuple[str, ...]:
@@ -74,8 +73,10 @@ class BitPlan:
         Raises:
             RecipeError: It is something else; names the layer.
         """
-        if not isinstance(table, dict) or set(table) != {"layers"} or not isinstance(table["layers"], dict):
-            raise RecipeError(f"expected one table `layers` with the bits of each layer, found {table!r:.80}")
+        if not isinstance(table, dict) or not isinstance(table.get("layers"), dict):
+            raise RecipeError(f"expected a table `layers` with the bits of each layer, found {table!r:.80}")
+        if unknown := set(table) - {"layers"}:
+            raise RecipeError(f"key {min(unknown)!r:.80} is unknown; expected `layers` alone")
         return BitPlan({name: _bits_from(name, each) for name, each in table["layers"].items()})
 
     def to_table(self) -> dict[str, Any]:
@@ -94,9 +95,12 @@ class BitPlan:
         """
         try:
             data = read_regular_file(Path(path), MAX_BYTES, "a bit plan", "leave out layers that it need not name")
-            return BitPlan.from_table(json.loads(data, object_pairs_hook=_without_twins))
         except InputError as error:
-            raise RecipeError(f"bit_plan: {error}") from error
+            raise RecipeError(f"cannot read the bit plan: {error}") from error
+        except ValueError as error:  # a path with a byte that no path has
+            raise RecipeError(f"cannot read the bit plan {str(path)!r:.200}: {error}") from error
+        try:
+            return BitPlan.from_table(json.loads(data, object_pairs_hook=_without_twins))
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
         except (ValueError, RecursionError) as error:  # those of JSON and of Unicode are ValueErrors
@@ -123,7 +127,7 @@ def _bits_from(name: str, value: object) -> LayerBits:
     bits: object = tuple(value) if isinstance(value, list) else value
     if isinstance(bits, tuple) or (type(bits) is int and bits != FLOAT):
         return bits
-    raise RecipeError(f"layer {name!r:.80} has bits {value!r:.80}; expected a number, a list of numbers, or {IN_FLOAT}")
+    raise RecipeError(f"layer {name!r:.80} has bits {value!r:.80}; {EXPECTED}")
 
 
 def _bits_to(bits: LayerBits) -> int | list[int] | str:

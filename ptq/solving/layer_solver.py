@@ -19,7 +19,7 @@ from ptq.core.layer_row import LayerRow
 from ptq.core.plan import BiasEncoding
 from ptq.core.problem import Needs
 from ptq.core.solved_layer import SolvedLayer
-from ptq.core.widths import Widths
+from ptq.core.widths import MAX_BITS, Widths
 from ptq.sensitivity.float_network import PlacedLayer
 from ptq.solving.bias import InputMeans
 from ptq.solving.choices import Choices, LayerChoice
@@ -153,11 +153,17 @@ def start_layer(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> 
 
 
 def _described(solved: SolvedLayer) -> str:
-    """Where the longer words are, counted in points as the paper does."""
-    encoding = solved.encoding
-    rows = np.ones(1) if encoding.widths is None else -(-encoding.widths.rows // np.int8(encoding.num_bits))
-    several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
+    """Where the longer words are, counted in points as the paper does where they are sums of points."""
+    widths, num_bits = solved.encoding.widths, solved.encoding.num_bits
+    several = "" if widths is None else _longer(widths.rows, num_bits)
     return ", ".join(part for part in (several, solved.note) if part)
+
+
+def _longer(rows: NDArray[np.int8], num_bits: int) -> str:
+    points = -(-rows // np.int8(num_bits))
+    if (np.minimum(points * num_bits, MAX_BITS) != rows).any():
+        return f"{rows.min()} to {rows.max()} bits by feature"
+    return f"up to {points.max()} points in {(points > 1).sum()} of {len(rows)} features" if points.max() > 1 else ""
 
 
 WORTH_DB = 3.0

@@ -76,7 +76,9 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     settings, placement = problem.settings, problem.placement
     grids = choose_grids(placement, problem.histograms, settings)
     jobs = {
-        layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids)
+        layer.name: LayerSolver(
+            LayerArrays.of(problem.model, layer), layer, settings, grids, settings.rows.get(layer.name)
+        )
         for layer in placement.layers
     }
     others: tuple[WeightSite, ...] = (*placement.tables, *placement.stored)
