@@ -1,1 +1,1 @@
-"""Data to statistics to ranges: readers, the calibration run, and the observers."""
+"""Calibration: from data to statistics to ranges. Readers, the run of the float model, and the observers."""

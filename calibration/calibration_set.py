@@ -1,4 +1,4 @@
-"""The calibration set of one run: read once, run over as often as somebody wants to look at it."""
+"""The calibration set of one run: read once, run over once for every pass that asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ptq.calibration.collect import collect
 from ptq.calibration.executor import Executor
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
-from ptq.calibration.sequential import Feed, SampleReplay
+from ptq.calibration.replay import Feed, SampleReplay
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import SampleSplit
 from ptq.calibration.statistics import Wanted
@@ -18,7 +18,7 @@ from ptq.core.progress import Progress, counted
 
 
 class RoundEnds(Exception):  # noqa: N818 - no error: there is no more to do on this machine
-    """This shard has seen its share, and what comes next depends on what all of them have seen.
+    """Raised when this shard has seen its share and the next pass depends on what all shards have seen.
 
     Attributes:
         record: What was seen here.
@@ -30,7 +30,7 @@ class RoundEnds(Exception):  # noqa: N818 - no error: there is no more to do on 
 
 
 class CalibrationSet:
-    """A calibration set that is looked at in passes, each over all samples, a shard of them, or none that is known.
+    """A calibration set that is run over in passes: each runs all samples, or a shard's, but those known already.
 
     Args:
         split: The set being read, a part of it held out.
@@ -62,21 +62,21 @@ class CalibrationSet:
 
     @property
     def first(self) -> Feed:
-        """One sample."""
+        """First sample of the set, as a feed."""
         return self.split.first.feed
 
     @property
     def custom_ops(self) -> Sequence[str | Path]:
-        """Libraries the model needs."""
+        """Libraries of operators that the model needs."""
         return self.samples.custom_ops
 
     @property
     def executor(self) -> Executor:
-        """Where samples run."""
+        """Executor that samples are run by."""
         return self.samples.engine
 
     def ahead(self, count: int) -> list[Feed]:
-        """The first samples, without beginning a pass; fewer where they are large."""
+        """Return the first samples without beginning a pass; fewer than `count` where they are large."""
         return list(self.split.ahead(count))
 
     def observe(self, model: ir.Model, wanted: Wanted, stage: str, *, again: bool) -> CalibrationStatistics:
@@ -103,7 +103,7 @@ class CalibrationSet:
         return record.statistics
 
     def _pass(self, again: bool) -> Iterable[Feed]:
-        """The samples: as they are read the first time, later as they were kept."""
+        """Give the samples of a pass: the first time as they are read, later as they were kept."""
         if self._begun:
             return counted(self.samples.replay(keep=again), self.split.num_calibration, self.progress)
         self._begun = True

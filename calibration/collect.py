@@ -32,7 +32,7 @@ from ptq.passes.infer_shapes import exposed
 Feed = Mapping[str, NDArray[Any]]
 
 Contribution = list[list[Any]]
-"""Of one sample: what each statistic of each value takes from it."""
+"""Contribution of one sample to each statistic of each value."""
 
 
 class StatisticsCollector:
@@ -57,7 +57,7 @@ class StatisticsCollector:
         self._num_samples += 1
 
     def value(self) -> CalibrationStatistics:
-        """The statistics of everything seen.
+        """Return the statistics of all samples so far.
 
         Raises:
             CalibrationError: Nothing was.
@@ -72,7 +72,7 @@ class StatisticsCollector:
 
 
 def contribution_of(wanted: Wanted, arrays: Sequence[NDArray[Any]], number: int) -> Contribution:
-    """What one sample adds to the statistics.
+    """Compute what one sample adds to the statistics.
 
     Args:
         wanted: What is asked of each value.
@@ -103,7 +103,7 @@ def collect(
     engine: Executor = LOCAL,
     shards: StageShards | None = None,
 ) -> StageRecord:
-    """Statistics of inner tensors over a calibration set.
+    """Run a model over a calibration set and return the statistics of its inner tensors.
 
     Args:
         model: Prepared float model.
@@ -138,7 +138,7 @@ def collect(
 
 
 def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> dict[str, str]:
-    """What statistics depend on besides the samples."""
+    """Describe what statistics depend on besides the samples: name -> hash or version."""
     asked = [[name, *map(repr, statistics)] for name, statistics in wanted.items()]
     digest = hashlib.sha256(repr(asked).encode())
     for library in custom_ops:
@@ -149,7 +149,7 @@ def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> di
 
 @dataclass(frozen=True)
 class _Common:
-    """What all parts of a calibration need."""
+    """The model, the values wanted and the libraries: alike for all parts of a calibration."""
 
     model: bytes
     wanted: Wanted
@@ -163,7 +163,7 @@ class _Common:
 def _collect_here(
     common: _Common, pending: Iterable[Numbered], engine: Threads, shards: StageShards
 ) -> CalibrationStatistics | None:
-    """Sample by sample, so that nothing but the tensors of those in flight is held."""
+    """Run sample by sample, so that nothing but the tensors of those in flight is held."""
     collector, done = StatisticsCollector(common.wanted), 0
     with session_of(common.model, custom_ops=common.custom_ops) as session:
         forward = functools.partial(_forward, session)
@@ -178,14 +178,14 @@ def _forward(session: InferenceSession, common: _Common, sample: Numbered) -> Co
 
 
 def _parts(pending: Iterable[Numbered], size: int) -> Iterator[list[Numbered]]:
-    """Of as many samples each, wherever they run: they depend on the data alone."""
+    """Cut the samples into parts of a fixed size: they depend on the data alone, wherever they run."""
     stream = iter(pending)
     while part := list(itertools.islice(stream, size)):
         yield part
 
 
 def _statistics_of_part(common: _Common, part: list[Numbered]) -> CalibrationStatistics:
-    """The statistics of a part, on whatever machine this runs."""
+    """Compute the statistics of one part, on whatever machine this runs."""
     collector = StatisticsCollector(common.wanted)
     with session_of(common.model, custom_ops=common.custom_ops) as session:
         for sample in part:

@@ -1,4 +1,4 @@
-"""Where the parts of the work run: in this process, or as Ray tasks on many machines.
+"""Executors: parts of the work run in this process, or as Ray tasks on many machines.
 
 Parts depend on the data alone and are put together in their order, so the result has the same bits wherever they ran.
 """
@@ -27,20 +27,20 @@ PATIENCE_SECONDS = 3600.0
 
 
 class Executor(Protocol):
-    """Runs parts side by side."""
+    """Something that runs parts of the work side by side."""
 
     def map(self, function: Callable[[C, T], R], common: C, items: Iterable[T]) -> Iterator[R]:
-        """function(common, item) for every item, results in their order; items are not read far ahead."""
+        """Yield function(common, item) for every item, in the items' order; items are not read far ahead."""
         ...
 
     def open(self) -> AbstractContextManager[None]:
-        """Be ready for several maps: what takes time to start is started once."""
+        """Prepare for several maps: what takes time to start is started once, and ends with the context."""
         ...
 
 
 @dataclass(frozen=True)
 class Threads:
-    """In this process.
+    """Threads of this process.
 
     Attributes:
         num_workers: Parts at once; None is one per core.
@@ -49,11 +49,11 @@ class Threads:
     num_workers: int | None = None
 
     def map(self, function: Callable[[C, T], R], common: C, items: Iterable[T]) -> Iterator[R]:
-        """See `Executor`."""
+        """Run the function in threads; see `Executor`."""
         return in_order(lambda item: function(common, item), items, self.num_workers or os.cpu_count() or 1)
 
     def open(self) -> AbstractContextManager[None]:
-        """See `Executor`."""
+        """Prepare nothing: threads start at once."""
         return nullcontext()
 
 
@@ -62,7 +62,7 @@ LOCAL = Threads()
 
 @dataclass(frozen=True)
 class Ray:
-    """As tasks of a Ray cluster, whose machines need this package and its dependencies.
+    """Tasks of a Ray cluster, whose machines need this package and its dependencies.
 
     Attributes:
         address: Of a running cluster; None starts one on this machine, without a dashboard.
@@ -73,7 +73,7 @@ class Ray:
     num_workers: int | None = None
 
     def map(self, function: Callable[[C, T], R], common: C, items: Iterable[T]) -> Iterator[R]:
-        """See `Executor`.
+        """Run the function as tasks of the cluster; see `Executor`.
 
         Raises:
             InputError: Ray is not installed, cannot be reached, or lost a part again and again.
@@ -92,7 +92,7 @@ class Ray:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """See `Executor`.
+        """Connect to the cluster, or start one; disconnect when the context ends.
 
         Raises:
             InputError: Ray is not installed, or cannot be reached.
@@ -105,11 +105,11 @@ class Ray:
             ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
-        own: dict[str, Any] = {"num_cpus": self.num_workers} if self.address is None else {}
+        options: dict[str, Any] = {"num_cpus": self.num_workers} if self.address is None else {}
         try:
             ray.init(
                 address=self.address or "local", include_dashboard=None if self.address else False,
-                log_to_driver=False, logging_level="ERROR", configure_logging=False, **own,
+                log_to_driver=False, logging_level="ERROR", configure_logging=False, **options,
             )  # fmt: skip
         except Exception as error:  # of Ray's own and of the network's many types
             where = self.address or "this machine"

@@ -29,11 +29,11 @@ MAX_SIDE = 8192
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How pixels become numbers.
+    """Choices of how pixels become numbers.
 
     Attributes:
         resize: Shorter side, or (height, width), in pixels; default: what the model's fixed extents ask for.
-        crop: Centre crop after it, side or (height, width).
+        crop: Center crop after it, side or (height, width).
         mean: Per channel, after scaling, in the order of `channels`.
         std: Likewise.
         scale: Factor on pixels 0..255.
@@ -166,7 +166,7 @@ def _labelled_file(folder: Path, row: Mapping[str, str], where: str) -> tuple[Pa
 
 
 def _array(image: Any, spec: InputSpec, options: ImageOptions) -> NDArray[Any]:
-    """One decoded image as the model's input."""
+    """Return one decoded image as the model's input."""
     if image.mode in DEEP_MODES:
         raise ValueError(f"it has mode {image.mode}; expected 8 bits per channel")
     picture = image.convert("L" if options.channels == "gray" else "RGB")

@@ -145,7 +145,7 @@ def _whole(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, column-major flag, type and length of the header; its own claimed length is capped by numpy's reader."""
+    """Read shape, column-major flag, type and length of a header; numpy's reader caps the length that it claims."""
     counted = _Counted(file)
     version = npy.read_magic(counted)
     with warnings.catch_warnings():
@@ -160,7 +160,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any],
 
 
 class _Counted:
-    """Counts what is read, and refuses a header that claims to be huge before reading it."""
+    """A file that counts what is read, and refuses a header that claims to be huge before reading it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Work on items side by side, results in their order."""
+"""Items worked on side by side in threads, results in their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
-    """Map with a few items in flight; the input is never read far ahead.
+    """Map a function over items in threads; the input is never read far ahead.
 
     Args:
         function: Called in threads.

@@ -48,30 +48,30 @@ __all__ = ["DataReader", "Sample", "open_data", "random_data"]
 
 
 class DataReader(Protocol):
-    """A stream of samples."""
+    """A stream of samples, checked against the model, that says where it comes from."""
 
     @property
     def description(self) -> str:
-        """Where the data comes from, one line without folders."""
+        """Kind and name of the source in one line, without folders."""
         ...
 
     @property
     def is_random(self) -> bool:
-        """Whether it was made up."""
+        """Whether the samples are made up."""
         ...
 
     @property
     def num_samples(self) -> int | None:
-        """How many there are at most, unread; None if only reading tells."""
+        """Most samples that will come, without reading any; None if only reading tells."""
         ...
 
     @property
     def skipped(self) -> Sequence[str]:
-        """What the last pass left out, and why."""
+        """Faults of the samples that the last pass left out."""
         ...
 
     def __iter__(self) -> Iterator[Sample]:
-        """Feeds, in order."""
+        """Yield the samples in order."""
         ...
 
 
@@ -154,7 +154,7 @@ def _require_batches(specs: Sequence[InputSpec]) -> None:
 
 
 def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> DataReader:
-    """Made-up data: standard normal floats, small integers.
+    """Make up data: standard normal floats, small integers.
 
     Args:
         specs: The model's inputs; open extents become 1 (first axis), 224 (sides of an image) or 16.
@@ -186,7 +186,7 @@ def random_data(specs: Sequence[InputSpec], num_samples: int, seed: int) -> Data
 
 
 def _extents(specs: Sequence[InputSpec]) -> dict[str, list[int]]:
-    """Extents of every input; what the model gives one name gets one size."""
+    """Choose the extents of every input; open ones with the same name in the model get the same size."""
     named: dict[str, int] = {}
 
     def size(spec: InputSpec, axis: int, extent: int | str | None) -> int:
@@ -211,7 +211,7 @@ def _random(spec: InputSpec, extents: list[int], generator: np.random.Generator)
 def _open(
     source: Any, specs: list[InputSpec], images: ImageOptions | None
 ) -> tuple[Callable[[], Iterator[Sample]], str, int | None]:
-    """What starts the stream, what it is, and how many samples it has."""
+    """Return the function that starts the stream, a description of the source, and how many samples it has."""
     if isinstance(source, str | os.PathLike):
         path = local_path(os.fspath(source))
         return _open_url(os.fspath(source), specs, images) if path is None else _open_path(path, specs, images)
@@ -243,7 +243,7 @@ def _as_array(value: Any, what: str) -> NDArray[Any]:
 def _open_url(
     url: str, specs: list[InputSpec], images: ImageOptions | None
 ) -> tuple[Callable[[], Iterator[Sample]], str, int | None]:
-    """Read a copy, which is there as long as the stream can be started."""
+    """Open a copy of the data, which is kept as long as the stream can be started."""
     copy = copy_of(url, FILES, SUFFIXES, LABELS)
     try:
         start, description, count = _open_path(copy.path, specs, images, copy.fetch)
@@ -293,7 +293,7 @@ def _only(specs: list[InputSpec], what: str) -> InputSpec:
 def _arrays(
     arrays: Mapping[str, ArrayFile], specs: list[InputSpec], where: str, description: str
 ) -> tuple[Callable[[], Iterator[Sample]], str, int]:
-    """Arrays with a leading sample axis; checked now, read later."""
+    """Check arrays with a leading sample axis now, and return the stream that reads them later."""
     wanted = {spec.name for spec in specs}
     key = next((key for key in LABEL_KEYS if key in arrays and key not in wanted), None)
     inputs = {name: array for name, array in arrays.items() if name != key}
@@ -338,7 +338,7 @@ def _require_counts(rows: Mapping[str, Row], labels: ArrayFile | None, where: st
 
 
 def _feeds(source: Iterable[Any], specs: list[InputSpec]) -> Iterator[Sample]:
-    """Feeds as they come, batches with a free batch axis taken apart."""
+    """Yield feeds as they come, batches with a free batch axis taken apart."""
     for index, item in enumerate(source):
         feed, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
         if not isinstance(feed, Mapping):
@@ -362,7 +362,7 @@ def _has_ranks(arrays: Mapping[str, NDArray[Any]], specs: list[InputSpec]) -> bo
 
 
 def _classes(label: Any, arrays: Mapping[str, NDArray[Any]], num_samples: int, where: str) -> Sequence[int | None]:
-    """The class of each sample of a feed; none for a feed that is itself a batch, as no single class belongs to it."""
+    """Return the class of each sample of a feed; None for a feed that is a batch, as no single class belongs to it."""
     if label is None:
         return [None] * num_samples
     values = _as_array(label, f"{where}: label").reshape(-1)

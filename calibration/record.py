@@ -1,4 +1,4 @@
-"""What was seen over a calibration set, or over parts of it; as a file, with what it is valid for."""
+"""Records of calibration: statistics of a set, or of parts of it, as a file with what it is valid for."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ptq.core.tree_sum import TreeSum
 from ptq.files.whole import read_regular_file, write_whole
 
 LARGEST = 2**32
-"""Bytes of a file of statistics."""
+"""Most bytes of a file of statistics."""
 
 
 @dataclass(frozen=True)
 class CalibrationStatistics:
-    """What was seen over a calibration set.
+    """Statistics of a model's values over a calibration set.
 
     Attributes:
         values: Value name -> tag of a statistic -> what was seen. A value that was empty in all samples has no mean.
@@ -35,29 +35,29 @@ class CalibrationStatistics:
     num_samples: int
 
     def merge(self, other: CalibrationStatistics) -> CalibrationStatistics:
-        """Of both sets; exact, so no order or split of the samples changes a bit."""
+        """Merge the statistics of two sets; exact, so no order or split of the samples changes a bit."""
         values = {
             name: _merged(seen, other.values.get(name, {})) for name, seen in {**other.values, **self.values}.items()
         }
         return CalibrationStatistics(values, self.num_samples + other.num_samples)
 
     def of(self, tag: str) -> dict[str, Any]:
-        """One statistic of every value that has it."""
+        """Return the statistic with that tag of every value that has it, by the value's name."""
         return {name: seen[tag] for name, seen in self.values.items() if tag in seen}
 
     @property
     def histograms(self) -> dict[str, Histogram]:
-        """Value name -> distribution."""
+        """Distribution of each value that has one, by the value's name."""
         return self.of(HistogramOf.tag)
 
     @property
     def means(self) -> dict[str, ChannelMean]:
-        """Value name -> mean per channel."""
+        """Mean per channel of each value that has one, by the value's name."""
         return self.of(MeanOf.tag)
 
     @property
     def halves(self) -> dict[str, tuple[ChannelExtremes, ChannelExtremes]]:
-        """Value name -> channel extremes over two halves of the set."""
+        """Channel extremes over the two halves of the set of each value that has them, by the value's name."""
         return {name: seen.halves for name, seen in self.of(ExtremesOf.tag).items()}
 
 
@@ -68,7 +68,7 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What was seen in one pass: on which samples, and in what network.
+    """Statistics of one pass, with the samples and the network that they were seen in.
 
     Attributes:
         origin: What the statistics depend on besides the samples: name -> hash or version.
@@ -81,7 +81,7 @@ class StageRecord:
     statistics: CalibrationStatistics
 
     def require(self, origin: Mapping[str, str]) -> None:
-        """Refuse to stand for something else.
+        """Refuse a record of another network, other settings or other versions.
 
         Raises:
             InputError: Names what differs.
@@ -94,7 +94,7 @@ class StageRecord:
                 )
 
     def merge(self, other: StageRecord) -> StageRecord:
-        """Both together; exact, in any order.
+        """Merge the records of two sets of parts; exact, in any order.
 
         Raises:
             InputError: They belong to different networks, or a part is in both.
@@ -109,7 +109,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What was seen of a calibration set, pass by pass; as a file it lets machines share the work.
+    """Statistics of a calibration set, pass by pass; as a file it lets machines share the work.
 
     Attributes:
         stages: Name of a pass -> what was seen in it, in the order of the passes.
@@ -119,25 +119,27 @@ class CalibrationRecord:
 
     @property
     def latest(self) -> StageRecord:
-        """The last pass."""
+        """Record of the last pass."""
         return list(self.stages.values())[-1]
 
     @property
     def described(self) -> str:
-        """The last pass, in words."""
+        """Numbers of samples and parts of the last pass, in words."""
         return f"{self.latest.statistics.num_samples} samples in {len(self.latest.parts)} parts"
 
     @property
     def is_first_round(self) -> bool:
-        """Whether channels were looked at and nothing else: ranges are seen in a network that depends on them."""
+        """Whether only channels were observed: ranges are seen later, in a network that depends on the channels."""
         return tuple(self.stages) == (CHANNELS,)
 
     def with_stage(self, name: str, record: StageRecord) -> CalibrationRecord:
-        """The same with one more pass."""
+        """Return a record with one more pass."""
         return CalibrationRecord({**self.stages, name: record})
 
     def merge(self, other: CalibrationRecord) -> CalibrationRecord:
-        """Both together; exact, in any order. Passes before the last one belong to all parts: they have to be equal.
+        """Merge the records of several shards; exact, in any order.
+
+        Passes before the last one belong to all parts: they have to be equal.
 
         Raises:
             InputError: They hold different passes, belong to different networks, or a part is in both.
@@ -155,7 +157,7 @@ class CalibrationRecord:
         return CalibrationRecord({**{name: self.stages[name] for name in earlier}, names[-1]: last})
 
     def save(self, path: str | Path) -> None:
-        """Write it, whole or not at all. Equal records give equal bytes.
+        """Write the record to a file, whole or not at all. Equal records give equal bytes.
 
         Raises:
             InputError: It cannot be written.
@@ -164,7 +166,7 @@ class CalibrationRecord:
 
     @staticmethod
     def load(path: str | Path) -> CalibrationRecord:
-        """Read what `save` wrote.
+        """Read a record from a file that `save` wrote.
 
         Raises:
             InputError: It is missing, damaged, or something else.
@@ -175,84 +177,92 @@ class CalibrationRecord:
 
     @staticmethod
     def of(data: bytes, where: str) -> CalibrationRecord:
-        """The record in some bytes.
+        """Read a record from bytes.
 
         Raises:
             InputError: They hold none; names `where`.
         """
         try:
-            found = thaw(data, KINDS)
-            _check(found)
+            record = thaw(data, KINDS)
+            _check(record)
         except InputError as error:
             raise InputError(f"{where}: no calibration statistics: {error}; run `ptq calibrate` again") from error
-        return found  # type: ignore[no-any-return]
+        return record  # type: ignore[no-any-return]
 
 
 CHANNELS, RANGES = "channels", "ranges"
-"""Names of passes: what is evened out, and what gets a grid."""
+"""Names of the two passes: over channels that are evened out, and over values that get a grid."""
 
 KINDS = (CalibrationRecord, StageRecord, CalibrationStatistics, Histogram, ChannelMean, HalvedExtremes, TreeSum)
 
 
-def _check(found: object) -> None:
-    """A file may claim anything: what would not work as statistics is refused here."""
-    if not isinstance(found, CalibrationRecord) or not found.stages:
+def _check(record: object) -> None:
+    """Refuse what would not work as statistics: a file may claim anything."""
+    if not isinstance(record, CalibrationRecord) or not record.stages:
         raise InputError("something else")
-    if not all(isinstance(name, str) and is_sound(stage) for name, stage in found.stages.items()):
+    if not all(isinstance(name, str) and is_sound(stage) for name, stage in record.stages.items()):
         raise InputError("its numbers contradict each other")
 
 
-def is_sound(found: object) -> TypeGuard[StageRecord]:
-    """Whether what a file holds works as the record of a pass."""
-    if not isinstance(found, StageRecord) or not isinstance(found.statistics, CalibrationStatistics):
+def is_sound(record: object) -> TypeGuard[StageRecord]:
+    """Whether an object from a file works as the record of a pass."""
+    if not isinstance(record, StageRecord) or not isinstance(record.statistics, CalibrationStatistics):
         return False
-    texts, seen = {**found.origin, **{str(part): text for part, text in found.parts.items()}}, found.statistics
+    texts, statistics = {**record.origin, **{str(part): text for part, text in record.parts.items()}}, record.statistics
     return (
         all(isinstance(key, str) and isinstance(text, str) for key, text in texts.items())
-        and all(isinstance(part, int) and part >= 0 for part in found.parts)
-        and isinstance(seen.num_samples, int)
-        and all(isinstance(tags, Mapping) for tags in seen.values.values())
-        and all(_is_seen(tag, each) for tags in seen.values.values() for tag, each in tags.items())
+        and all(isinstance(part, int) and part >= 0 for part in record.parts)
+        and isinstance(statistics.num_samples, int)
+        and all(isinstance(tags, Mapping) for tags in statistics.values.values())
+        and all(_is_seen(tag, each) for tags in statistics.values.values() for tag, each in tags.items())
     )
 
 
-def _is_seen(tag: str, found: object) -> bool:
-    match found:
+def _is_seen(tag: str, statistic: object) -> bool:
+    match statistic:
         case Histogram():
-            return tag == HistogramOf.tag and _is_histogram(found)
+            return tag == HistogramOf.tag and _is_histogram(statistic)
         case ChannelMean():
-            return tag == MeanOf.tag and _is_mean(found)
+            return tag == MeanOf.tag and _is_mean(statistic)
         case HalvedExtremes():
-            return tag == ExtremesOf.tag and _is_extremes(found)
+            return tag == ExtremesOf.tag and _is_extremes(statistic)
         case _:
             return False
 
 
-def _is_histogram(found: Histogram) -> bool:
-    whole = all(each.dtype == np.int64 and each.ndim == 1 for each in (found.bins, found.counts))
-    if not whole or len(found.bins) != len(found.counts) or not isinstance(found.rmin + found.rmax, float):
+def _is_histogram(histogram: Histogram) -> bool:
+    whole = all(each.dtype == np.int64 and each.ndim == 1 for each in (histogram.bins, histogram.counts))
+    if (
+        not whole
+        or len(histogram.bins) != len(histogram.counts)
+        or not isinstance(histogram.rmin + histogram.rmax, float)
+    ):
         return False
     within = bool(
-        (np.abs(found.bins) < MAGNITUDES).all() and (found.counts > 0).all() and (np.diff(found.bins) > 0).all()
+        (np.abs(histogram.bins) < MAGNITUDES).all()
+        and (histogram.counts > 0).all()
+        and (np.diff(histogram.bins) > 0).all()
     )
-    return within and (not len(found.bins) or -np.inf < found.rmin <= found.rmax < np.inf)
+    return within and (not len(histogram.bins) or -np.inf < histogram.rmin <= histogram.rmax < np.inf)
 
 
-def _is_mean(found: ChannelMean) -> bool:
-    return found.table.dtype == np.int64 and found.table.ndim == 2 and len(found.table) == ROWS and found.count > 0
+def _is_mean(mean: ChannelMean) -> bool:
+    return mean.table.dtype == np.int64 and mean.table.ndim == 2 and len(mean.table) == ROWS and mean.count > 0
 
 
-def _is_extremes(found: HalvedExtremes) -> bool:
-    bounds = (found.low, found.high, found.least)
-    if not all(each.dtype == np.float64 and each.shape == found.low.shape and each.ndim == 2 for each in bounds):
+def _is_extremes(extremes: HalvedExtremes) -> bool:
+    bounds = (extremes.low, extremes.high, extremes.least)
+    if not all(each.dtype == np.float64 and each.shape == extremes.low.shape and each.ndim == 2 for each in bounds):
         return False
-    if len(found.low) != 2 or len(found.squares) != 2 or len(found.positions) != 2:
+    if len(extremes.low) != 2 or len(extremes.squares) != 2 or len(extremes.positions) != 2:
         return False
-    sums = [(key, node) for half in found.squares for key, node in half.nodes.items()]
+    sums = [(key, node) for half in extremes.squares for key, node in half.nodes.items()]
     return (
-        bool((found.low <= 0).all() and (found.high >= 0).all() and np.isfinite(found.low + found.high).all())
-        and all(isinstance(count, int) and count >= 0 for count in found.positions)
+        bool(
+            (extremes.low <= 0).all() and (extremes.high >= 0).all() and np.isfinite(extremes.low + extremes.high).all()
+        )
+        and all(isinstance(count, int) and count >= 0 for count in extremes.positions)
         and all(isinstance(key, int) and key >= 0 for key, _ in sums)
-        and all(node.dtype == np.float64 and node.shape == found.low.shape[1:] for _, node in sums)
+        and all(node.dtype == np.float64 and node.shape == extremes.low.shape[1:] for _, node in sums)
         and all(bool((node >= 0).all()) for _, node in sums)
     )

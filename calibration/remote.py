@@ -23,7 +23,7 @@ URL = re.compile(r"(?!file:)[A-Za-z][\w+.-]+://")
 
 @dataclass(frozen=True)
 class Copy:
-    """What lies at a URL, on this machine.
+    """A copy, on this machine, of data at a URL.
 
     Attributes:
         url: Without passwords and queries, for messages.
@@ -44,7 +44,7 @@ def is_url(source: object) -> bool:
 
 
 def local_path(source: str) -> Path | None:
-    """The path that a file:// URL or a plain path names; None for other URLs.
+    """Return the path that a file:// URL or a plain path names; None for other URLs.
 
     Raises:
         InputError: The file:// URL names another machine.
@@ -98,7 +98,7 @@ def copy_of(url: str, suffixes: tuple[str, ...], images: frozenset[str], labels:
 
 
 def _system(url: str, shown: str) -> tuple[Any, str]:
-    """The file system and the path within."""
+    """Return the URL's file system, and the path within it."""
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
@@ -112,14 +112,14 @@ def _system(url: str, shown: str) -> tuple[Any, str]:
 
 @dataclass
 class _Source:
-    """Files of one file system, of which no more than `left` bytes are copied."""
+    """A file system of which no more than `left` bytes are copied."""
 
     system: Any
     shown: str
     left: int = MAX_BYTES
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy a file; it has its name when it is complete."""
+        """Copy a file; it gets its name when it is complete."""
         part = path.with_name(f"{path.name[:80]}.part")
         stream = {"block_size": 0} if "http" in self.system.protocol else {}  # not every server can be asked for parts
         with _named_errors(self.shown), self.system.open(name, "rb", **stream) as file, part.open("wb") as copy:
@@ -131,12 +131,12 @@ class _Source:
         part.replace(path)
 
     def mirror(self, root: str, folder: Path, wanted: frozenset[str], labels: str) -> dict[Path, str]:
-        """Make empty files for those of a folder and its subfolders; gives their names over there."""
+        """Make empty files for those of a folder and its subfolders; return the remote name of each."""
         with _named_errors(self.shown):
-            found = {str(name): _inner(str(name), root) for name in self.system.find(root, maxdepth=2)}
+            inner_paths = {str(name): _inner(str(name), root) for name in self.system.find(root, maxdepth=2)}
         places = {
             folder / inner: name
-            for name, inner in found.items()
+            for name, inner in inner_paths.items()
             if inner is not None and (inner.suffix.lower() in wanted or inner.name == labels)
         }
         if len(places) > MAX_FILES:
@@ -152,7 +152,7 @@ class _Source:
 
 
 def _inner(name: str, root: str) -> PurePosixPath | None:
-    """Path within the folder, None for what lies elsewhere."""
+    """Return the path within the folder; None for a file outside of it."""
     inner = PurePosixPath(name.removeprefix(root.rstrip("/") + "/"))
     inside = name.startswith(root.rstrip("/") + "/") and not inner.is_absolute() and 1 <= len(inner.parts) <= 2
     return inner if inside and not {"..", "\0"} & {*inner.parts, *str(inner)} else None

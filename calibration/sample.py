@@ -15,7 +15,7 @@ from ptq.models.source import InputSpec
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run is fed.
+    """The input of one run, with its class if that is known.
 
     Attributes:
         feed: Input name -> array, as the session takes it.
@@ -29,7 +29,7 @@ class Sample:
 
 
 def digest_with(digest: Any, feed: Mapping[str, NDArray[Any]]) -> None:
-    """Let a hash see a sample: names, types, shapes and values."""
+    """Update a hash with the names, types, shapes and values of a sample."""
     for name in sorted(feed):
         array = feed[name]
         digest.update(f"{name} {array.dtype} {array.shape};".encode())
@@ -37,13 +37,13 @@ def digest_with(digest: Any, feed: Mapping[str, NDArray[Any]]) -> None:
 
 
 def repeated(feed: Mapping[str, NDArray[Any]], size: int) -> Mapping[str, NDArray[Any]]:
-    """A batch of one sample several times over."""
+    """Repeat one sample `size` times as a batch."""
     return {name: np.concatenate([array] * size) if array.ndim and size > 1 else array for name, array in feed.items()}
 
 
 @dataclass(frozen=True)
 class Row:
-    """How rows of an array with a leading sample axis become feeds of one input.
+    """Rules by which rows of an array with a leading sample axis become feeds of one input.
 
     Attributes:
         spec: The input.
@@ -78,18 +78,18 @@ class Row:
 
     @property
     def adds_axis(self) -> bool:
-        """The data has an axis more than the input: the model has no batch axis, or each row is a batch."""
+        """Whether the data has an axis more than the input: the model has no batch axis, or each row is a batch."""
         return self.spec.shape is not None and len(self.shape) == len(self.spec.shape) + 1
 
     @property
     def group(self) -> int:
-        """Rows that make one feed: the model's fixed batch, else 1."""
+        """Number of rows that make one feed: the model's fixed batch, else 1."""
         first = self.spec.shape[0] if self.spec.shape else None
         return first if isinstance(first, int) and not self.adds_axis else 1
 
     @property
     def num_rows(self) -> int:
-        """Rows in the array."""
+        """Number of rows in the array."""
         return self.shape[0]
 
 
@@ -120,7 +120,7 @@ def check_feed(feed: Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], ind
 
 
 def not_finite(feed: Mapping[str, NDArray[Any]], index: int, where: str) -> str:
-    """What is wrong with the numbers of a feed that fits the model; empty if nothing."""
+    """Describe NaN or infinity in a feed that fits the model; return an empty text if there is none."""
     for name, array in feed.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{where}: {name} holds NaN or infinity in sample {index}; check its preprocessing"
@@ -128,7 +128,7 @@ def not_finite(feed: Mapping[str, NDArray[Any]], index: int, where: str) -> str:
 
 
 def may_be_empty(shape: tuple[int, ...], spec: InputSpec) -> bool:
-    """Whether an input holds nothing yet, like the cache of a language model before its first token.
+    """Whether a feed of this shape may hold no values, like a language model's cache before its first token.
 
     Args:
         shape: Of one feed; its first extent is the batch.

@@ -1,4 +1,4 @@
-"""A model run over many samples in segments: every node once per sample, however many values are looked at.
+"""A model run over many samples in segments: each node runs once per sample, however many values are observed.
 
 Between two segments the values that are still to be read are kept in an `ArrayStore`. Weights are read when their
 segment starts, so that a layer may be changed as long as no segment with it has run: cost is linear in depth where
@@ -27,7 +27,7 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class _Segment:
-    """Nodes between two stops.
+    """The nodes between two stops.
 
     Attributes:
         nodes: In dataflow order.
@@ -45,7 +45,7 @@ class _Segment:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the session returns."""
+        """Names of the values that the segment's session returns."""
         return tuple(dict.fromkeys([*self.writes, *(name for name in self.stops if name not in self.reads)]))
 
 
@@ -83,7 +83,7 @@ class SegmentedRun:
         self.num_chunks += 1
 
     def advance(self) -> Iterator[list[NDArray[Any]]]:
-        """Run the next segment.
+        """Run the next segment over all chunks.
 
         Yields:
             The values of its stop, chunk after chunk.
@@ -115,17 +115,17 @@ class SegmentedRun:
             tensor.release()
 
     def _mapped(self, indices: Sequence[int]) -> dict[str, ir.ExternalTensor]:
-        """Weights of some nodes that stay in their file."""
+        """Find the weights of some nodes that stay in their file."""
         read = {name for index in indices for name in _names_read(ir.to_proto(self._nodes[index]))}
         found = {name: value.const_value for name, value in self._model.graph.initializers.items() if name in read}
         return {name: tensor for name, tensor in found.items() if isinstance(tensor, ir.ExternalTensor)}
 
     def held(self, chunk: int) -> dict[str, NDArray[Any]]:
-        """All values of a chunk that segments to come will read."""
+        """Return all values of a chunk that later segments read, by name."""
         return {name: self._store.get((self._label, chunk, name)) for name in self._live}
 
     def rest(self, computed: str) -> tuple[bytes | None, tuple[str, ...]]:
-        """What is left to run, given one more value than those that are held.
+        """Cut out the nodes that are left to run, given one more value than those that are held.
 
         Args:
             computed: Name of that value, an input of the model that is returned; its node is left out.
@@ -144,14 +144,14 @@ class SegmentedRun:
         return self._cut(tuple(sorted(indices)), reads, outputs) if outputs else None, reads
 
     def close(self) -> None:
-        """Forget the values that still wait."""
+        """Forget the values that still wait in the store."""
         for name in self._live:
             for chunk in range(self.num_chunks):
                 self._store.drop((self._label, chunk, name))
         self._live = set()
 
     def _cut(self, indices: Sequence[int], reads: Sequence[str], outputs: Sequence[str]) -> bytes:
-        """Some nodes as a model of their own."""
+        """Serialize some nodes as a model of their own."""
         nodes = [ir.to_proto(self._nodes[index]) for index in indices]
         read = {name for node in nodes for name in _names_read(node)}
         graph = onnx.GraphProto(name="segment", node=nodes)
@@ -168,7 +168,7 @@ class SegmentedRun:
         return data
 
     def _input(self, name: str) -> onnx.ValueInfoProto:
-        """Type and rank of a value that waits, or as the model says."""
+        """Describe type and rank of an input: of the value that waits in the store, or as the model says."""
         if (self._label, 0, name) in self._store:
             array = self._store.get((self._label, 0, name))
             kind, rank = ir.TensorType(ir.DataType.from_numpy(array.dtype)), array.ndim
@@ -179,7 +179,7 @@ class SegmentedRun:
 
 
 def _segments(model: ir.Model, stops: list[tuple[str, ...]]) -> list[_Segment]:
-    """Which nodes run where: each in the first segment whose stop depends on it."""
+    """Assign each node to the first segment whose stop depends on it."""
     graph = model.graph
     nodes = list(graph)
     reads = [_names_read(ir.to_proto(node)) for node in nodes]
@@ -209,13 +209,13 @@ def _segments(model: ir.Model, stops: list[tuple[str, ...]]) -> list[_Segment]:
 def _taken(
     piece: set[int], stop: tuple[str, ...], reads: list[set[str]], producer: Mapping[str, int], fixed: set[int]
 ) -> set[str]:
-    """Values that a segment reads, its own and constants included or not."""
+    """Return the values that a segment reads or stops at, without those of constant nodes."""
     named = {name for i in piece for name in reads[i]} | set(stop)
     return {name for name in named if producer.get(name, -1) not in fixed}
 
 
 def _constant_nodes(reads: list[set[str]], producer: Mapping[str, int], inputs: set[str]) -> set[int]:
-    """Nodes that depend on initializers alone: run again in every segment that needs them rather than stored."""
+    """Return the nodes that depend on initializers alone: segments run them again rather than store their values."""
     fixed = set[int]()
     for i, names in enumerate(reads):  # dataflow order
         if not names & inputs and all(name not in producer or producer[name] in fixed for name in names):
@@ -230,19 +230,19 @@ def _ancestors(
     done: set[int],
     within: set[int] | None = None,
 ) -> set[int]:
-    """Nodes that values depend on, without those that ran already."""
-    found, stack = set[int](), [producer[name] for name in names if name in producer]
+    """Return the nodes that values depend on, without those that ran already."""
+    ancestors, stack = set[int](), [producer[name] for name in names if name in producer]
     while stack:
         index = stack.pop()
-        if index in found or index in done or (within is not None and index not in within):
+        if index in ancestors or index in done or (within is not None and index not in within):
             continue
-        found.add(index)
+        ancestors.add(index)
         stack += [producer[name] for name in reads[index] if name in producer]
-    return found
+    return ancestors
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
-    """Values a node reads, those that its subgraphs take from outside included."""
+    """Return the names that a node reads, those that its subgraphs take from outside included."""
     names = {name for name in node.input if name}
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:

@@ -1,4 +1,4 @@
-"""Which parts of a calibration set are done: by an earlier run, by other machines, or to be done here.
+"""Parts of a calibration set, and which are done: by an earlier run, by other machines, or to be done here.
 
 A part is a fixed number of samples that follow one another, so that parts depend on the data alone. Each is known by
 the hash of its samples: statistics of other samples are never taken for those of these.
@@ -24,12 +24,12 @@ from ptq.files.checkpoints import Checkpoints
 Feed = Mapping[str, NDArray[Any]]
 Numbered = tuple[int, Feed]
 PART = 32
-"""Samples of a part, which go to a machine at once."""
+"""Number of samples of a part; they go to a machine together."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Each `count`-th part, from `index` on.
+    """A share of the parts: each `count`-th one, from `index` on.
 
     Attributes:
         index: From 0.
@@ -42,7 +42,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class _Done:
-    """A part that was read to be run here, its hash, and how many samples were read for that up to its end."""
+    """A part that was run here: its number, its hash, and how many samples had been run when it ended."""
 
     part: int
     digest: str
@@ -51,7 +51,7 @@ class _Done:
 
 @dataclass
 class StageShards:
-    """The parts of one pass over a calibration set.
+    """The parts of one pass over a calibration set, known or to be done here.
 
     Attributes:
         shard: Which parts are to be done here.
@@ -71,7 +71,7 @@ class StageShards:
     _done: list[_Done] = field(default_factory=list)
 
     def open(self, origin: Mapping[str, str]) -> None:
-        """Begin a pass.
+        """Begin a pass: check what is known against it, or restore what an interrupted run left.
 
         Args:
             origin: What statistics depend on besides the samples.
@@ -88,7 +88,7 @@ class StageShards:
             self.known = found if is_sound(found) else None
 
     def pending(self, feeds: Iterable[Feed]) -> Iterator[Numbered]:
-        """The samples that have to be run here, with their numbers in the set.
+        """Yield the samples that have to be run here, with their numbers in the set.
 
         Raises:
             InputError: What is known is about other samples, or about fewer than it should be.
@@ -114,7 +114,7 @@ class StageShards:
             raise InputError(self._other(f"it covers part {max(known)}, this set ends with {part - 1}"))
 
     def note(self, samples: int, statistics: Callable[[], CalibrationStatistics]) -> None:
-        """Once in a while, keep what an interrupted run can go on from.
+        """Keep, once in a while, what an interrupted run can go on from.
 
         Args:
             samples: How many of the pending ones are in the statistics.
@@ -125,7 +125,7 @@ class StageShards:
             self.checkpoints.keep(self._key, self._with(statistics(), whole))
 
     def record(self, statistics: CalibrationStatistics | None) -> StageRecord:
-        """All that is known at the end.
+        """Return the record of all parts, those known before included.
 
         Args:
             statistics: Of all pending samples; None if there was none.
@@ -168,7 +168,7 @@ class StageShards:
 
 @dataclass(frozen=True)
 class CalibrationShards:
-    """What is known of a calibration set, and which share of it is looked at here, pass by pass.
+    """Records of a calibration set known already, and the share of it that is run here, pass by pass.
 
     A model whose activations are evened out is looked at twice: the second pass sees the network that the first one
     made. A shard of several cannot begin the second pass before the first is known of all parts.
@@ -188,7 +188,7 @@ class CalibrationShards:
     complete: bool = False
 
     def stage(self, name: str) -> StageShards:
-        """The parts of one pass; of one that is known, all have to be there.
+        """Return the parts of one pass; if the pass is known, all parts have to be.
 
         Args:
             name: Of the pass.
@@ -206,5 +206,5 @@ class CalibrationShards:
         return StageShards(self.shard, known, "" if known is None else self.source, self.checkpoints)
 
     def must_wait(self, name: str) -> bool:
-        """Whether the passes behind this one need what other machines see in it."""
+        """Whether later passes need what other machines see in this one."""
         return self.shard.count > 1 and name not in self.known.stages

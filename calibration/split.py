@@ -1,4 +1,4 @@
-"""One pass over a data reader, a part of it put aside: what ranges are chosen on should not also judge them."""
+"""One pass over a data reader, a part of it put aside: samples that ranges are chosen on should not also judge them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FALLBACK = 4  # samples kept for a set too small to hold any out
 
 @dataclass
 class SampleSplit:
-    """A calibration set being consumed once; knows afterwards what it has seen.
+    """A calibration set being read once, some samples held out; counts and hashes what was read.
 
     Attributes:
         held_out: Samples that were not calibrated on.
@@ -44,7 +44,7 @@ class SampleSplit:
     _digest: Any = field(default_factory=hashlib.sha256)
 
     def calibration_feeds(self) -> Iterator[Mapping[str, NDArray[Any]]]:
-        """The samples to calibrate on, in order."""
+        """Yield the samples to calibrate on, in order."""
         for index, sample in enumerate(self._samples):
             digest_with(self._digest, sample.feed)
             if self.hold_out and index % EVERY == EVERY - 1 and self._has_room():
@@ -57,7 +57,7 @@ class SampleSplit:
             yield sample.feed
 
     def ahead(self, count: int) -> list[Mapping[str, NDArray[Any]]]:
-        """The first samples to calibrate on, which `calibration_feeds` will give again; fewer where they are large."""
+        """Return the first samples to calibrate on, which are given again later; fewer if they are large."""
         taken: list[Sample] = []
         num_bytes = 0
         for sample in itertools.islice(self._samples, count):
@@ -76,7 +76,7 @@ class SampleSplit:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every sample consumed so far: names, types, shapes and values."""
+        """SHA-256 of every sample read so far: names, types, shapes and values."""
         return str(self._digest.hexdigest())
 
     def _has_room(self) -> bool:

@@ -1,4 +1,4 @@
-"""What can be asked of a value over a calibration set.
+"""Statistics that can be taken of a value over a calibration set.
 
 Each is a frozen dataclass that turns one sample's array into something that merges exactly, so that parts of a set may
 be seen anywhere and in any order.
@@ -22,35 +22,35 @@ FLUSH = 1 << 18
 
 
 class Seen(Protocol):
-    """What was seen of a value: of one sample or of many."""
+    """A statistic of a value over one sample or many."""
 
     def merge(self, other: Self) -> Self:
-        """Of both sets; exact, associative and commutative."""
+        """Merge the statistics of two sets; exact, associative and commutative."""
         ...
 
 
 class Gatherer(Protocol):
-    """A statistic under construction."""
+    """A builder of one statistic, sample by sample."""
 
     def add(self, part: Any) -> None:
-        """Add what `Statistic.of` gave for one sample."""
+        """Add the contribution of one sample, as `Statistic.of` gave it."""
         ...
 
     def value(self) -> Any:
-        """Everything seen so far; None if there was nothing."""
+        """Return the statistic of all samples so far; None if there was nothing."""
         ...
 
 
 class Statistic(Protocol):
-    """The family's verb: what one sample's array contributes."""
+    """A kind of statistic: turns one sample's array into a contribution."""
 
     @property
     def tag(self) -> str:
-        """What it is called in records: a value has at most one of each."""
+        """Name of the statistic in records; a value has at most one of each."""
         ...
 
     def of(self, values: NDArray[np.float32], number: int) -> Any:
-        """The contribution of one sample.
+        """Compute the contribution of one sample.
 
         Args:
             values: The value on that sample, finite.
@@ -59,12 +59,12 @@ class Statistic(Protocol):
         ...
 
     def gatherer(self) -> Gatherer:
-        """A builder for contributions."""
+        """Begin to gather contributions."""
         ...
 
 
 Wanted = Mapping[str, tuple[Statistic, ...]]
-"""Value name -> what is asked of it."""
+"""Value name -> statistics that are taken of it."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class HistogramOf:
     tag: ClassVar[str] = "histogram"
 
     def of(self, values: NDArray[np.float32], _number: int) -> NDArray[np.float32]:
-        """The numbers themselves: they are counted many at a time."""
+        """Return the numbers themselves, flat: they are counted many at a time."""
         return (np.delete(values, self.without, -1) if self.without else values).reshape(-1)
 
     def gatherer(self) -> Gatherer:
-        """A builder that counts when there is enough to count."""
+        """Return a builder that counts when there is enough to count."""
         return _Counting()
 
 
@@ -99,11 +99,11 @@ class MeanOf:
     tag: ClassVar[str] = "mean"
 
     def of(self, values: NDArray[np.float32], _number: int) -> ChannelMean | None:
-        """Means of one sample; nothing of an empty value."""
+        """Compute the means of one sample; None for an empty value."""
         return ChannelMean.of(values, self.axis) if values.size else None
 
     def gatherer(self) -> Gatherer:
-        """A builder that merges."""
+        """Return a builder that merges one sample after the other."""
         return _Merging()
 
 
@@ -119,11 +119,11 @@ class ExtremesOf:
     tag: ClassVar[str] = "extremes"
 
     def of(self, values: NDArray[np.float32], number: int) -> HalvedExtremes:
-        """Extremes of one sample, in the half that its number says."""
+        """Compute the extremes of one sample, in the half that its number says."""
         return HalvedExtremes.of(values, self.axis, number)
 
     def gatherer(self) -> Gatherer:
-        """A builder that merges."""
+        """Return a builder that merges one sample after the other."""
         return _Merging()
 
 

@@ -1,4 +1,4 @@
-"""Arrays between two steps, in memory up to a bound and on disk beyond it."""
+"""Arrays that wait between two steps, in memory up to a bound and on disk beyond it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ArrayStore:
         self._count = 0
 
     def put(self, key: Hashable, array: NDArray[Any]) -> None:
-        """Keep an array."""
+        """Keep an array under a key; on disk if memory is used up."""
         if self._used + array.nbytes <= self._budget:
             self._arrays[key] = array
             self._used += array.nbytes
@@ -45,14 +45,14 @@ class ArrayStore:
             raise InputError(f"cannot write values between layers to {self._folder.name}: {error}") from error
 
     def get(self, key: Hashable) -> NDArray[Any]:
-        """The array that was put under the key."""
+        """Return the array that was put under the key."""
         if key in self._arrays:
             return self._arrays[key]
         array: NDArray[Any] = np.load(self._files[key], allow_pickle=False)
         return array
 
     def drop(self, key: Hashable) -> None:
-        """Forget an array."""
+        """Forget the array under the key."""
         if key in self._arrays:
             self._used -= self._arrays.pop(key).nbytes
         else:
@@ -64,15 +64,15 @@ class ArrayStore:
 
     @property
     def spilled(self) -> int:
-        """How many arrays went to disk so far."""
+        """Number of arrays that went to disk so far."""
         return self._count
 
     def __enter__(self) -> Self:
-        """Nothing to open."""
+        """Return the store, which opens nothing."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Remove the files."""
+        """Remove arrays and files."""
         self._arrays.clear()
         if self._folder is not None:
             self._folder.cleanup()

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.sequential import SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.passes.linear import constant
 
 Feed = Mapping[str, NDArray[Any]]
@@ -25,10 +25,10 @@ FEWEST_ROWS = 1000
 """Rows of a table that make it a vocabulary; kinds of tokens have two, and few letters are missed by many texts."""
 
 SHARE = 0.5
-"""Of the tokens of a copy that are replaced."""
+"""Share of the tokens of a copy that are replaced."""
 
 COPIES = 1
-"""Of each sample."""
+"""Number of copies of each sample."""
 
 COMMON = 0.9
 """Share of the samples from which on a token stays: those that begin and end a text, and padding."""
@@ -37,7 +37,7 @@ MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def augment(model: ir.Model, samples: SampleReplay, seed: int) -> tuple[str, ...]:
-    """Add copies of the samples, some words replaced, to what waits for methods that look at inputs.
+    """Add copies of the samples with some words replaced to those that wait for methods that read inputs.
 
     Args:
         model: Prepared float model.
@@ -55,8 +55,8 @@ def augment(model: ir.Model, samples: SampleReplay, seed: int) -> tuple[str, ...
 
 
 def vocabularies(model: ir.Model) -> dict[str, int]:
-    """Inputs that pick rows of a large constant table, and how many rows it has; the fewest if there are several."""
-    found: dict[str, int] = {}
+    """Map inputs that pick rows of a large constant table to its number of rows, the least where there are several."""
+    sizes: dict[str, int] = {}
     for node in model.graph:
         table = constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
         if table is None or table.ndim != 2 or len(table) < FEWEST_ROWS or node.attributes.get_int("axis", 0) != 0:
@@ -64,14 +64,14 @@ def vocabularies(model: ir.Model) -> dict[str, int]:
         picked = _source(node.inputs[1])
         if picked is not None and picked.is_graph_input() and picked.dtype in (ir.DataType.INT64, ir.DataType.INT32):
             name = str(picked.name)
-            found[name] = min(found.get(name, len(table)), len(table))
-    return found
+            sizes[name] = min(sizes.get(name, len(table)), len(table))
+    return sizes
 
 
 def with_other_tokens(
     samples: Callable[[], Iterable[Feed]], rows: Mapping[str, int], seed: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Copies of every sample with half of the tokens drawn anew, evenly from the vocabulary.
+    """Copy every sample with half of its tokens drawn anew, evenly from the vocabulary.
 
     Args:
         samples: Starts the samples from the first one.
@@ -96,19 +96,19 @@ def _redrawn(ids: NDArray[Any], common: NDArray[Any], num_rows: int, random: np.
 
 
 def _common(samples: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """Tokens that many samples contain."""
+    """Return the tokens that at least `COMMON` of the samples contain."""
     present = [np.unique(ids) for ids in samples]
     ids, counts = np.unique(np.concatenate(present), return_counts=True)
     return np.asarray(ids[counts >= COMMON * len(present)])
 
 
 def _counts_up(samples: Iterable[NDArray[Any]]) -> bool:
-    """Whether the numbers are positions."""
+    """Whether the numbers are positions: each is one more than the last."""
     return all(bool((np.diff(ids, axis=-1) == 1).all()) for ids in samples if ids.ndim)
 
 
 def _source(value: ir.Value | None) -> ir.Value | None:
-    """Where a value comes from, through nodes that leave its numbers as they are."""
+    """Return the value that another comes from through nodes that leave its numbers as they are."""
     while value is not None and (node := value.producer()) is not None and node.op_type in MOVES and not node.domain:
         value = node.inputs[0]
     return value

@@ -88,7 +88,7 @@ def _samples(rows: Iterator[Mapping[str, Any]], specs: list[InputSpec], where: s
 
 
 def _tokens(values: Any, spec: InputSpec, index: int, where: str) -> NDArray[Any]:
-    """A list of numbers as [1, length]. Numbers carry no type in JSON, so they take the input's if they fit it."""
+    """Return a list of numbers as an array [1, length] of the input's type, which JSON does not carry."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -104,7 +104,7 @@ def _tokens(values: Any, spec: InputSpec, index: int, where: str) -> NDArray[Any
 
 
 def _require_range(array: NDArray[Any], spec: InputSpec, what: str) -> None:
-    """Integers that do not fit the input's type would wrap around without a word."""
+    """Refuse integers that do not fit the input's type: they would wrap around without a word."""
     if spec.dtype.kind not in "iub":
         return
     low, high = (0, 1) if spec.dtype.kind == "b" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)

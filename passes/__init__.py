@@ -1,4 +1,4 @@
-"""Graph to graph. Each pass is one frozen dataclass; `prepare` runs the ones that keep the model float, checked."""
+"""Passes, graph to graph. Each is one frozen dataclass; `prepare` runs those that keep the model float, checked."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ PREPARE: tuple[PrepareStep, ...] = (
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 
 PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
-"""For weights of less than eight bits; last, because the converter does better on a plain graph."""
+"""Steps for weights below eight bits; the opset is raised last, as the converter does better on a plain graph."""
 
 PREPARE_BLOCKS: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET))
-"""For scales per block, which older opsets cannot say."""
+"""Steps for scales per block, which older opsets cannot say."""
 
 STREAMING_STEPS: tuple[PrepareStep, ...] = (
     InlineFunctions(),
@@ -62,15 +62,15 @@ STREAMING_STEPS: tuple[PrepareStep, ...] = (
     SumToAdd(),
     FoldConstants(),
 )
-"""What can be done without reading weights."""
+"""Steps that can be done without reading weights."""
 
 Feed = Mapping[str, NDArray[Any]]
 
 __all__ = [
-    "HUGE_STEPS",
     "PREPARE",
     "PREPARE_BLOCKS",
     "PREPARE_SMALL",
+    "STREAMING_STEPS",
     "InsertDynamic",
     "InsertQdq",
     "LowerOpset",
@@ -86,7 +86,7 @@ __all__ = [
 def prepare(
     model: ir.Model, feed: Feed, *, custom_ops: Sequence[str | Path] = (), steps: Sequence[PrepareStep] = PREPARE
 ) -> tuple[ir.Model, tuple[str, ...]]:
-    """Normalise a float model without changing what it computes, and prove it on one sample.
+    """Normalize a float model without changing what it computes, and prove it on one sample.
 
     Args:
         model: As exported. Not modified.

@@ -1,4 +1,4 @@
-"""What must not be written into a lowered graph, because onnxruntime would quietly make something slower of it."""
+"""Guards against fusions by which onnxruntime would quietly make something slower of a lowered graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def avoid_float_fusion(graph: ir.Graph, integer: AbstractSet[ir.Node]) -> None:
         integer: Nodes that run on integers.
     """
     for node in list(graph):
-        if node.op_type == "Add" and not node.domain and (_adds_product(node, integer) or _is_normalised(node)):
+        if node.op_type == "Add" and not node.domain and (_adds_product(node, integer) or _is_normalized(node)):
             total = ir.Node("", "Sum", node.inputs, name=node.name)
             graph.insert_before(node, total)
             take_over(node.outputs[0], total.outputs[0])
@@ -108,5 +108,5 @@ def _is_integer_product(value: ir.Value | None, integer: AbstractSet[ir.Node]) -
     return producer in integer or decoder(producer.inputs[1]) is not None
 
 
-def _is_normalised(node: ir.Node) -> bool:
+def _is_normalized(node: ir.Node) -> bool:
     return any(use.node.op_type == "LayerNormalization" for use in node.outputs[0].uses())

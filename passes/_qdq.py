@@ -11,13 +11,13 @@ from ptq.passes.linear import constant
 
 
 def decoder(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear behind a value."""
+    """Return the DequantizeLinear that a value comes from; None if it comes from elsewhere."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == "DequantizeLinear" and len(node.inputs) >= 2 else None
 
 
 def quantizer(node: ir.Node) -> ir.Node | None:
-    """The QuantizeLinear that alone reads a node, directly or behind a Relu or Clip that its range makes redundant."""
+    """Return the QuantizeLinear that alone reads a node, also behind a Relu or Clip that its range makes redundant."""
     reader = only_reader(node)
     if reader is not None and reader.op_type in ("Relu", "Clip") and not reader.domain:
         end = only_reader(reader)
@@ -26,7 +26,7 @@ def quantizer(node: ir.Node) -> ir.Node | None:
 
 
 def only_reader(node: ir.Node) -> ir.Node | None:
-    """The one node that reads another's first output."""
+    """Return the one node that reads another's first output; None if there are several, or it is a graph output."""
     uses = list(node.outputs[0].uses())
     return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
 
@@ -37,7 +37,7 @@ def is_unsigned(pair: ir.Node) -> bool:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """The number behind a value that is a constant of one element."""
+    """Return the number behind a value that is a constant of one element; None for others."""
     array: NDArray[Any] | None = constant(value)
     return None if array is None or array.size != 1 else float(array.item())
 
@@ -52,7 +52,7 @@ def remove_between(graph: ir.Graph, first: ir.Node, last: ir.Node) -> None:
 
 
 def _is_redundant(clip: ir.Node, end: ir.Node) -> bool:
-    """Whether codes cannot leave the clip's interval, half a step aside."""
+    """Whether codes stay within the clip's interval, up to half a step."""
     scale, zero = (scalar(value) for value in end.inputs[1:3])
     ends = [scalar(value) for value in clip.inputs[1:3]] if clip.op_type == "Clip" else [0.0, None]
     low, high = [*ends, None, None][:2]

@@ -1,4 +1,4 @@
-"""Bias absorption: what a channel never falls below moves from one convolution's bias into those behind it."""
+"""Bias absorption: constants that a channel never falls below move from one convolution's bias into the next ones."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def can_absorb(pair: ChannelPair) -> bool:
 
 
 def _pads_nothing(node: ir.Node) -> bool:
-    """A border of zeros would have to be one of constants."""
+    """Whether a convolution has no border of zeros, which would have to be one of constants."""
     return node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(
         node.attributes.get_ints("pads", ())
     )
 
 
 def _through(node: ir.Node, shift: Float) -> Float:
-    """What a convolution makes of constant channels. Shape [features]."""
+    """Compute what a convolution makes of constant channels. Shape [features]."""
     weight = constant(node.inputs[1])
     if weight is None:
         raise RuntimeError(f"{name_of(node)} has no constant weight")

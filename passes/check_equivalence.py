@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 def float_outputs(
     model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Run a model exactly as it is written, with onnxruntime's own optimisations off.
+    """Run a model exactly as it is written, with onnxruntime's own optimizations off.
 
     Args:
         model: The model.

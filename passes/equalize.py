@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: a scale per channel moves from one convolution into those behind it."""
+"""Cross-layer equalization: a scale per channel moves from one convolution into those behind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool", "AveragePool")
 
 @dataclass(frozen=True)
 class ChannelPair:
-    """A convolution, and the only readers of what becomes of its output: convolutions too.
+    """A convolution, and the convolutions that alone read its output, directly or through what passes scales on.
 
     Attributes:
         first: The convolution in front.
@@ -64,7 +64,7 @@ class Equalize(ir.passes.InPlacePass):
 
 
 def channel_pairs(model: ir.Model) -> Iterator[ChannelPair]:
-    """Every pair of a graph, in dataflow order."""
+    """Yield every pair of a graph, in dataflow order."""
     for node in model.graph:
         if not _is_convolution(node):
             continue
@@ -83,7 +83,7 @@ def channel_pairs(model: ir.Model) -> Iterator[ChannelPair]:
 
 
 def _is_convolution(node: ir.Node) -> bool:
-    """With constant float32 weights that nobody shares, and a constant bias if any."""
+    """Whether a node is a Conv with constant float32 weights that nobody shares, and a constant bias if any."""
     if node.op_type != "Conv" or node.domain or node.graph is None:
         return False
     values = [value for value in node.inputs[1:] if value is not None]
@@ -93,7 +93,7 @@ def _is_convolution(node: ir.Node) -> bool:
 
 
 def _passes_scales(node: ir.Node) -> tuple[float, float] | None:
-    """Bounds that a homogeneous node sets; None for other nodes."""
+    """Return the bounds that a homogeneous node sets; None for other nodes."""
     if node.op_type not in HOMOGENEOUS or node.domain or len(node.outputs) > 1:
         return None
     if node.op_type == "Clip":
@@ -103,7 +103,10 @@ def _passes_scales(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Of a Clip; a bound of 0 is none, one on the wrong side of 0 is not homogeneous anywhere."""
+    """Return the bounds of a Clip that channels have to stay within.
+
+    A bound of 0 is none; with one on the wrong side of 0 the node is not homogeneous anywhere: None.
+    """
     ends = []
     for index, default in ((1, -np.inf), (2, np.inf)):
         value = node.inputs[index] if len(node.inputs) > index else None

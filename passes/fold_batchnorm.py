@@ -1,4 +1,4 @@
-"""Fold inference-time batch normalisation into the linear layer before it.
+"""Fold inference-time batch normalization into the linear layer before it.
 
 With g = gamma / sqrt(variance + epsilon), per output channel:
 

@@ -1,4 +1,4 @@
-"""Constants of a graph: written and read."""
+"""Constants of a graph, written and read, and names that are still free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = 1 << 16
 
 
 def message_without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """A model for those who read graphs and not numbers: copies of large models cost time and memory.
+    """Serialize a model for readers of graphs, not of numbers: copies of large models cost time and memory.
 
     Returns:
         The message, its large constants named as external data that is nowhere; and the constants, by name.
@@ -36,7 +36,7 @@ def message_without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str,
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new constant; the name must not be taken."""
+    """Add a constant to a graph; the name must not be taken."""
     tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -44,7 +44,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
 
 
 def fresh_name(graph: ir.Graph, name: str) -> str:
-    """The name, or with a number behind it, so that no constant has it yet."""
+    """Return the name, or with a number behind it, so that no constant has it yet."""
     candidate, count = name, 1
     while candidate in graph.initializers:
         candidate, count = f"{name}_{count}", count + 1
@@ -52,7 +52,7 @@ def fresh_name(graph: ir.Graph, name: str) -> str:
 
 
 def fresh_value_name(graph: ir.Graph, name: str) -> str:
-    """The same for the result of a node, which nodes and inputs may have taken as well."""
+    """Return the name, or with a number behind it, so that no constant, input or result of a node has it yet."""
     taken = {value.name for value in (*graph.inputs, *(out for node in graph for out in node.outputs))}
     candidate, count = fresh_name(graph, name), 1
     while candidate in taken:
@@ -61,7 +61,7 @@ def fresh_value_name(graph: ir.Graph, name: str) -> str:
 
 
 def initializer_of(model: ir.Model, name: str) -> NDArray[Any]:
-    """The numbers of a constant.
+    """Return the numbers of a constant.
 
     Raises:
         KeyError: There is no such constant.

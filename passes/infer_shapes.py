@@ -46,7 +46,7 @@ def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequ
 def observe(
     model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
 ) -> list[NDArray[Any]]:
-    """Values of inner tensors on one sample."""
+    """Run a model on one sample and return the named inner tensors."""
     with session_of(exposed(model, names), custom_ops=custom_ops, optimization="none") as session:
         return run(session, dict(feed), names)
 
@@ -54,29 +54,29 @@ def observe(
 def output_sizes(
     model: ir.Model, names: Sequence[str], feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
 ) -> dict[str, int]:
-    """How many numbers each of some values holds on one sample: from its shape, or by a run where that is not fixed."""
+    """Count the numbers that each named value holds on one sample: by its shape, by a run where that is not fixed."""
     sizes = known_sizes(model, names)
     unknown = [name for name in names if name not in sizes]
     if unknown:
-        found = observe(model, unknown, feed, custom_ops)
-        sizes |= {name: array.size for name, array in zip(unknown, found, strict=True)}
+        arrays = observe(model, unknown, feed, custom_ops)
+        sizes |= {name: array.size for name, array in zip(unknown, arrays, strict=True)}
     return sizes
 
 
 def known_sizes(model: ir.Model, names: Sequence[str]) -> dict[str, int]:
-    """The same for those values alone whose shape is fixed but for the batch; nothing is run."""
+    """Count the numbers per sample of those values whose shape is fixed but for the batch; nothing is run."""
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     sizes = {}
     for name in names:
         shape = values[name].shape
-        own = [] if shape is None else [dim if isinstance(dim, int) else 0 for dim in shape]
-        own[:1] = [1]  # the batch
-        sizes[name] = math.prod(own) if len(own) > 1 else 0
+        extents = [] if shape is None else [dim if isinstance(dim, int) else 0 for dim in shape]
+        extents[:1] = [1]  # the batch
+        sizes[name] = math.prod(extents) if len(extents) > 1 else 0
     return {name: size for name, size in sizes.items() if size}
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the model whose outputs are exactly the named values, with everything dropped that they do not need."""
+    """Copy the model with exactly the named values as outputs; what they do not need is dropped."""
     copy = model.clone()
     values = {str(value.name): value for node in copy.graph for value in node.outputs if value.name}
     values |= {str(value.name): value for value in copy.graph.inputs}
@@ -87,7 +87,7 @@ def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def section(model: ir.Model, source: str, names: Sequence[str]) -> ir.Model:
-    """A copy of what lies between one value, which becomes the only input, and the named ones that depend on it."""
+    """Copy what lies between one value, which becomes the only input, and the named ones that depend on it."""
     copy = exposed(model, names)
     values = [*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs)]
     old = next(value for value in values if value.name == source)
@@ -102,7 +102,7 @@ def section(model: ir.Model, source: str, names: Sequence[str]) -> ir.Model:
 
 
 def infer_statically(model: ir.Model) -> None:
-    """Merge what ONNX infers from the graph without its weights; silence is fine where a run comes after."""
+    """Merge types and shapes that ONNX infers without weights; where it fails, nothing changes: a run comes after."""
     message, _ = message_without_weights(model)
     try:
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(message, data_prop=True))
@@ -111,8 +111,8 @@ def infer_statically(model: ir.Model) -> None:
     known = {value.name: value for node in inferred.graph for value in node.outputs}
     for node in model.graph:
         for value in node.outputs:
-            found = known.get(value.name)
-            if found is None:
+            inferred_value = known.get(value.name)
+            if inferred_value is None:
                 continue
-            value.type = value.type or found.type
-            value.shape = value.shape or found.shape
+            value.type = value.type or inferred_value.type
+            value.shape = value.shape or inferred_value.shape

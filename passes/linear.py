@@ -1,4 +1,4 @@
-"""Questions about a graph that several passes ask: what is a linear layer, which values are constant."""
+"""Questions that several passes ask of a graph: which nodes are linear layers, which values are constant."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NARROW_GROUP = 16
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array behind a value that cannot change, or None."""
+    """Return the array of a value that cannot change; None for others."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def name_of(node: ir.Node) -> str:
-    """What a node is called everywhere: its first output with a name, which is unique and there."""
+    """Return the name by which a node is known everywhere: its first output with a name, which is unique."""
     return next((str(value.name) for value in node.outputs if value.name), "")
 
 
@@ -81,7 +81,7 @@ def describe_linear(node: ir.Node, *, integer: bool = True, native: bool = False
 
 
 def _weight_index(node: ir.Node) -> int | None:
-    """Which input is the constant weight."""
+    """Return the index of the input that is the constant weight; None if there is none."""
     order = (1, 0) if node.op_type == "MatMul" else (1,)
     return next((i for i in order if len(node.inputs) > i and constant(node.inputs[i]) is not None), None)
 
@@ -102,7 +102,7 @@ def out_axis(node: ir.Node, weight_index: int) -> int:
 
 
 def _unfold(node: ir.Node, weight: NDArray[Any]) -> Unfold:
-    """Geometry of a Conv with ONNX's defaults filled in."""
+    """Return the geometry of a convolution with ONNX's defaults filled in."""
     kernel = tuple(weight.shape[2:])
     ones, attributes = (1,) * len(kernel), node.attributes
     return Unfold(
@@ -118,7 +118,7 @@ def _unfold(node: ir.Node, weight: NDArray[Any]) -> Unfold:
 
 
 def bias_add(product: ir.Node) -> ir.Node | None:
-    """The Add that is the only reader of a product."""
+    """Return the Add, or Sum of two, that alone reads a product; None if there is none."""
     uses = product.outputs[0].uses()
     if len(uses) != 1 or product.outputs[0].is_graph_output():
         return None
@@ -127,7 +127,7 @@ def bias_add(product: ir.Node) -> ir.Node | None:
 
 
 def _added_constant(product: ir.Node) -> ir.Value | None:
-    """The bias behind a MatMul: a float32 vector over the output features."""
+    """Return the bias behind a MatMul, a float32 vector over the output features; None if there is none."""
     add = bias_add(product)
     for value in add.inputs if add is not None else ():
         values = constant(value)
@@ -137,7 +137,7 @@ def _added_constant(product: ir.Node) -> ir.Value | None:
 
 
 def has_native_kernel(node: ir.Node) -> bool:
-    """Whether domain ai.ptq has a kernel for a convolution, whatever the processor: of images, depthwise, narrow."""
+    """Whether domain ai.ptq has a kernel for a convolution of images, depthwise or narrow, on any processor."""
     weight = node.inputs[1]
     group = node.attributes.get_int("group", 1)
     shape = [] if weight is None or weight.shape is None else [n for n in weight.shape if isinstance(n, int)]
@@ -145,8 +145,8 @@ def has_native_kernel(node: ir.Node) -> bool:
         return False
     features, channels, height, width = shape
     if group == 1:
-        neighbours = node.attributes.get_ints("dilations", (1, 1))[-1] == 1
-        return channels <= 4 and height * width > 1 and width <= WIDEST_IMAGE_KERNEL and neighbours
+        neighbors = node.attributes.get_ints("dilations", (1, 1))[-1] == 1
+        return channels <= 4 and height * width > 1 and width <= WIDEST_IMAGE_KERNEL and neighbors
     if channels == 1 and features == group:
         return (height + 3) // 4 * width <= MOST_TAPS
     per_group = features // group
@@ -154,18 +154,18 @@ def has_native_kernel(node: ir.Node) -> bool:
 
 
 def _most_groups(features: int, per_group: int, lanes: int) -> int:
-    """Groups that one vector of features belongs to, at most; it reads one vector of their channels, four per lane."""
+    """Count the groups that one vector of features belongs to, at most; of their channels it reads four per lane."""
     starts = range(0, features, lanes)
     return max((min(first + lanes, features) - 1) // per_group - first // per_group + 1 for first in starts)
 
 
 def _is_narrow_group(node: ir.Node, weight: NDArray[Any]) -> bool:
-    """Groups too small to fill an integer kernel; depthwise, with one channel per group, has a kernel of its own."""
+    """Whether groups are too small to fill an integer kernel; depthwise ones have a kernel of their own."""
     return node.attributes.get_int("group", 1) > 1 and 1 < weight.shape[1] < NARROW_GROUP
 
 
 def _unsuitable(node: ir.Node, weight: NDArray[Any] | None, index: int, *, integer: bool, narrow: bool) -> str | None:
-    """Why a weight cannot become codes, if so; `narrow` if small groups count."""
+    """Return the reason why a weight cannot become codes, None if it can; `narrow` if small groups count."""
     if weight is None or weight.dtype != np.float32 or not weight.size:
         return "its weight is empty or not float32"
     if node.op_type == "ConvTranspose":

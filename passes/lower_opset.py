@@ -1,4 +1,4 @@
-"""Operator sets that onnxruntime runs before it has integer operators for them: models are said in an older one."""
+"""Lowering of operator sets that are newer than onnxruntime's integer operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROBE = """probe (float[1, 1, 2, 2] x, uint8[1, 1, 2, 2] w, float scale, uint8 z
 
 @dataclass(frozen=True)
 class LowerOpset(ir.passes.InPlacePass):
-    """Say a model in the newest operator set that onnxruntime can quantize.
+    """Write a model in the newest operator set that onnxruntime can quantize.
 
     Preserves float outputs: yes, exactly where no operator changed since; within 1e-5 where the converter had to help.
     """
@@ -37,11 +37,11 @@ class LowerOpset(ir.passes.InPlacePass):
         Raises:
             UnsupportedModelError: The converter does not know how an operator was said before.
         """
-        found = model.opset_imports.get("", 0)
-        newest = newest_quantizable(found)
-        if newest == found:
+        opset = model.opset_imports.get("", 0)
+        newest = newest_quantizable(opset)
+        if newest == opset:
             return ir.passes.PassResult(model, False)
-        if all(_is_same(node, found, newest) for node in model.graph.all_nodes()):
+        if all(_is_same(node, opset, newest) for node in model.graph.all_nodes()):
             model.opset_imports[""] = newest
             return ir.passes.PassResult(model, True)
         try:
@@ -49,14 +49,14 @@ class LowerOpset(ir.passes.InPlacePass):
         except Exception as error:  # the converter raises RuntimeError and pybind types alike
             reason = " ".join(str(error).split())[:200]
             raise UnsupportedModelError(
-                f"the model has opset {found}; this onnxruntime quantizes up to {newest} and the ONNX version "
+                f"the model has opset {opset}; this onnxruntime quantizes up to {newest} and the ONNX version "
                 f"converter fails: {reason}; export the model again with opset {newest} or older"
             ) from error
         return ir.passes.PassResult(model, True)
 
 
 def newest_quantizable(opset: int) -> int:
-    """The newest operator set up to this one in which onnxruntime has the operators of quantized models.
+    """Find the newest operator set up to this one in which onnxruntime has the operators of quantized models.
 
     It is asked, as no list would know its next version; not below 21, which every version since 1.27 has.
     """

@@ -1,4 +1,4 @@
-"""What the operators of domain ai.ptq mean, in standard ones: the functions that models carry for other machines.
+"""Functions that give the operators of domain ai.ptq a meaning in standard ones: models carry them for other machines.
 
 Weights are signed, but the standard operators get them unsigned with 128 as their zero: products of bytes of both kinds
 saturate on x86 without VNNI.
@@ -126,7 +126,7 @@ READ_BYTES_APART = """
     decoded = DequantizeLinear (x, x_scale, x_zero)
     real = Sum (decoded)
 """
-"""Before blocks: onnxruntime takes their scales for scales per feature where it sees integers on both sides."""
+"""Reading of bytes where blocks follow: between integers, onnxruntime takes their scales for scales per feature."""
 
 READ_FLOATS = "    real = Identity (x)\n"
 BYTES = "x, x_scale, x_zero, w, w_scale, table, bias"
@@ -142,12 +142,12 @@ NATIVE_OPERATORS = frozenset({CONV, CENTER, *PRODUCTS})
 
 
 def overload(*, blocks: bool = False, clipped: bool = False) -> str:
-    """The name of a form of a product's function: nodes have to carry it."""
+    """Return the name of a form of a product's function, which nodes have to carry."""
     return "_".join(name for name, wanted in (("blocks", blocks), ("clipped", clipped)) if wanted)
 
 
 def body(op_type: str, opset: int, *, blocks: bool = False, clipped: bool = False) -> ir.Function:
-    """The function of an operator.
+    """Build the function of an operator.
 
     Args:
         op_type: Its name.

@@ -1,4 +1,4 @@
-"""Bring any exported graph into the one form that the rest of the house knows.
+"""Normal form: any exported graph becomes what all other passes know.
 
 Stock passes of onnx-ir and onnxscript in the right order. Afterwards: no local functions, no Constant, Identity or
 inference-time Dropout nodes, constant sub-expressions folded, weights are initializers and not inputs, names unique,
@@ -29,7 +29,7 @@ FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to f
 
 @contextmanager
 def _silenced(name: str) -> Iterator[None]:
-    """Without warnings of a library."""
+    """Silence the warnings of a library within the context."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -77,8 +77,8 @@ class RaiseOpset(ir.passes.InPlacePass):
         Raises:
             UnsupportedModelError: The converter does not know an operator of the model.
         """
-        found = model.opset_imports.get("", self.minimum)
-        if found >= self.minimum:
+        opset = model.opset_imports.get("", self.minimum)
+        if opset >= self.minimum:
             return ir.passes.PassResult(model, False)
         try:
             convert(model, self.minimum)
@@ -87,7 +87,7 @@ class RaiseOpset(ir.passes.InPlacePass):
                 return ir.passes.PassResult(model, False)
             reason = " ".join(str(error).split())[:200]
             raise UnsupportedModelError(
-                f"the model has opset {found}; quantization needs {self.minimum} and the ONNX version converter fails: "
+                f"the model has opset {opset}; quantization needs {self.minimum} and the ONNX version converter fails: "
                 f"{reason}; export the model again with a newer opset"
             ) from error
         model.ir_version = max(model.ir_version, IR_VERSIONS.get(self.minimum, MIN_IR_VERSION))
@@ -148,7 +148,10 @@ class RemoveDropout(ir.passes.InPlacePass):
 
 
 def _folds(node: ir.Node) -> bool | None:
-    """Weights may be written as ConstantOfShape, which the folder skips by default; text it cannot write back."""
+    """Whether a node may be folded, None for the default.
+
+    Weights may be written as ConstantOfShape, which the folder skips by default; text it cannot write back.
+    """
     if any(value is not None and value.dtype == ir.DataType.STRING for value in (*node.inputs, *node.outputs)):
         return False
     return True if node.op_type == "ConstantOfShape" else None
@@ -174,7 +177,7 @@ def _drop_identities(graph: ir.Graph) -> None:
 
 
 def _rename_to_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
-    """A graph output keeps its name: something has to produce it."""
+    """Replace a node by an Identity of `source`: a graph output keeps its name, so something has to produce it."""
     old = node.outputs[0]
     new = ir.Value(name=old.name, type=old.type, shape=old.shape)
     graph.insert_before(node, ir.Node("", "Identity", [source], outputs=[new]))

@@ -1,4 +1,4 @@
-"""Where integers go: which nodes run on codes, and which values share one grid. Reads the graph, changes nothing.
+"""Placement of integers: which nodes run on codes, and which values share one grid. Reads the graph, changes nothing.
 
 Three kinds of nodes run on integers: linear layers; arithmetic with an integer kernel (Add, Concat, pooling ...) when
 all its inputs are codes already; and nodes that only move data, whose output shares the grid of their input. A Relu
@@ -29,7 +29,7 @@ Excludes = Callable[[ir.Node], str | None]
 
 @dataclass(frozen=True)
 class Placement:
-    """The decision about a graph, before any statistics.
+    """A decision about which nodes and weights of a graph lie on codes, before any statistics.
 
     Attributes:
         layers: Linear layers with constant weights, in dataflow order.
@@ -57,7 +57,7 @@ class Placement:
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
-        """Everything that lies on codes."""
+        """Weights that lie on codes: of layers, of tables, and stored ones."""
         return (*self.layers, *self.tables, *self.stored)
 
 
@@ -92,7 +92,7 @@ NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run 
 def place_weights(
     model: ir.Model, excluded: Excludes = lambda _node: None, *, only_products: bool = False
 ) -> Placement:
-    """The same when only weights have their integers fixed: every linear layer, and no grids.
+    """Decide which weights lie on codes where only they have their integers fixed: every linear layer, and no grids.
 
     Args:
         model: Prepared float model with known element types.
@@ -128,7 +128,7 @@ def _inside(model: ir.Model, excluded: Excludes) -> dict[str, str]:
 
 
 def _require_own_fault(model: ir.Model, excluded: Excludes, left_float: Mapping[str, str]) -> None:
-    """Of a model nothing may become integers, which the verdict says; of the user's exclusions something has to."""
+    """Refuse exclusions that leave nothing; a model of which nothing can become integers is the verdict's business."""
     if any(excluded(node) for node in model.graph):
         reasons = "; ".join(sorted(set(left_float.values()))[:5])
         raise UnsupportedModelError(f"nothing to quantize: {reasons}; see `ptq inspect`")
@@ -180,7 +180,7 @@ class _Planner:
             self._visit_arithmetic(node)
 
     def finish(self, nodes: list[ir.Node], model: ir.Model) -> Placement:
-        """Number the groups in dataflow order."""
+        """Number the groups in dataflow order and return the placement."""
         order = [str(value.name) for value in model.graph.inputs] + [
             str(v.name) for node in nodes for v in node.outputs
         ]
@@ -214,7 +214,7 @@ class _Planner:
     def _read_as(
         self, nodes: list[ir.Node], groups: Mapping[str, list[str]], fits: Callable[[ir.Node, int], bool]
     ) -> frozenset[int]:
-        """Groups whose every reader among the integer nodes, by node and position, fits; moving nodes do not count."""
+        """Return the groups whose readers among the integer nodes all fit, by node and position; moving ones aside."""
         fitting, other = set[str](), set[str]()
         for node in nodes:
             if name_of(node) in self.integer and node.op_type not in MOVING:
@@ -251,7 +251,7 @@ class _Planner:
                 self._need_upwards(source)
 
     def _produce(self, node: ir.Node, *, absorb: bool = True) -> None:
-        """The node writes codes; an activation that only clips at 0 is swallowed."""
+        """Let the node write codes, and swallow an activation behind it that only clips at 0."""
         value = node.outputs[0]
         follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
         if follower is not None and not self.excluded(follower):
@@ -271,7 +271,7 @@ class _Planner:
         )
 
     def _moves_codes(self, node: ir.Node) -> bool:
-        """Codes go in; or both sides asked for codes, as in front of a product."""
+        """Whether codes go in, or both sides asked for codes, as in front of a product."""
         source, result = node.inputs[0], node.outputs[0]
         wanted = source is not None and {str(source.name), str(result.name)} <= self.needed.keys()
         return self._has_codes(source) or (wanted and node.op_type in RESHAPING)
@@ -287,7 +287,7 @@ class _Planner:
 
 
 def _is_product(node: ir.Node) -> bool:
-    """A MatMul of two activations."""
+    """Whether a node is a MatMul of two activations."""
     return node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs)
 
 
@@ -308,7 +308,7 @@ def _moves_only(node: ir.Node) -> bool:
 
 
 def _clipping_follower(value: ir.Value) -> ir.Node | None:
-    """The only reader, if it is a Relu or a Clip that starts at 0."""
+    """Return the only reader of a value, if it is a Relu or a Clip that starts at 0."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -325,12 +325,12 @@ def _clipping_follower(value: ir.Value) -> ir.Node | None:
 
 def _feeds_integers(value: ir.Value, needed: Mapping[str, ir.Value]) -> bool:
     """Whether codes of a value are read by a node that computes on them, possibly after moving data."""
-    stack, seen = [value], set()
+    stack, visited = [value], set()
     while stack:
         current = stack.pop()
-        if str(current.name) in seen:
+        if str(current.name) in visited:
             continue
-        seen.add(str(current.name))
+        visited.add(str(current.name))
         if str(current.name) in needed:
             return True
         stack += [use.node.outputs[0] for use in current.uses() if use.node.op_type in MOVING | ARITHMETIC_OPS]

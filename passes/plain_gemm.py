@@ -1,4 +1,4 @@
-"""Gemm as the integer kernel wants it: no factors, no transposed activation."""
+"""Plain Gemm, as the integer kernel wants it: no factors, no transposed activation."""
 
 from __future__ import annotations
 

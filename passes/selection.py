@@ -1,4 +1,4 @@
-"""Which nodes the user wants left in float: by name, operator type, glob or regular expression."""
+"""Selection of nodes that the user wants left in float: by name, operator type, glob or regular expression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGEX = "re:"
 
 @dataclass(frozen=True)
 class Exclusions:
-    """What the user leaves in float, as patterns: what they mean depends on the graph as it is by then.
+    """Patterns of what the user leaves in float; what they match depends on the graph as it is by then.
 
     Attributes:
         patterns: As in `select_nodes`.
@@ -29,7 +29,7 @@ class Exclusions:
     patterns: tuple[str, ...] = ()
 
     def on(self, model: ir.Model) -> Excludes:
-        """The nodes of a graph that are left out.
+        """Select the nodes of a graph that are left in float.
 
         Raises:
             RecipeError: A pattern matches nothing, or is no regular expression.
@@ -61,17 +61,17 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:
 
 
 def sites_matching(model: ir.Model, pattern: str) -> frozenset[str]:
-    """Weights that the pattern of a layer rule means: linear layers; if there are none, what Gather or an LSTM reads.
+    """Return the weights that a layer rule's pattern means: linear layers, else what Gather or an LSTM reads.
 
     Raises:
         RecipeError: It matches none, or is no regular expression.
     """
-    found = names_matching(model, pattern, "layers")
-    names = found & linear_nodes(model).keys()
-    names = names or frozenset(_rows_read(model, found))
+    matching = names_matching(model, pattern, "layers")
+    names = matching & linear_nodes(model).keys()
+    names = names or frozenset(_rows_read(model, matching))
     if not names:
         raise RecipeError(
-            f"layers: {pattern!r} matches {len(found)} nodes, but none of {', '.join(sorted(LINEAR_OPS))}"
+            f"layers: {pattern!r} matches {len(matching)} nodes, but none of {', '.join(sorted(LINEAR_OPS))}"
         )
     return names
 
@@ -82,7 +82,7 @@ def linear_nodes(model: ir.Model) -> dict[str, ir.Node]:
 
 
 def _rows_read(model: ir.Model, names: frozenset[str]) -> Iterator[str]:
-    """Constants that nodes pick rows of, or multiply with step by step."""
+    """Yield the constants that nodes pick rows of, or multiply with step by step."""
     for node in model.graph:
         read = node.inputs[:1] if node.op_type == "Gather" else node.inputs[1:3] if node.op_type in RECURRENT else ()
         if name_of(node) in names and not node.domain:
@@ -90,7 +90,7 @@ def _rows_read(model: ir.Model, names: frozenset[str]) -> Iterator[str]:
 
 
 def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
-    """Nodes that a pattern means.
+    """Find the nodes that a pattern means.
 
     Args:
         model: Prepared model.
@@ -112,7 +112,7 @@ def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
 
 
 def outermost(model: ir.Model) -> frozenset[str]:
-    """Linear layers with no other linear layer before them, or none behind."""
+    """Return the linear layers with no other linear layer before them, or none behind."""
     nodes = [node for node in model.graph if node.outputs]
     linear = {node for node in nodes if not node.domain and node.op_type in LINEAR_OPS}
     behind = _reached(nodes, linear, lambda node: [v.producer() for v in node.inputs if v is not None])
@@ -121,12 +121,12 @@ def outermost(model: ir.Model) -> frozenset[str]:
 
 
 def _reached(
-    nodes: list[ir.Node], linear: set[ir.Node], neighbours: Callable[[ir.Node], list[ir.Node | None]]
+    nodes: list[ir.Node], linear: set[ir.Node], neighbors: Callable[[ir.Node], list[ir.Node | None]]
 ) -> set[ir.Node]:
-    """Nodes with a linear layer among their neighbours, or neighbours of those, in the order given."""
+    """Return the nodes with a linear layer among their neighbors, or neighbors of those, in the order given."""
     reached = set[ir.Node]()
     for node in nodes:
-        if any(other in linear or other in reached for other in neighbours(node) if other is not None):
+        if any(other in linear or other in reached for other in neighbors(node) if other is not None):
             reached.add(node)
     return reached
 

@@ -1,4 +1,4 @@
-"""Part of each channel's width moves from an activation into the weights that read it."""
+"""Smoothing: part of each channel's width moves from an activation into the weights that read it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ptq.passes.linear import constant, name_of
 
 Float = NDArray[np.float64]
 
-NORMALISATIONS = ("LayerNormalization", "RMSNormalization")
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SmoothActivations(ir.passes.InPlacePass):
     """Divide the channels of activations, multiply the weights of the products that read them.
 
     Before: y = MatMul(x, W)
-    After:  y = MatMul(Mul(x, 1 / s), s W); where x comes out of a normalisation that nothing else reads, its scale and
+    After:  y = MatMul(Mul(x, 1 / s), s W); where x comes out of a normalization that nothing else reads, its scale and
         bias are divided instead
     Requires: products with constant weights of two axes on the right.
     Ensures: other readers of x see it unchanged.
@@ -44,34 +44,34 @@ class SmoothActivations(ir.passes.InPlacePass):
             source = readers[0].inputs[0]
             if source is None:
                 raise RuntimeError(f"{name_of(readers[0])} has no input")
-            if normalisation_for(source, readers) is None:
+            if normalization_for(source, readers) is None:
                 divided = _divided(model.graph, source, scale)
                 for node in readers:
                     node.replace_input_with(0, divided)
             else:
-                _divide_normalisation(model.graph, source, scale)
+                _divide_normalization(model.graph, source, scale)
             for node in readers:
                 multiply_weight(model.graph, node, scale[:, None])
         return ir.passes.PassResult(model, bool(self.scales))
 
 
-def normalisation_for(source: ir.Value, readers: list[ir.Node]) -> ir.Node | None:
-    """The normalisation that a scale can be folded into, because only these nodes read it.
+def normalization_for(source: ir.Value, readers: list[ir.Node]) -> ir.Node | None:
+    """Return the normalization that a scale can be folded into, as only these nodes read it; None if there is none.
 
-    A product with a constant is as good: with one per channel a root-mean-square normalisation ends.
+    A product with a constant is as good: with one per channel a root-mean-square normalization ends.
     """
     node = source.producer()
     if node is None or node.domain or source.is_graph_output() or {use.node for use in source.uses()} - set(readers):
         return None
     if node.op_type == "Mul":
         return node if len(_factors(node)) == 1 else None
-    if node.op_type not in NORMALISATIONS or node.attributes.get_int("axis", -1) != -1:
+    if node.op_type not in NORMALIZATIONS or node.attributes.get_int("axis", -1) != -1:
         return None
     return node if len(_factors(node)) == sum(value is not None for value in node.inputs[1:]) else None
 
 
 def _factors(node: ir.Node) -> list[int]:
-    """Inputs that are constants, and are divided with what the node makes."""
+    """Return the indices of inputs that are constants and are divided with what the node makes."""
     start = 0 if node.op_type == "Mul" else 1
     return [index for index, value in enumerate(node.inputs) if index >= start and constant(value) is not None]
 
@@ -98,7 +98,7 @@ def _divided(graph: ir.Graph, source: ir.Value, scale: Float) -> ir.Value:
     return result
 
 
-def _divide_normalisation(graph: ir.Graph, source: ir.Value, scale: Float) -> None:
+def _divide_normalization(graph: ir.Graph, source: ir.Value, scale: Float) -> None:
     node = source.producer()
     if node is None:
         raise RuntimeError(f"{source.name} has no producer")

@@ -1,4 +1,4 @@
-"""Attention averages its values over positions, a gate multiplies them: a scale per channel passes through."""
+"""Scales per channel that pass through an attention, which averages values, or a gate, which multiplies them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class SmoothValues(ir.passes.InPlacePass):
 
 
 def value_projections(model: ir.Model) -> dict[str, str]:
-    """Products with constant weights behind an attention -> the one that makes its values, where nothing else reads.
+    """Map products behind an attention to the product that makes its values, where nothing else reads those.
 
     Between the two stand a product of two activations and nodes that only move data.
     """
-    found = {}
+    makers = {}
     for node in model.graph:
         if not _is_weighted(node):
             continue
@@ -58,16 +58,16 @@ def value_projections(model: ir.Model) -> dict[str, str]:
             continue
         values = _without_bias(_behind_moves(mixed.inputs[1]))
         if values is not None and _is_weighted(values) and _width(values, 1) == _width(node, 0):
-            found[name_of(node)] = name_of(values)
-    return found
+            makers[name_of(node)] = name_of(values)
+    return makers
 
 
 def gated_projections(model: ir.Model) -> dict[str, str]:
-    """Products with constant weights behind a gate -> the one whose output the gate multiplies, as in SwiGLU.
+    """Map products behind a gate to the product whose output the gate multiplies, as in SwiGLU.
 
     Of two products of a bilinear layer it is the first.
     """
-    found: dict[str, str] = {}
+    makers: dict[str, str] = {}
     for node in model.graph:
         gated = _producer(node.inputs[0]) if _is_weighted(node) else None
         if gated is None or gated.op_type != "Mul" or gated.domain or not _only_reader(node.inputs[0]):
@@ -75,12 +75,12 @@ def gated_projections(model: ir.Model) -> dict[str, str]:
         for value in gated.inputs:
             made = _without_bias(_producer(value)) if _only_reader(value) else None
             if made is not None and _is_weighted(made) and _width(made, 1) == _width(node, 0):
-                found.setdefault(name_of(node), name_of(made))
-    return found
+                makers.setdefault(name_of(node), name_of(made))
+    return makers
 
 
 def _without_bias(node: ir.Node | None) -> ir.Node | None:
-    """The product in front of an Add, or the node itself."""
+    """Return the product in front of an Add, or the node itself if it is no Add."""
     if node is None or node.op_type not in ("Add", "Sum"):
         return node
     return next((each for each in map(_producer, node.inputs) if each and bias_add(each) is node), None)
@@ -91,7 +91,7 @@ def _only_reader(value: ir.Value | None) -> bool:
 
 
 def _behind_moves(value: ir.Value | None) -> ir.Node | None:
-    """The node that a value comes from, through nodes that only move its data and have no other reader."""
+    """Return the node that a value comes from, through nodes that only move its data and have no other reader."""
     while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
         node = value.producer()
         if node is None or node.domain or node.op_type not in ("Reshape", "Transpose"):

@@ -1,4 +1,4 @@
-"""A convolution as two: its kernel without most of the centre tap, and a 1x1 convolution with that.
+"""A convolution as two: its kernel without most of the center tap, and a 1x1 convolution with that.
 
 For weights that use all eight bits already. Shorter ones become sums within one integer kernel and need no second
 convolution.
@@ -23,7 +23,7 @@ LEVELS = 127
 
 @dataclass(frozen=True)
 class SplitCenter(ir.passes.InPlacePass):
-    """Coarse & fine weight splitting of re-parameterised convolutions.
+    """Split re-parameterized convolutions into coarse and fine weights.
 
     Before: y = Conv(x, W, b)
     After:  y = Add(Conv(x, W - C, b), Conv1x1(x', C)), x' = x cropped where the kernel has less padding than half of it
@@ -50,7 +50,7 @@ class SplitCenter(ir.passes.InPlacePass):
 
 
 def can_split(node: ir.Node) -> bool:
-    """Whether a node is a convolution whose kernel has a centre, with pads that are given."""
+    """Whether a node is a convolution whose kernel has a center, with pads that are given."""
     weight = constant(node.inputs[1]) if node.op_type == "Conv" and not node.domain else None
     if weight is None or weight.dtype != np.float32 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return False
@@ -69,12 +69,12 @@ def coarse_and_fine(
         levels: Codes of the coarse part on either side of 0.
 
     Returns:
-        The coarse part of the centre tap, codes times step; shape [out, in, 1...]. And the rest, shape of `weight`;
+        The coarse part of the center tap, codes times step; shape [out, in, 1...]. And the rest, shape of `weight`;
         both add up to the weight exactly.
 
     Source:
-        Coarse & fine weight splitting (RepVGG): step = max |centre| / levels, coarse = round(centre / step) step.
-        Differs: ties to even, a step of 1 for a centre of zeros.
+        Coarse & fine weight splitting (RepVGG): step = max |center| / levels, coarse = round(center / step) step.
+        Differs: ties to even, a step of 1 for a center of zeros.
     """
     at = (slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))
     center = weight[at]
@@ -123,7 +123,7 @@ def _split(graph: ir.Graph, node: ir.Node, *, per_tensor: bool, levels: int) -> 
 
 
 def _cropped(graph: ir.Graph, node: ir.Node, ends: list[int]) -> ir.Value:
-    """The input without what the kernel reaches only with its outer taps."""
+    """Return the input without the border that the kernel reaches only with its outer taps."""
     source, name, count = node.inputs[0], name_of(node), len(ends) // 2
     if source is None:
         raise RuntimeError(f"{name} has no input")

@@ -1,4 +1,4 @@
-"""The widest channels of an activation leave an integer product and are computed in float beside it."""
+"""Outliers set aside: the widest channels of an activation leave an integer product and are computed in float."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import bias_add, constant, name_of
 
 SUFFIX = "_outliers"
-"""What a product in float beside another is called after it."""
+"""End of the name of a product in float beside another, behind the name of that."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _split(graph: ir.Graph, node: ir.Node, channels: NDArray[np.int64]) -> None:
 
 
 def _clip(graph: ir.Graph, node: ir.Node, source: ir.Value, limits: tuple[float, float]) -> None:
-    """A range that is taken at run time would reach the channels that left."""
+    """Clip the input of a product: a range that is taken at run time would reach the channels that left."""
     ends = [
         add_initializer(graph, fresh_name(graph, f"{name_of(node)}_{key}"), np.array(end, np.float32))
         for key, end in zip(("lowest", "highest"), limits, strict=True)

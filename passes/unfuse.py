@@ -49,35 +49,35 @@ class Unfuse(ir.passes.InPlacePass):
 
 
 class _Writer:
-    """Standard operators in place of one fused node."""
+    """A writer of standard operators in place of one fused node."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node, self.tape = graph, node, Tape()
 
     def input(self, index: int) -> ir.Value | None:
-        """An input, or None where it is left out."""
+        """Return an input of the fused node, or None where it is left out."""
         return self.node.inputs[index] if len(self.node.inputs) > index else None
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: float | list[int]) -> ir.Value:
-        """One more operator."""
+        """Write one more operator and return its result."""
         return self.tape.op(op_type, list(inputs), attributes)
 
     def constant(self, values: object, name: str, dtype: type = np.float32) -> ir.Value:
-        """A constant."""
+        """Add a constant to the graph."""
         return add_initializer(
             self.graph, fresh_name(self.graph, f"{name_of(self.node)}_{name}"), np.asarray(values, dtype)
         )
 
     def sum(self, *values: ir.Value | None) -> ir.Value:
-        """Of what is there."""
+        """Write the sum of those values that are not None."""
         there = [value for value in values if value is not None]
         total = there[0]
         for value in there[1:]:
             total = self.op("Add", total, value)
         return total
 
-    def normalised(self, value: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
-        """LayerNormalization with the node's epsilon."""
+    def normalized(self, value: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+        """Write a LayerNormalization with the node's epsilon."""
         epsilon = self.node.attributes.get_float("epsilon", 1e-12)
         return self.op("LayerNormalization", value, scale, *([] if bias is None else [bias]), epsilon=epsilon, axis=-1)
 
@@ -87,7 +87,7 @@ Outputs = list[ir.Value | None]
 
 def _skip_norm(w: _Writer) -> Outputs | None:
     total = w.sum(w.op("Add", w.input(0), w.input(1)), w.input(4))
-    outputs: Outputs = [w.normalised(total, w.input(2), w.input(3)), None, None, total]
+    outputs: Outputs = [w.normalized(total, w.input(2), w.input(3)), None, None, total]
     return outputs if all(not each.uses() for each in w.node.outputs[1:3]) else None
 
 
@@ -118,7 +118,7 @@ def _quick_gelu(w: _Writer) -> Outputs:
 
 
 def _embed_norm(w: _Writer) -> Outputs | None:
-    """Words, places and segments; the mask's lengths only if nobody reads them."""
+    """Write the sum of words, places and segments; None if somebody reads the mask's lengths."""
     if w.node.outputs[1].uses() if len(w.node.outputs) > 1 else False:
         return None
     ids, segments = w.input(0), w.input(1)
@@ -126,9 +126,9 @@ def _embed_norm(w: _Writer) -> Outputs | None:
     if places is None:
         length = w.op("Gather", w.op("Shape", ids), w.constant(1, "axis", np.int64))
         places = w.op("Range", w.constant(0, "first", np.int64), length, w.constant(1, "step", np.int64))
-    found = w.sum(w.op("Gather", w.input(2), ids), w.op("Gather", w.input(3), places))
-    found = found if segments is None else w.op("Add", found, w.op("Gather", w.input(4), segments))
-    return [w.normalised(found, w.input(5), w.input(6)), None, found]
+    total = w.sum(w.op("Gather", w.input(2), ids), w.op("Gather", w.input(3), places))
+    total = total if segments is None else w.op("Add", total, w.op("Gather", w.input(4), segments))
+    return [w.normalized(total, w.input(5), w.input(6)), None, total]
 
 
 def _attention(w: _Writer) -> Outputs | None:
@@ -160,21 +160,21 @@ def _attention(w: _Writer) -> Outputs | None:
 
 
 def _mask(w: _Writer, scores: ir.Value) -> list[ir.Value] | None:
-    """What is added to the scores; None for forms that are not known."""
+    """Write the terms that are added to the scores; None for forms that are not known."""
     filter_value = w.node.attributes.get_float("mask_filter_value", -10000.0)
-    found, mask = [], w.input(3)
+    terms, mask = [], w.input(3)
     if w.node.attributes.get_int("unidirectional", 0):
         sizes = w.op("Slice", w.op("Shape", scores), w.constant([2], "from", np.int64), w.constant([4], "to", np.int64))
         ones = w.op("ConstantOfShape", sizes)
         later = w.op("Trilu", w.op("Add", ones, w.constant(1.0, "later")), w.constant(1, "above", np.int64), upper=1)
-        found.append(w.op("Mul", later, w.constant(filter_value, "hidden")))
+        terms.append(w.op("Mul", later, w.constant(filter_value, "hidden")))
     if mask is not None:
         if mask.shape is None or len(mask.shape) != 2:
             return None
         left = w.op("Sub", w.constant(1.0, "full"), w.op("Cast", mask, to=int(ir.DataType.FLOAT)))
         hidden = w.op("Mul", left, w.constant(filter_value, "masked"))
-        found.append(w.op("Unsqueeze", hidden, w.constant([1, 2], "axes", np.int64)))
-    return found
+        terms.append(w.op("Unsqueeze", hidden, w.constant([1, 2], "axes", np.int64)))
+    return terms
 
 
 FORMS: dict[str, Callable[[_Writer], Outputs | None]] = {
@@ -189,7 +189,7 @@ FORMS: dict[str, Callable[[_Writer], Outputs | None]] = {
 
 
 def _put(graph: ir.Graph, node: ir.Node, tape: Tape, outputs: Outputs) -> None:
-    """The standard operators instead of the fused one; values keep their names."""
+    """Put the standard operators in place of the fused one; values keep their names."""
     for old, new in zip(node.outputs, outputs, strict=False):
         if new is None:
             continue

@@ -1,4 +1,4 @@
-"""Models in float16, bfloat16 or double as float32 ones, which the integer kernels start from."""
+"""Widening of models in float16, bfloat16 or double to float32, which the integer kernels start from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TYPED = ("to", "dtype", "output_dtype")
 
 KNOWN_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 SAME_AS_HALF = 3e-2
-"""Of the largest output: what rounding every value inside to eleven bits may have cost the model that came."""
+"""Share of the largest output that rounding every value inside to eleven bits may have cost the model that came."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WidenFloats(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Widen the whole graph, or leave it as it is."""
+        """Widen the whole graph, or leave it as it is if no layer needs it or some number would not fit."""
         graphs = list(_graphs(model.graph))
         if not _is_wanted(graphs) or not _fits(graphs):
             return ir.passes.PassResult(model, False)
@@ -50,7 +50,7 @@ class WidenFloats(ir.passes.InPlacePass):
 
 
 def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """A graph and the bodies in it."""
+    """Yield a graph and the bodies in it."""
     yield graph
     for node in graph:
         for attribute in node.attributes.values():
@@ -66,7 +66,7 @@ def _is_wanted(graphs: list[ir.Graph]) -> bool:
 
 
 def _fits(graphs: list[ir.Graph]) -> bool:
-    """Whether no constant is beyond float32's range."""
+    """Whether all constants are within float32's range."""
     limit = float(np.finfo(np.float32).max)
     for graph in graphs:
         for value in graph.initializers.values():
@@ -77,7 +77,7 @@ def _fits(graphs: list[ir.Graph]) -> bool:
 
 
 def _widen(graph: ir.Graph, kept: set[int]) -> None:
-    """Constants, attributes and types of one graph; `kept` values stay as they are."""
+    """Widen constants, attributes and types of one graph; `kept` values stay as they are."""
     for value in [*graph.initializers.values(), *graph.inputs, *(out for node in graph for out in node.outputs)]:
         if value.dtype in OTHER_FLOATS and id(value) not in kept:
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -19,7 +19,7 @@ from ptq.analysis.verify import Verification
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.executor import Executor, Threads
 from ptq.calibration.reader import DataReader
-from ptq.calibration.sequential import SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.reader import open_data
-from ptq.calibration.sequential import SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore

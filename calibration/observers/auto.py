@@ -1,4 +1,4 @@
-"""Per tensor the best of all observers: the default."""
+"""The default observer: per tensor the best range of all other observers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Dynamic:
     """
 
     def choose_range(self, statistics: Histogram, spec: QuantSpec) -> Range:
-        """Return what an input with all the values seen would get.
+        """Return the range that an input with all the values seen would get.
 
         Args:
             statistics: The tensor.

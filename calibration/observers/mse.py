@@ -57,7 +57,7 @@ class Mse:
         return Range.of(best[0], best[1])
 
     def _sides(self, spec: QuantSpec, ends: NDArray[np.float64]) -> list[list[int]]:
-        """Ends that move together."""
+        """Return the sets of ends that move together; 0 stands for rmin, 1 for rmax."""
         if spec.symmetric:
             return [[0, 1]]
         return [[side] for side in (1, 0) if ends[side] != 0]
@@ -71,7 +71,7 @@ def _search(
     side: list[int],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Try `values` for the ends in `side` (mirrored when both move), the present best included."""
+    """Return the best range with `values` tried for the ends in `side`, mirrored if both move; `best` is tried too."""
     trial = np.repeat(best[None, :], len(values) + 1, axis=0)
     for end in side:
         sign = 1.0 if end == side[-1] else -1.0

@@ -1,4 +1,4 @@
-"""Clip the tails at a given mass."""
+"""Ranges that leave a given share of the values out on either side."""
 
 from __future__ import annotations
 

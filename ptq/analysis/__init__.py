@@ -1,1 +1,1 @@
-"""What came out: metrics, comparison of two models, kernels that really run, latency, and the report made of them."""
+"""Analysis of a finished model: metrics, comparison of two models, kernels that really run, latency, and the report."""

@@ -1,4 +1,4 @@
-"""Models timed side by side, and where their time goes."""
+"""Benchmark of models side by side, and profiles of where their time goes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROFILED_RUNS = 10
 
 @dataclass(frozen=True)
 class Timing:
-    """One model over interleaved rounds, milliseconds per inference.
+    """Times of one model over interleaved rounds, milliseconds per inference.
 
     Attributes:
         name: The model.
@@ -44,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """Models compared on one input.
+    """Timings of several models on one input.
 
     Attributes:
         timings: In the order given, then the first model once more: how far its ratio is from 1 is the noise.
@@ -61,7 +61,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Setting:
-    """How models are run.
+    """Settings under which models are timed.
 
     Attributes:
         custom_ops: Libraries to register.
@@ -139,7 +139,7 @@ def bench(models: Sequence[Path], feed: Mapping[str, NDArray[Any]], setting: Set
 
 
 def batch_of(feed: Mapping[str, NDArray[Any]]) -> int:
-    """Extent of the first input's first axis; 1 where there is none, as in models that take nothing at all."""
+    """Return the extent of the first input's first axis; 1 where there is none, as in models without inputs."""
     first = next(iter(feed.values()), None)
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
@@ -147,7 +147,7 @@ def batch_of(feed: Mapping[str, NDArray[Any]]) -> int:
 def profile(
     model: str | Path | bytes, feed: Mapping[str, NDArray[Any]], setting: Setting
 ) -> dict[str, tuple[int, float]]:
-    """Where a model's time goes.
+    """Measure where a model's time goes, operator by operator.
 
     Args:
         model: Its path, or its bytes.
@@ -166,12 +166,12 @@ def profile(
         )
         for _ in range(PROFILED_RUNS):
             run(session, dict(feed))
-        found = read_profile(Path(session.end_profiling()))
-    return {name: (count, total / PROFILED_RUNS) for name, (count, total) in found.items()}
+        operators = read_profile(Path(session.end_profiling()))
+    return {name: (count, total / PROFILED_RUNS) for name, (count, total) in operators.items()}
 
 
 def read_profile(path: Path) -> dict[str, tuple[int, float]]:
-    """What a profile of onnxruntime holds.
+    """Read a profile that onnxruntime wrote.
 
     Args:
         path: The file that `end_profiling` names.
@@ -188,8 +188,8 @@ def read_profile(path: Path) -> dict[str, tuple[int, float]]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             durations.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"])
-    found: dict[str, tuple[int, float]] = {}
+    operators: dict[str, tuple[int, float]] = {}
     for (operator, _), spent in durations.items():
-        nodes, total = found.get(operator, (0, 0.0))
-        found[operator] = (nodes + 1, total + float(np.median(spent)) * len(spent) / 1e3)
-    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+        nodes, total = operators.get(operator, (0, 0.0))
+        operators[operator] = (nodes + 1, total + float(np.median(spent)) * len(spent) / 1e3)
+    return dict(sorted(operators.items(), key=lambda item: -item[1][1]))

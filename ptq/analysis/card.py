@@ -1,4 +1,4 @@
-"""The card for people: Markdown from a report."""
+"""The card as people read it: Markdown from a report."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _flat(table: dict[str, object]) -> str:
 
 
 def _method(value: object) -> object:
-    """A method's table as it would be written in code."""
+    """Write a method's table as it would be in code."""
     if not isinstance(value, dict):
         return value
     settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "method")

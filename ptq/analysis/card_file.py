@@ -1,4 +1,4 @@
-"""Cards and measurements read back from their files: what somebody else may have written, or broken."""
+"""Cards and measurements read back from files, which somebody else may have written, or broken."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ptq.recipe import Recipe
 from ptq.recipe.toml import recipe_from
 
 MAX_BYTES = 64 * 2**20
-"""Of a card: 100,000 layers."""
+"""Most bytes of a card: 100,000 layers."""
 
 LARGEST = 2**63
-"""Integers stay below it."""
+"""Limit that integers of a card stay below."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdict of a run.
+    """Verdict of a run.
 
     Attributes:
         passed: Whether every goal was met.
@@ -46,7 +46,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Figures:
-    """How close the outputs are.
+    """Closeness of the outputs to the float model's.
 
     Attributes:
         outputs: A row per output.
@@ -59,7 +59,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Aimed:
-    """For what was quantized.
+    """Deployment target of a quantization, and its demands.
 
     Attributes:
         target: Name of the deployment target.
@@ -72,7 +72,7 @@ class Aimed:
 
 @dataclass(frozen=True)
 class Spreads:
-    """How values lie.
+    """Distributions of weights and activations.
 
     Attributes:
         activations: First value on each grid -> what was seen.
@@ -124,7 +124,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Timed:
-    """Latency of both models.
+    """Latency of the float and of the quantized model.
 
     Attributes:
         reference_ms: Float model, milliseconds; 0 if too large to be timed.
@@ -145,7 +145,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Operator:
-    """One kind of operator in a profile.
+    """Time of one kind of operator in a profile.
 
     Attributes:
         nodes: How many.
@@ -158,7 +158,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Host:
-    """The machine of a measurement.
+    """Machine that measurements were taken on.
 
     Attributes:
         machine: Its architecture.
@@ -203,7 +203,7 @@ class BenchFile:
 
 
 def read_card(data: bytes, where: str) -> Card:
-    """A card from its JSON.
+    """Read a card from its JSON.
 
     Args:
         data: Contents of a .card.json.
@@ -230,7 +230,7 @@ def read_card(data: bytes, where: str) -> Card:
 
 
 def read_bench(data: bytes, where: str) -> BenchFile:
-    """Measurements from their JSON.
+    """Read measurements from their JSON.
 
     Args:
         data: Contents of a .bench.json.
@@ -246,7 +246,7 @@ def read_bench(data: bytes, where: str) -> BenchFile:
 
 
 def contents(path: Path) -> bytes:
-    """Of a card or its measurements.
+    """Return the bytes of the file of a card or of its measurements.
 
     Raises:
         InputError: It cannot be read, or is too large.

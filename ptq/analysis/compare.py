@@ -1,4 +1,4 @@
-"""Run two models side by side over a data set."""
+"""Comparison of two models side by side over a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64] | None], float]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A figure of both models on labelled data.
+    """A figure on labelled data, for both models.
 
     Attributes:
         name: What it is.
@@ -37,7 +37,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same data.
+    """Differences of two models on the same data.
 
     Attributes:
         outputs: One row per output.
@@ -51,12 +51,12 @@ class Comparison:
 
     @property
     def sqnr_db(self) -> float:
-        """The worst output's, dB."""
+        """SQNR of the worst output, dB."""
         return min(row.sqnr_db for row in self.outputs)
 
     @property
     def agreement(self) -> float | None:
-        """The worst output's, None if no output has classes."""
+        """Agreement of the worst output; None if no output has classes."""
         return min((row.agreement for row in self.outputs if row.agreement is not None), default=None)
 
 
@@ -106,7 +106,7 @@ def compare(
 
 
 def pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[str, str]]:
-    """Outputs of two models by name, or by position when the names differ.
+    """Pair the outputs of two models by name, or by position where the names differ.
 
     Raises:
         InputError: They have different numbers of outputs.
@@ -120,7 +120,7 @@ def pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[
 
 
 class _Scores:
-    """Top-1, top-5 and the user's metric, for both models."""
+    """Running sums for top-1, top-5 and the user's metric of both models."""
 
     def __init__(self, metric: tuple[str, Metric] | None, names: Sequence[str]) -> None:
         self._metric = metric
@@ -139,7 +139,7 @@ class _Scores:
             self._kept[1].append(b)
 
     def value(self) -> tuple[Accuracy, ...]:
-        """All figures."""
+        """Return all figures, those without a basis left out."""
         rows = [
             Accuracy(name, hits[0] / len(self._labels), hits[1] / len(self._labels))
             for name, hits in self._hits.items()

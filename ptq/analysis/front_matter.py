@@ -1,4 +1,4 @@
-"""The head that model cards of Hugging Face begin with."""
+"""Front matter: the head that model cards of Hugging Face begin with."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def front_matter(report: QuantReport) -> str:
 
 
 def _lengths(bits: list[int]) -> list[str]:
-    """Tags as people look for them."""
+    """Write word lengths as tags that people look for."""
     return [f"int{each}" for each in bits]

@@ -1,4 +1,4 @@
-"""What onnxruntime really runs: the optimized graph, read back."""
+"""Kernels that onnxruntime really runs: the optimized graph, read back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FREE = CONVERSIONS | {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
 
 @dataclass(frozen=True)
 class Kernels:
-    """Operators of the optimized graph.
+    """Counts of operators in the optimized graph.
 
     Attributes:
         integer: Integer kernels -> count.
@@ -68,7 +68,7 @@ def count_kernels(model: Path, custom_ops: Sequence[str | Path] = ()) -> Kernels
 
 
 def _cause(model: Path, custom_ops: Sequence[str | Path], folder: str, reason: str) -> PtqError:
-    """The model's fault, or that of the disk, which onnxruntime does not tell."""
+    """Tell whether the model or the disk is at fault, which onnxruntime does not; return the error to raise."""
     try:
         open_session(model, custom_ops=custom_ops)
     except Exception:
@@ -110,7 +110,7 @@ def _reads(node: ir.Node, op_type: str) -> bool:
 
 
 def _is_identity(node: ir.Node) -> bool:
-    """The one-input Sum that lowering puts before layers left in float."""
+    """Whether a node is the one-input Sum that lowering puts before layers left in float."""
     return node.op_type == "Sum" and len(node.inputs) == 1
 
 

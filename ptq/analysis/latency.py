@@ -1,4 +1,4 @@
-"""Time of two models in one run, taken in turns so that a noisy machine disturbs both alike."""
+"""Latency of two models in one run, taken in turns so that a noisy machine disturbs both alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ptq.models.sessions import run, session_of
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians over interleaved rounds.
+    """Median times of two models over interleaved rounds.
 
     Attributes:
         reference_ms: Float model, processor time of one inference, p50, milliseconds; 0 if too large to be timed.
@@ -33,7 +33,7 @@ class Latency:
 
     @property
     def ratio(self) -> float:
-        """Quantized over float: below 1 is faster."""
+        """Ratio of the quantized model's time to the float one's: below 1 is faster."""
         return self.value_ms / self.reference_ms if self.reference_ms > 0 else 1.0
 
 

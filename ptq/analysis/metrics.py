@@ -1,4 +1,4 @@
-"""How far one model's outputs are from another's, accumulated sample by sample."""
+"""Metrics of how far one model's outputs are from another's, accumulated sample by sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptq.core.errors import VerificationError
 
 CAP_DB = 200.0
-"""Stands for no error at all; also keeps infinities out of JSON."""
+"""Ratio that stands for no error at all; also keeps infinities out of JSON."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OutputMetrics:
 
 
 class OutputComparison:
-    """Running sums behind `OutputMetrics`."""
+    """Running sums behind an `OutputMetrics`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -44,7 +44,7 @@ class OutputComparison:
         self._largest = 0.0
 
     def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        """Add one sample.
+        """Add one sample's output of both models.
 
         Raises:
             VerificationError: Shapes differ, or `value` is not finite where `reference` is.
@@ -69,7 +69,7 @@ class OutputComparison:
         self._largest = max(self._largest, float(np.abs(difference).max(initial=0.0)))
 
     def value(self) -> OutputMetrics:
-        """The metrics over everything added."""
+        """Return the metrics over all samples so far."""
         norms = float(np.sqrt(self._signal * self._other))
         cosine = self._dot / norms if norms > 0 else float(self._error == 0)
         agreement = self._equal / self._decisions if self._decisions else None
@@ -88,7 +88,7 @@ class OutputComparison:
 
 
 def class_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis over which an output's arg max is a decision: 1 for [N, C] and [N, C, H, W], the last for [N, S, C]."""
+    """Return the axis of an output's classes: 1 for [N, C] and [N, C, H, W], the last for [N, S, C]; else None."""
     if len(shape) < 2:
         return None
     axis = 1 if len(shape) in (2, 4) else len(shape) - 1
@@ -96,7 +96,7 @@ def class_axis(shape: tuple[int, ...]) -> int | None:
 
 
 def sqnr_db(signal: float, error: float) -> float:
-    """Signal to quantization noise ratio of two energies, in dB, capped at 200.
+    """Return the signal to quantization noise ratio of two energies, in dB, capped at 200.
 
     Example:
         >>> sqnr_db(100.0, 1.0)

@@ -1,4 +1,4 @@
-"""What every node of a graph takes, as onnxruntime's profile tells it."""
+"""Time of every node of a graph, as onnxruntime's profile tells it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KERNEL = "_kernel_time"
 
 @dataclass(frozen=True)
 class NodeTime:
-    """What a node takes.
+    """Time of one node.
 
     Attributes:
         name: The node; after a fusion that of one of those that became one, with something appended.
@@ -37,7 +37,7 @@ class NodeTime:
 
 
 def node_times(model: bytes, feed: Mapping[str, NDArray[Any]], setting: Setting) -> tuple[NodeTime, ...]:
-    """Time of every node.
+    """Measure the time of every node.
 
     Args:
         model: Serialized model.

@@ -1,4 +1,4 @@
-"""What a run ends with, as one value for the report."""
+"""Outcome of a run as one value, and the report made of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Notes = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ends with, before it is judged.
+    """Everything that a run ends with, before it is judged.
 
     Attributes:
         model: As it came.
@@ -89,7 +89,7 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MiB."""
+    """Return the largest resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # unlike getrusage's, this peak does not start with that of the parent process
         lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
@@ -104,7 +104,7 @@ def peak_rss_mb() -> float:
 
 
 def notes_of(data: DataReader, model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> Notes:
-    """What a user should know of a lowered model.
+    """List what a user should know of a lowered model.
 
     Args:
         data: The calibration set.
@@ -117,18 +117,18 @@ def notes_of(data: DataReader, model: ir.Model, placement: Placement, plan: Quan
 
 
 def overflow_note(target: Target) -> Notes:
-    """Where what was measured here is not what the target does with sums of bytes."""
+    """Return a note if this machine's sums of bytes may overflow where the target's do not."""
     overflows = host_target().saturates and not target.saturates
     return (f"made for {target.name}, measured on a processor whose sums may overflow",) if overflows else ()
 
 
 def _skipped(data: DataReader) -> tuple[str, ...]:
-    """Samples that were left out."""
+    """Return a note on samples that were left out, if any were."""
     return (f"{len(data.skipped)} samples skipped, the first: {data.skipped[0]}",) if data.skipped else ()
 
 
 def _tables(placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
-    """Embedding tables on codes."""
+    """Return a note on each embedding table on codes."""
     return tuple(
         f"embedding table {table.name}: {table.shape[0]} rows on {plan.weights[table.name].num_bits} bits"
         for table in placement.tables
@@ -136,21 +136,21 @@ def _tables(placement: Placement, plan: QuantPlan) -> tuple[str, ...]:
 
 
 def _stored(model: ir.Model, placement: Placement, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
-    """Weights on codes that are not those of layers."""
+    """Return notes on weights on codes that are not those of layers."""
     lengths = {plan.weights[weight.name].num_bits for weight in placement.stored}
     on_integers = {name_of(node) for node in lowered.graph if node.op_type == INTEGER_LSTM}
     return tuple(describe(model, placement.stored, bits, on_integers) for bits in lengths)
 
 
 def _native(lowered: ir.Model) -> tuple[str, ...]:
-    """Operators of our own."""
+    """Return a note on operators of our own, if there are any."""
     count = sum(node.domain == NATIVE_DOMAIN for node in lowered.graph)
     carried = f"{count} operators of domain {NATIVE_DOMAIN}, each with a body of standard ones for other machines"
     return (carried,) if count else ()
 
 
 def data_facts(data: DataReader, split: SampleSplit, proof: Verification, *, evaluated: bool = False) -> DataFacts:
-    """What the figures are from."""
+    """Describe the data that the figures are from."""
     return DataFacts(
         data.description,
         split.fingerprint,

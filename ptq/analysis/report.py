@@ -1,4 +1,4 @@
-"""The report of a run as one value, and the card made of it: everything that confounds a comparison, reproducible.
+"""Report of a run as one value, and the card made of it: everything that confounds a comparison, reproducible.
 
 The card holds only what the inputs determine, so equal inputs give equal bytes. What a clock says goes to a file of
 its own (`bench`).
@@ -24,14 +24,14 @@ from ptq.target import Target
 
 SCHEMA = "ptq.card/1"
 MOST_SPREADS = 200
-"""Histograms of each kind in a card."""
+"""Most histograms of each kind in a card."""
 
 TOOLS = ("ptq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A model file.
+    """Facts about a model file.
 
     Attributes:
         name: File name without folder, or what it was given as.
@@ -48,7 +48,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The data of a run.
+    """Facts about the data of a run.
 
     Attributes:
         description: Where it came from.
@@ -103,7 +103,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What happened in a run.
+    """Report of a run: everything that happened in it.
 
     Attributes:
         float_model: What came in.
@@ -148,7 +148,7 @@ class QuantReport:
     command: str = ""
 
     def card(self) -> dict[str, Any]:
-        """The reproducible part, ready for JSON."""
+        """Return the reproducible part of the report, ready for JSON."""
         comparison = self.proof.comparison
         findings = [finding for finding in self.verdict.findings if not finding.measured]
         return {
@@ -176,11 +176,11 @@ class QuantReport:
         }
 
     def card_json(self) -> str:
-        """The card as JSON text."""
+        """Return the card as JSON text."""
         return json.dumps(self.card(), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def bench(self) -> dict[str, Any]:
-        """What was measured on this machine in this run, ready for JSON."""
+        """Return what was measured on this machine in this run, ready for JSON."""
         latency = self.proof.latency
         return {
             "latency": {
@@ -209,7 +209,7 @@ class QuantReport:
         }
 
     def extra_macs(self) -> dict[str, Any]:
-        """Sums of points: what they would cost in kernels for one word length, and what they cost here."""
+        """Return what longer words would cost in kernels for one word length, and what they cost here."""
         total = max(sum(row.num_macs for row in self.layers), 1)
         return {
             "share": round(sum(row.extra_macs for row in self.layers) / total, 6),
@@ -219,7 +219,7 @@ class QuantReport:
         }
 
     def _spreads(self) -> dict[str, Any]:
-        """How weights and activations lie; of very many the coarsest."""
+        """Return the distributions of weights and activations; of very many the coarsest."""
         weights = {row.name: row.spread for row in self.layers if row.spread is not None}
         kept, omitted = {}, {}
         for kind, spreads in (("activations", self.spreads), ("weights", weights)):
@@ -265,5 +265,5 @@ class QuantReport:
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Six significant digits: enough to compare, few enough to read."""
+    """Round to six significant digits: enough to compare, few enough to read."""
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""What the bytes of a quantized model are spent on."""
+"""Bytes of a quantized model by what they are spent on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.Dat
 
 
 def bytes_by_kind(model: ir.Model, num_bytes: int) -> Mapping[Kind, int]:
-    """Split a model's size.
+    """Split a model's size by what its bytes hold.
 
     Args:
         model: Quantized model.

@@ -1,4 +1,4 @@
-"""From figures to a verdict: which goals were missed, and what a user should know even if none was."""
+"""Verdict from figures: which goals were missed, and what a user should know even if none was."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOWER = 1.02  # a ratio within two percent of 1 is noise
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to say.
+    """A missed goal or a warning, with what to try next.
 
     Attributes:
         level: `missed`: a goal of the user was missed. `warning`: worth knowing.
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The end of a run.
+    """Verdict at the end of a run.
 
     Attributes:
         findings: In order of weight.
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def judge_accuracy(comparison: Comparison, goals: Goals) -> Iterator[Finding]:
-    """Goals on outputs.
+    """Yield findings on the outputs: goals that they miss.
 
     Raises:
         RecipeError: A goal cannot be checked on this model or data.
@@ -77,7 +77,7 @@ def judge_accuracy(comparison: Comparison, goals: Goals) -> Iterator[Finding]:
 
 
 def judge_fidelity(comparison: Comparison, layers: Sequence[LayerRow]) -> Iterator[Finding]:
-    """A warning when the outputs are far from float's although nobody set a goal."""
+    """Yield a warning when the outputs are far from float's, whether or not a goal was set."""
     if comparison.sqnr_db < POOR_SQNR_DB:
         worst = sorted(layers, key=lambda row: row.input_sqnr_db)[:3]
         names = " ".join(f"--exclude {row.name}" for row in worst)
@@ -102,7 +102,7 @@ def _judge_drop(accuracies: tuple[Accuracy, ...], max_drop: float) -> Iterator[F
 
 
 def judge_latency(latency: Latency, goals: Goals) -> Iterator[Finding]:
-    """Goal on time, and a warning when integers are slower than floats."""
+    """Yield a missed goal on time, and a warning when integers are slower than floats."""
     if goals.max_latency_ratio is not None and latency.ratio > goals.max_latency_ratio:
         yield Finding(
             "missed",
@@ -120,7 +120,7 @@ def judge_latency(latency: Latency, goals: Goals) -> Iterator[Finding]:
 
 
 def judge_size(before: int, after: int) -> Iterator[Finding]:
-    """A warning when the quantized model is larger."""
+    """Yield a warning when the quantized model is larger."""
     if after >= before:
         yield Finding(
             "warning",
@@ -158,5 +158,5 @@ def judge(
 
 
 def count_goals(goals: Goals) -> int:
-    """How many goals are set."""
+    """Count the goals that are set."""
     return sum(goal is not None for goal in astuple(goals))

@@ -1,4 +1,4 @@
-"""The proof: load the file that will be delivered, run it beside the float model, and count what really runs."""
+"""Verification: load the file that will be delivered, run it beside the float model, count what really runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ptq.core.errors import InputError, VerificationError
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """Figures of a delivered model file: outputs, kernels and latency.
 
     Attributes:
         comparison: Outputs against the float model's.
@@ -69,6 +69,6 @@ def verify(
 def with_operators(
     proof: Verification, reference: str | Path | bytes, path: Path, first: Sample, custom_ops: Sequence[str | Path]
 ) -> Verification:
-    """The same, and where the time of both models goes; arguments as of `verify`."""
+    """Add to a verification where the time of both models goes; arguments as of `verify`."""
     models, setting = {"float": reference, "quantized": path}, Setting(tuple(custom_ops))
     return replace(proof, operators={name: profile(model, first.feed, setting) for name, model in models.items()})

@@ -23,7 +23,7 @@ DEEPEST = 32
 
 
 def freeze(value: object) -> bytes:
-    """Write a value.
+    """Write a value as bytes.
 
     Args:
         value: A dataclass, mapping, tuple, list, array, number, text or None; nested at will.
@@ -41,7 +41,7 @@ def freeze(value: object) -> bytes:
 
 
 def thaw(data: bytes, kinds: tuple[type, ...] = ()) -> Any:
-    """Read a value.
+    """Read a value from bytes.
 
     Args:
         data: What `freeze` gave.
@@ -61,7 +61,7 @@ def thaw(data: bytes, kinds: tuple[type, ...] = ()) -> Any:
 
 
 def _flat(value: object, arrays: dict[str, NDArray[Any]]) -> Any:
-    """The value as JSON, arrays put aside."""
+    """Return the value as JSON knows it, its arrays put aside in `arrays`."""
     if is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: _flat(getattr(value, field.name), arrays) for field in fields(value)}
         return {"kind": type(value).__name__, "fields": parts}

@@ -1,4 +1,4 @@
-"""How far each channel of a tensor reaches over a data set, and how much energy it carries."""
+"""Extremes of the channels of a tensor over a data set, and the energy that each channel carries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChannelExtremes:
 
     @staticmethod
     def of(values: NDArray[Any], axis: int = -1) -> ChannelExtremes:
-        """Extremes of one sample.
+        """Compute the extremes of one sample.
 
         Args:
             values: Shape [..., channels], or with the channels elsewhere.
@@ -50,7 +50,7 @@ class ChannelExtremes:
         )
 
     def merge(self, other: ChannelExtremes) -> ChannelExtremes:
-        """Extremes of both sets; the sums are float additions, so a fixed order gives fixed bits."""
+        """Merge the extremes of two sets; sums are float additions, so a fixed order gives fixed bits."""
         return ChannelExtremes(
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
@@ -66,7 +66,7 @@ class ChannelExtremes:
         )
 
     def at(self, channels: NDArray[np.int64]) -> ChannelExtremes:
-        """Extremes of some channels."""
+        """Extremes of the named channels only."""
         return ChannelExtremes(
             self.low[channels], self.high[channels], self.square[channels], self.count, self.least[channels]
         )
@@ -77,13 +77,13 @@ class ChannelExtremes:
         return np.maximum(-self.low, self.high)
 
     def masked(self, inside: Float) -> ChannelExtremes:
-        """The tensor with zeros in some channels; `inside` is 0 there and 1 elsewhere."""
+        """Extremes of the tensor with zeros in some channels; `inside` is 0 there and 1 elsewhere."""
         return ChannelExtremes(
             self.low * inside, self.high * inside, self.square * inside, self.count, self.least * inside
         )
 
     def without(self, channels: NDArray[np.int64]) -> ChannelExtremes:
-        """Extremes of all channels but some."""
+        """Extremes of all channels but the named ones."""
         return self.at(np.setdiff1d(np.arange(len(self.low)), channels))
 
 
@@ -107,27 +107,27 @@ class HalvedExtremes:
 
     @staticmethod
     def of(values: NDArray[Any], axis: int, number: int) -> HalvedExtremes:
-        """Extremes of one sample.
+        """Compute the extremes of one sample, in the half that its number says.
 
         Args:
             values: Shape [..., channels], or with the channels elsewhere.
             axis: Where the channels are.
             number: Of the sample in its set.
         """
-        seen, half = ChannelExtremes.of(values, axis), number % 2
-        own = np.arange(2)[:, None] == half
+        extremes, half = ChannelExtremes.of(values, axis), number % 2
+        in_half = np.arange(2)[:, None] == half
         nothing = TreeSum({})
-        square = TreeSum.of(seen.square, number // 2)
+        square = TreeSum.of(extremes.square, number // 2)
         return HalvedExtremes(
-            np.where(own, seen.low, 0.0),
-            np.where(own, seen.high, 0.0),
-            np.where(own, seen.least, np.inf),
+            np.where(in_half, extremes.low, 0.0),
+            np.where(in_half, extremes.high, 0.0),
+            np.where(in_half, extremes.least, np.inf),
             (nothing, square) if half else (square, nothing),
-            (0, seen.count) if half else (seen.count, 0),
+            (0, extremes.count) if half else (extremes.count, 0),
         )
 
     def merge(self, other: HalvedExtremes) -> HalvedExtremes:
-        """Extremes of both sets; exact, associative and commutative.
+        """Merge the extremes of two sets; exact, associative and commutative.
 
         Raises:
             ValueError: A sample is in both.
@@ -143,7 +143,7 @@ class HalvedExtremes:
 
     @property
     def halves(self) -> tuple[ChannelExtremes, ChannelExtremes]:
-        """Extremes of the two halves; of a set without odd numbers twice those of the even ones."""
+        """Extremes of each half; if one half has no sample, those of the other stand for it."""
         first, second = (self._half(index) if self.squares[index].nodes else None for index in (0, 1))
         return (first or second or self._half(0)), (second or first or self._half(1))
 

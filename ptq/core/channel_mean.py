@@ -19,7 +19,7 @@ ROWS = (128 - LOWEST + MANTISSA) // GROUP + 1
 
 @dataclass(frozen=True)
 class ChannelMean:
-    """An exact sum per channel.
+    """An exact sum per channel, and the number of samples in it.
 
     Attributes:
         table: Integer sums, one row per group of powers of two, int64. Shape [rows, channels].
@@ -31,7 +31,7 @@ class ChannelMean:
 
     @staticmethod
     def of(values: NDArray[np.float32], axis: int) -> ChannelMean:
-        """The channel means of one sample, each rounded to float32 once.
+        """Compute the channel means of one sample, each rounded to float32 once.
 
         Args:
             values: One sample's tensor, finite.

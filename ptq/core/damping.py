@@ -44,16 +44,16 @@ class LayerMoments:
 
     @functools.cached_property
     def whole(self) -> LayerStatistics:
-        """Over all positions."""
+        """Moments over all positions of both halves."""
         return functools.reduce(LayerStatistics.merge, self.rows)
 
-    def centred(self, weight: NDArray[np.float32]) -> LayerMoments:
-        """About the means, see `LayerStatistics.centred`."""
+    def centered(self, weight: NDArray[np.float32]) -> LayerMoments:
+        """Return the moments about the means, see `LayerStatistics.centered`."""
         halves: Sequence[tuple[LayerStatistics, ...]] = (self.rows, self.pooled)
-        return LayerMoments(*(tuple(half.centred(weight) for half in each) for each in halves))
+        return LayerMoments(*(tuple(half.centered(weight) for half in each) for each in halves))
 
     def damped(self, weight: NDArray[np.float32]) -> LayerStatistics:
-        """Over all positions, each weight held to its float value as strongly as unseen samples ask for.
+        """Return the moments over all positions, damped as strongly as unseen samples ask for.
 
         Args:
             weight: Float weight. Shape [groups * out, in].
@@ -62,7 +62,7 @@ class LayerMoments:
 
 
 def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
-    """Moments that hold each weight to its float value.
+    """Return moments that hold each weight to its float value.
 
     Args:
         statistics: Moments of a layer's input.
@@ -74,7 +74,7 @@ def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
 
 
 def add_damping(statistics: LayerStatistics, share: float) -> LayerStatistics:
-    """Moments with a share of the diagonal added: correlations between inputs count for less, float weights for more.
+    """Add a share of the diagonal: correlations between inputs count for less, float weights for more.
 
     Args:
         statistics: Moments of a layer's input.
@@ -86,7 +86,7 @@ def add_damping(statistics: LayerStatistics, share: float) -> LayerStatistics:
 
 
 def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
-    """The strength whose real weights, fitted to one half of the samples, err least on the mean outputs of the other.
+    """Choose the strength whose weights, fitted to one half of the samples, err least on mean outputs of the other.
 
     Args:
         moments: Over two halves.
@@ -119,7 +119,7 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
 
 
 def some_outputs(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[LayerMoments, NDArray[np.float32]]:
-    """What `JUDGED` of a group's outputs see, evenly spread."""
+    """Keep at most `JUDGED` output features of each group, evenly spread, in the moments and in the weight."""
     groups = len(moments.rows[0].gram)
     by_group = weight.reshape(groups, -1, weight.shape[-1])
     step = -(-by_group.shape[1] // JUDGED)
@@ -129,7 +129,7 @@ def some_outputs(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[La
 
 
 def _fit(statistics: LayerStatistics, target_correlation: Float, weight: NDArray[np.float32], strength: float) -> Float:
-    """Real weights of least damped error. Shape of `target_correlation`."""
+    """Solve for the real weights of least damped error. Shape of `target_correlation`."""
     by_group = weight.reshape(target_correlation.shape).astype(np.float64)
     if np.isinf(strength):
         return by_group

@@ -1,4 +1,4 @@
-"""How much a grid hurts a tensor, computed from its histogram instead of its values.
+"""Error that a grid adds to a tensor, computed from its histogram instead of its values.
 
 With t = r s + f s (r the nearest level, clipped to the grid; f the distance to it in steps) the squared error of
 rounding t to a grid of step s has the antiderivative F(t) = s^3 (r / 12 + f^3 / 3). A piece [a, b] of flat density
@@ -39,12 +39,12 @@ def expected_error(histogram: Histogram, params: QuantParams) -> NDArray[np.floa
 
 
 def range_error(histogram: Histogram, limits: Range, spec: QuantSpec) -> NDArray[np.float64]:
-    """`expected_error` of the grids that fit one or several ranges."""
+    """Mean squared error of rounding the data to the grids that fit one or several ranges, see `expected_error`."""
     return expected_error(histogram, choose_qparams(limits, spec))
 
 
 def _without_zero(density: Density) -> Density:
-    """Exact zeros are codes of every grid: they never add error."""
+    """Drop exact zeros: they are codes of every grid and never add error."""
     keep = (density.lower != 0) | (density.upper != 0)
     return Density(*(column[keep] for column in density))
 

@@ -1,4 +1,4 @@
-"""The errors a user can cause or meet.
+"""Errors that a user can cause or meet.
 
     PtqError
     |-- InputError            a model, data or output path is at fault
@@ -14,28 +14,28 @@ prints it and exits with code 2. Anything else that is raised is a bug of ours.
 
 
 class PtqError(Exception):
-    """Base of all errors that are the user's to fix."""
+    """Base of all errors that are the user's to mend."""
 
 
 class InputError(PtqError):
-    """A file, an array or a path given by the user cannot be used."""
+    """A file, an array or a path given by the user that cannot be used."""
 
 
 class RecipeError(PtqError):
-    """A recipe, preset or option is wrong; the message carries the key path."""
+    """A recipe, preset or option that is wrong; the message carries the key path."""
 
 
 class UnsupportedModelError(PtqError):
-    """The model is valid ONNX, yet outside what can be quantized."""
+    """A model that is valid ONNX, yet outside what can be quantized."""
 
 
 class CalibrationError(PtqError):
-    """The calibration run gave no usable statistics for a tensor or layer."""
+    """A calibration run that gave no usable statistics for a tensor or layer."""
 
 
 class EquivalenceError(PtqError):
-    """A graph pass changed the outputs of the float model; the message names the pass."""
+    """A graph pass that changed the outputs of the float model; the message names the pass."""
 
 
 class VerificationError(PtqError):
-    """The quantized model cannot be loaded or run by onnxruntime, or its outputs are not finite."""
+    """A quantized model that onnxruntime cannot load or run, or whose outputs are not finite."""

@@ -10,17 +10,17 @@ from ptq.core.errors import RecipeError
 
 
 def members(union: Any) -> tuple[type, ...]:
-    """The classes of a family; a family of one is no union yet."""
+    """Return the classes of a family; a family of one is no union yet."""
     return get_args(union) or (union,)
 
 
 def tag_of(member: type) -> str:
-    """What a method is called in recipes and on the command line: its file's name."""
+    """Return the name of a method in recipes and on the command line: its file's name."""
     return member.__module__.rsplit(".", 1)[-1]
 
 
 def member_named(union: Any, tag: str) -> Any:
-    """An instance of the member with that tag, with its defaults.
+    """Return an instance of the member with that tag, with its defaults.
 
     Raises:
         RecipeError: No such member.
@@ -32,6 +32,6 @@ def member_named(union: Any, tag: str) -> Any:
 
 
 def describe_method(member: type) -> tuple[str, str, str]:
-    """Tag, settings with defaults, and first line of the docstring."""
+    """Return tag, settings with defaults, and first line of the docstring."""
     settings = ", ".join(f"{f.name}={getattr(member(), f.name)!r}" for f in fields(member))
     return tag_of(member), settings, (inspect.getdoc(member) or "").split("\n")[0]

@@ -37,7 +37,7 @@ class LinearLayer:
 
     @property
     def fan_in(self) -> int:
-        """Weights per output feature."""
+        """Number of weights per output feature."""
         return int(np.prod(self.layout.shape)) // self.layout.shape[self.layout.out_axis]
 
     @property
@@ -47,7 +47,7 @@ class LinearLayer:
 
     @property
     def order_in_kernels(self) -> NDArray[np.intp] | None:
-        """Columns as onnxruntime's integer kernels meet them, channels innermost.
+        """Columns in the order in which onnxruntime's integer kernels read them, channels innermost.
 
         None for depthwise convolutions, whose kernel sums in 32 bits.
         """

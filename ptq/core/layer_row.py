@@ -1,4 +1,4 @@
-"""What happened to one linear layer, for reports: no solver and no graph is needed to read one."""
+"""Results of one linear layer for reports: no solver and no graph is needed to read one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ptq.core.distribution import Distribution
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What happened to one linear layer.
+    """Results of quantizing one linear layer.
 
     Attributes:
         name: The layer.

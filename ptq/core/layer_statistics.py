@@ -1,4 +1,4 @@
-"""What was seen at one linear layer's input: the second moments that decide how much an error in its weight costs.
+"""Second moments of one linear layer's input: they decide how much an error in its weight costs.
 
 The float network gives the layer rows X [positions, in] and the layer computes X W^T; the quantized network, whose
 earlier layers already err, gives it rows X~ instead. Weights Q then err at the layer's output by
@@ -42,7 +42,7 @@ class LayerStatistics:
 
     @staticmethod
     def of(rows: NDArray[Any], weight: NDArray[Any], float_rows: NDArray[Any] | None = None) -> LayerStatistics:
-        """Statistics of input rows.
+        """Compute the statistics of input rows.
 
         Args:
             rows: What the quantized network gives the layer. Shape [groups, positions, in]. float32 rows are
@@ -79,7 +79,7 @@ class LayerStatistics:
         )
 
     def best_weight(self, weight: NDArray[Any]) -> Float:
-        """The real weights of least output error. Shapes [groups * out, in]."""
+        """Return the real weights of least output error. Shape [groups * out, in]."""
         if self.matched or not self.count:
             return weight.astype(np.float64)
         target_correlation = self.target_correlation(weight)
@@ -88,7 +88,7 @@ class LayerStatistics:
         ).reshape(weight.shape)
 
     def target_correlation(self, weight: NDArray[Any]) -> Float:
-        """W G^T, what the output asks of each weight.
+        """Return W G^T: what the output asks of each weight.
 
         Args:
             weight: Float weight. Shape [groups * out, in].
@@ -100,7 +100,7 @@ class LayerStatistics:
         return np.asarray(np.matmul(by_group, self.cross.transpose(0, 2, 1)))
 
     def relative_error(self, quantized: NDArray[Any], target_correlation: Float) -> float:
-        """Energy of the error at the layer's output over that of the float output.
+        """Return the energy of the error at the layer's output over that of the float output.
 
         Args:
             quantized: Weights that the quantized network uses. Shape [groups * out, in].
@@ -110,8 +110,8 @@ class LayerStatistics:
         error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * target_correlation, q) + self.energy.sum()
         return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
 
-    def centred(self, weight: NDArray[Any]) -> LayerStatistics:
-        """Moments about the means: what is left to the weight where a bias takes up every mean error.
+    def centered(self, weight: NDArray[Any]) -> LayerStatistics:
+        """Return the moments about the means: what is left to the weight where a bias takes up every mean error.
 
         Args:
             weight: Float weight. Shape [groups * out, in].
@@ -130,7 +130,7 @@ class LayerStatistics:
 
 
 def least_squares(weight: Float, gram: Float, target_correlation: Float) -> Float:
-    """The real weights that err least at the output, held a little to the float ones where the input says nothing.
+    """Solve for the real weights that err least at the output, held a little to the float ones.
 
     Args:
         weight: W. Shape [groups, out, in].
@@ -146,32 +146,32 @@ def least_squares(weight: Float, gram: Float, target_correlation: Float) -> Floa
 
 
 class MomentSum:
-    """Statistics under construction: what `merge` gives, without a new set of matrices for every part."""
+    """A sum of statistics under construction: what `merge` gives, without new matrices for every part."""
 
     def __init__(self) -> None:
         self._sum: LayerStatistics | None = None
 
     def add(self, part: LayerStatistics) -> None:
-        """Add a part. Its matrices belong to the sum from now on."""
+        """Add the statistics of a part. Its matrices belong to the sum from now on."""
         if self._sum is None or self._sum.matched != part.matched:
             self._sum = part if self._sum is None else self._sum.merge(part)
             return
-        own = self._sum
-        np.add(own.gram, part.gram, out=own.gram)
-        if not own.matched:
-            np.add(own.cross, part.cross, out=own.cross)
-        small = own.total + part.total, own.float_total + part.float_total, own.energy + part.energy
-        self._sum = LayerStatistics(own.gram, own.cross, *small, own.count + part.count)
+        whole = self._sum
+        np.add(whole.gram, part.gram, out=whole.gram)
+        if not whole.matched:
+            np.add(whole.cross, part.cross, out=whole.cross)
+        small = whole.total + part.total, whole.float_total + part.float_total, whole.energy + part.energy
+        self._sum = LayerStatistics(whole.gram, whole.cross, *small, whole.count + part.count)
 
     def value(self) -> LayerStatistics:
-        """The sum of at least one part; the next `add` changes it."""
+        """Return the sum of at least one part; the next `add` changes it."""
         if self._sum is None:
             raise ValueError("nothing was added; expected at least one part")
         return self._sum
 
 
 def output_error(error: Float, gram: Float) -> Float:
-    """Energy that weight errors add to the layer's output when both networks give it the same input.
+    """Compute the energy that weight errors add to the layer's output when both networks give it the same input.
 
     Args:
         error: Weight errors. Shape [groups, out, in].
@@ -184,7 +184,7 @@ def output_error(error: Float, gram: Float) -> Float:
 
 
 def add_diagonal(matrices: Float, values: Float) -> Float:
-    """Copies of square matrices with something added to their diagonals.
+    """Return copies of square matrices with something added to their diagonals.
 
     Args:
         matrices: Shape [groups, in, in].

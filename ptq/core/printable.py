@@ -1,10 +1,10 @@
-"""Names come from files that anybody wrote: what they may not do to a terminal."""
+"""Text from files that anybody wrote, made harmless for a terminal."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    r"""Text whose every character shows: control, format and separator characters as escapes, spaces as they are.
+    r"""Return the text with control, format and separator characters as escapes; spaces stay as they are.
 
     Example:
         >>> print(printable("a\x1b[31m\nb c"))

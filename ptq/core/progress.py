@@ -1,4 +1,4 @@
-"""How far a step is. Whoever asks is called with the names of steps; if it can count, also with numbers."""
+"""Progress of a run: a callable hears the name of each step, and numbers too if it can count."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Progress = Callable[[str], None]
 
 @runtime_checkable
 class Counts(Protocol):
-    """A `Progress` that wants numbers too."""
+    """A `Progress` that also hears how far each step is."""
 
     def __call__(self, step: str) -> None:
-        """A step starts."""
+        """Hear that a step begins."""
         ...
 
     def advance(self, done: int, total: int | None) -> None:
-        """So many of its samples or layers are done; None where nobody knows of how many."""
+        """Hear how many samples or layers of the step are done, of how many; `total` is None if nobody knows."""
         ...
 
 
 def silent(_step: str) -> None:
-    """Tell nobody."""
+    """Ignore the progress of a run."""
 
 
 def within(progress: Progress, name: str) -> Progress:
-    """The same progress for a part of something longer, whose name stands before that of each step."""
+    """Return a progress for a part of something longer, whose name is put before that of each step."""
     return _Within(progress, name) if isinstance(progress, Counts) else lambda step: progress(f"{name}: {step}")
 
 
@@ -45,7 +45,7 @@ class _Within:
 
 
 def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterable[T]:
-    """The same items, each reported once the next one is asked for; untouched if nobody counts."""
+    """Return the items, each reported once the next one is asked for; the very items if nobody counts."""
     return _counted(items, total, progress) if isinstance(progress, Counts) else items
 
 

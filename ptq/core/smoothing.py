@@ -1,4 +1,4 @@
-"""Activations with a few channels that dwarf the rest: what a grid for all of them costs, and what helps.
+"""Smoothing of activations with a few channels that dwarf the rest: what a grid for all costs, and what helps.
 
 A product x W on one 8-bit grid for all of x gives every channel the step of the widest one. Two exact rewritings
 narrow it: x W = (x / s) (s W) moves part of a channel's width into the weight, and x W = x' W + x_c W_c takes the
@@ -29,10 +29,10 @@ STRENGTHS = tuple(np.linspace(0.05, 1.0, 20))
 """Shares of a channel's width that move into the weight."""
 
 MOST_ASIDE = 8
-"""Channels computed in float beside a product, at most; and one in 64."""
+"""Most channels that are computed in float beside a product; and at most one in 64."""
 
 ASIDE_DB = 0.5
-"""What each of them has to gain."""
+"""Gain that each channel beside the product has to bring, dB."""
 
 CODES = 255
 """Steps of an activation's grid."""
@@ -40,7 +40,7 @@ CODES = 255
 
 @dataclass(frozen=True)
 class Reader:
-    """What a layer's weights make of each channel of its input.
+    """Size of a layer's weights for each channel of its input.
 
     Attributes:
         reach: Largest weight of a channel for a feature. Shape [groups, channels per group, features per group].
@@ -54,7 +54,7 @@ class Reader:
 
     @staticmethod
     def of_matrix(weight: NDArray[np.float32]) -> Reader:
-        """Of a product.
+        """Measure the weight of a product.
 
         Args:
             weight: Shape [channels, features].
@@ -64,7 +64,7 @@ class Reader:
 
     @staticmethod
     def of_kernel(weight: NDArray[np.float32], groups: int) -> Reader:
-        """Of a convolution.
+        """Measure the kernel of a convolution.
 
         Args:
             weight: Shape [features, channels per group, taps...].
@@ -81,7 +81,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What is done about the channels of one product's input.
+    """A rewriting of one product's input: scales per channel, and channels that leave the product.
 
     Attributes:
         scale: What each channel is divided by, and its weights multiplied. Shape [channels].
@@ -96,7 +96,7 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class SmoothingTerms:
-    """What a rewriting has to fulfil.
+    """Conditions that a rewriting has to fulfil.
 
     Attributes:
         worth_db: What dividing has to gain, as it is one more pass over the tensor.
@@ -113,7 +113,7 @@ class SmoothingTerms:
 
 
 def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: SmoothingTerms) -> Smoothing:
-    """The rewriting of least expected error at the output of the layers that read a tensor.
+    """Choose the rewriting of least expected error at the output of the layers that read a tensor.
 
     Args:
         readers: Their weights.
@@ -149,12 +149,12 @@ def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: SmoothingTe
 
 
 def _widest(readers: Sequence[Reader]) -> Float:
-    """Largest weight of each channel. Shape [channels]."""
+    """Largest magnitude of a weight of each channel over all readers. Shape [channels]."""
     return np.asarray(np.maximum(np.max([reader.reach.max(2).reshape(-1) for reader in readers], axis=0), 1e-9))
 
 
 def scales_of(widest: Float, narrowest: float) -> Iterator[Callable[[Float], Float]]:
-    """Candidates: from the reach of each channel to what it is divided by; of geometric mean 1."""
+    """Yield candidates: functions from the reach of each channel to its divisor, of geometric mean 1."""
     for strength in STRENGTHS:
         for taken in (1 - strength, 0.0):
 
@@ -172,7 +172,7 @@ def _expected_error(
     aside: NDArray[np.int64],
     levels: int,
 ) -> float:
-    """Energy per position at the output, ranges from one half and clipping from the other, both ways added."""
+    """Error energy per position at the output, ranges from one half, clipping from the other; both ways added."""
     inside = np.ones(len(halves[0].reach))
     inside[aside] = 0
     return sum(
@@ -192,7 +192,7 @@ def _error(readers: Sequence[Reader], halves: Halves, scale: Float, inside: Floa
 
 
 def _weight_error(reader: Reader, scale: Float, within: ChannelExtremes, levels: int) -> float:
-    """What rounding weights adds at the output, if every feature has a scale of its own."""
+    """Energy that rounding weights adds at the output, per position, if every feature has a scale of its own."""
     groups = len(reader.reach)
     steps = (reader.reach * scale.reshape(groups, -1, 1)).max(1) / levels
     square = within.square.reshape(groups, -1).sum(1) * reader.taps / max(within.count, 1)

@@ -1,4 +1,4 @@
-"""What solving makes of one linear layer."""
+"""Results of solving one linear layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AtOutput:
-    """What a layer's integers do to its output on the calibration set. Energies; everything before it is quantized.
+    """Energies at a layer's output on the calibration set, everything before it quantized.
 
     Attributes:
         signal: Of the float output.
@@ -39,7 +39,7 @@ class AtOutput:
 
 @dataclass(frozen=True)
 class SolvedLayer:
-    """A layer in integers.
+    """A linear layer in integers.
 
     Attributes:
         encoding: Its weight.
@@ -58,7 +58,7 @@ class SolvedLayer:
     note: str = ""
 
     def settled(self) -> SolvedLayer:
-        """Without what is as large as the weight and no longer needed."""
+        """Return the layer without what is as large as its weight and no longer needed."""
         none = np.zeros((0, 0), np.float32)
         return self if self.output is None else replace(self, output=replace(self.output, rounding=none))
 
@@ -74,4 +74,4 @@ ENCODING_PARTS = (
     IntegerWeight, LookupWeight, Alphabet, Words, Widths, QuantParams, QuantSpec, PerAxis, PerBlock, PerTensor,
 )  # fmt: skip
 SOLVED_PARTS = (AtOutput, BiasEncoding, FloatBias, *ENCODING_PARTS)
-"""What may be in the file of a solved layer."""
+"""Dataclasses that may be in the file of a solved layer."""

@@ -1,4 +1,4 @@
-"""The grid that is wished for: word length, sign, symmetry and which elements share a scale. No data, no arithmetic."""
+"""Integer grids as they are wished for: word length, sign, symmetry, granularity. No data, no arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PerAxis:
 
 @dataclass(frozen=True, slots=True)
 class PerBlock:
-    """One scale per `block_size` neighbours along `axis`: weight [out, in], axis 1 -> scale [out, in / block_size].
+    """One scale per `block_size` neighbors along `axis`: weight [out, in], axis 1 -> scale [out, in / block_size].
 
     ONNX calls it `block_size`; papers often say group size.
     """
@@ -64,17 +64,17 @@ class QuantSpec:
 
     @property
     def qmin(self) -> int:
-        """Smallest code."""
+        """Smallest code of the grid."""
         return int(self.narrow_range) - (1 << (self.num_bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        """Largest code."""
+        """Largest code of the grid."""
         return (1 << (self.num_bits - 1)) - 1 if self.signed else (1 << self.num_bits) - 1
 
     @property
     def limits(self) -> tuple[int, int]:
-        """(qmin, qmax), in codes."""
+        """Smallest and largest code."""
         return self.qmin, self.qmax
 
     @property

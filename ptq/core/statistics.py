@@ -1,4 +1,4 @@
-"""What was seen on one tensor: a histogram whose merge is exact, whatever the order or the split of the data.
+"""Histogram of one tensor whose merge is exact, whatever the order or the split of the data.
 
 Bins follow the bit pattern of float32: sign, exponent and the first eight mantissa bits. The grid does not depend on
 the data, so no range has to be known first, two histograms add bin by bin, and addition of integers is associative
@@ -19,7 +19,7 @@ SHIFT = 23 - MANTISSA_BITS
 MAGNITUDES = 1 << (8 + MANTISSA_BITS)  # bins of one sign
 OCTAVE = 1 << MANTISSA_BITS  # bins per factor of two
 PIECE = 1 << 22  # values counted at once; numpy needs eight bytes for each meanwhile
-COARSE = 8  # neighbours that `density` joins far below the largest magnitude
+COARSE = 8  # neighbors that `density` joins far below the largest magnitude
 
 
 class Density(NamedTuple):
@@ -84,12 +84,12 @@ class Histogram:
 
     @cached_property
     def pieces(self) -> Density:
-        """The density at full resolution."""
+        """Density at full resolution."""
         return self._density(self.bins, self.counts, 1)
 
     @cached_property
     def density(self) -> Density:
-        """The density with fewer pieces where bins are far finer than any 8-bit step over the whole range."""
+        """Density with fewer pieces where bins are far finer than any 8-bit step over the whole range."""
         magnitude = np.abs(self.bins)
         fine = magnitude >= (magnitude.max(initial=0) - 4 * OCTAVE) // COARSE * COARSE
         joined = np.sign(self.bins) * (magnitude // COARSE * COARSE)
@@ -146,7 +146,7 @@ class Histogram:
 
 
 class HistogramAccumulator:
-    """The mutable builder behind `Histogram`: dense counts, updated in place, read once at the end."""
+    """A mutable builder of a `Histogram`: dense counts, updated in place, read once at the end."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(MAGNITUDES, np.int64)  # grows to both signs with the first negative value
@@ -172,7 +172,7 @@ class HistogramAccumulator:
         self._rmin, self._rmax = min(self._rmin, rmin), max(self._rmax, rmax)
 
     def value(self) -> Histogram:
-        """The histogram of everything seen so far."""
+        """Return the histogram of all values so far."""
         counts = self._counts.copy()
         if len(counts) > MAGNITUDES:  # -0.0 and negative denormals are zeros too
             counts[0] += counts[MAGNITUDES]

@@ -1,4 +1,4 @@
-"""Tables that came from a file, as values: no type is taken for another."""
+"""Values made of tables from a file: no type is taken for another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ptq.core.errors import PtqError
 
 
 def strict_converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
-    """A converter that takes no type for another.
+    """Make a converter that takes no type for another.
 
     Args:
         forbid_extra_keys: Refuse keys that a value does not know.
@@ -26,13 +26,13 @@ def strict_converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
 
 def explained(error: BaseValidationError, where: str) -> str:
-    """What is wrong, in one line, each fault with its place."""
+    """Describe what is wrong in one line, each fault with its place."""
     reasons = "; ".join(cattrs.transform_error(error, path=where, format_exception=_explain))
     return " ".join(reasons.split())
 
 
 def _explain(error: BaseException, kind: type | None) -> str:
-    """Our own hooks say best what they expected; the rest is worded by the library."""
+    """Word one fault: our own hooks say best what they expected, the library words the rest."""
     plain = isinstance(error, PtqError) or type(error) in (ValueError, TypeError, Exception)
     return str(error) if plain else format_exception(error, kind)
 

@@ -18,7 +18,7 @@ LEVELS = 64
 class TreeSum:
     """A sum of numbered terms, added along a binary tree that the numbers alone decide.
 
-    Neighbours are added as soon as both are there, so parts may be summed anywhere and merged in any order: the same
+    Neighbors are added as soon as both are there, so parts may be summed anywhere and merged in any order: the same
     additions are made. Of n terms in a row at most log2 n sums are held.
 
     Attributes:
@@ -35,7 +35,7 @@ class TreeSum:
 
     @staticmethod
     def of(term: Float, number: int) -> TreeSum:
-        """The sum of one term.
+        """Make a sum of one term.
 
         Args:
             term: Any shape, the same for all terms.
@@ -44,7 +44,7 @@ class TreeSum:
         return TreeSum({number * LEVELS: np.asarray(term, np.float64)})
 
     def merge(self, other: TreeSum) -> TreeSum:
-        """Both sums together.
+        """Merge two sums.
 
         Raises:
             ValueError: A term is in both.
@@ -58,7 +58,7 @@ class TreeSum:
 
     @property
     def value(self) -> Float:
-        """The sum of all terms; zeros of no shape if there are none."""
+        """Total of all terms; zeros of no shape if there are none."""
         order = sorted(self.nodes, key=lambda key: (key // LEVELS) << (key % LEVELS))
         total = np.zeros(())
         for key in order:
@@ -67,7 +67,7 @@ class TreeSum:
 
 
 def _add(nodes: dict[int, Float], key: int, total: Float) -> None:
-    """Put a node in, and add it to its neighbour where that is there, and so on upwards."""
+    """Put a node in, and add it to its neighbor if that is there, and so on upwards."""
     while (neighbor := ((key // LEVELS) ^ 1) * LEVELS + key % LEVELS) in nodes:
         first, second = (total, nodes.pop(neighbor)) if key < neighbor else (nodes.pop(neighbor), total)
         total, key = first + second, key // LEVELS // 2 * LEVELS + key % LEVELS + 1

@@ -1,4 +1,4 @@
-"""Inputs of linear layers as rows that meet the weight matrix: im2col for any number of spatial axes."""
+"""Geometry by which inputs of linear layers become rows that meet the weight matrix: im2col for any number of axes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Unfold:
     columns: bool = False
 
     def rows(self, values: NDArray[Any], limit: int | None = None) -> NDArray[Any]:
-        """What each position of the output reads, columns in the order of the weight matrix (channel, kernel...).
+        """Return what each position of the output reads, columns in the weight matrix's order (channel, kernel...).
 
         Args:
             values: [batch, channels, spatial...] for a convolution, [..., in] for a product.
@@ -71,7 +71,7 @@ class Unfold:
         return np.ascontiguousarray(picked.reshape(-1, self.groups, columns).transpose(1, 0, 2))
 
     def _mirrored(self, values: NDArray[Any], limit: int | None) -> NDArray[Any]:
-        """Rows of a transposed convolution, as those of the plain one with the same result."""
+        """Return the rows of a transposed convolution, as those of the plain one with the same result."""
         half = len(self.kernel)
         extents = tuple((n - 1) * s + 1 for n, s in zip(values.shape[2:], self.strides, strict=True))
         apart = np.zeros((*values.shape[:2], *extents), values.dtype)
@@ -104,7 +104,7 @@ class Unfold:
 
 
 def _spread(total: int, limit: int | None) -> NDArray[np.intp]:
-    """Indices below `total`, at most `limit` of them, far apart in whatever axes the index runs over.
+    """Choose indices below `total`, at most `limit` of them, far apart in whatever axes the index runs over.
 
     Multiples of the golden section modulo `total`: a plain stride would meet the same columns of an image again and
     again, and with them its border.

@@ -72,7 +72,7 @@ class InputStatistics:
         Args:
             weight: Float weight of the layer. Shape [out, in].
         """
-        return self.moments if self.moments is None or self.means is None else self.moments.centred(weight)
+        return self.moments if self.moments is None or self.means is None else self.moments.centered(weight)
 
 
 def solve_layer(

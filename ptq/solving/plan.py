@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 from ptq.allocation import BitPlan, Greedy
 from ptq.allocation.budget import Macs
 from ptq.allocation.points import ALL_POINTS, point_bits
-from ptq.calibration.sequential import Feed, SampleReplay, SequentialWalk
+from ptq.calibration.replay import Feed, SampleReplay
+from ptq.calibration.sequential import SequentialWalk
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer import LinearLayer

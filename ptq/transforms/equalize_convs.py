@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.collect import collect
-from ptq.calibration.sequential import Feed
+from ptq.calibration.replay import Feed
 from ptq.calibration.statistics import ExtremesOf
 from ptq.core.affine import choose_qparams, fake_quantize
 from ptq.core.layer import LinearLayer

@@ -1,7 +1,7 @@
 """Weights that meet the largest activations, scaled up before they are rounded, where the scale is free.
 
 x W = (x / s) (s W): a weight in a channel that s widens loses less, its neighbours on the same grid lose a little more.
-What is divided has to be divided by something that is there anyway: the scale of a normalisation, the product that
+What is divided has to be divided by something that is there anyway: the scale of a normalization, the product that
 makes the values of an attention, or the one that a gate multiplies. It helps rounding that looks at weights alone;
 methods that look at the inputs gain nothing by it, as they know which errors cost the most.
 """
@@ -27,7 +27,7 @@ from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.linear import constant, name_of
 from ptq.passes.placement import place_weights
 from ptq.passes.selection import Exclusions
-from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
+from ptq.passes.smooth_activations import SmoothActivations, normalization_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.solving.choices import LayerChoice
 from ptq.transforms.rewritten import Rewritten
@@ -147,7 +147,7 @@ def _is_free(nodes: Sequence[ir.Node], makers: Mapping[str, str]) -> bool:
     """Whether something before these products takes a scale over."""
     value = nodes[0].inputs[0]
     alone = len(nodes) == 1 and name_of(nodes[0]) in makers
-    return alone or (value is not None and normalisation_for(value, list(nodes)) is not None)
+    return alone or (value is not None and normalization_for(value, list(nodes)) is not None)
 
 
 def _scaled(

@@ -20,7 +20,7 @@ from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.placement import Excludes
 from ptq.passes.selection import Exclusions
-from ptq.passes.smooth_activations import SmoothActivations, normalisation_for
+from ptq.passes.smooth_activations import SmoothActivations, normalization_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
 from ptq.transforms.rewritten import Rewritten
@@ -161,7 +161,7 @@ def _choose(
     for source, nodes in products.items():
         value, readers = nodes[0].inputs[0], _readers(nodes)
         channels, features = readers[0].reach.shape[1:]
-        free = value is not None and normalisation_for(value, nodes) is not None
+        free = value is not None and normalization_for(value, nodes) is not None
         # In float beside a narrow product they cost less than dividing its wide input would.
         cheap = len(nodes) == 1 and features <= channels and can_split(nodes[0])
         alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()

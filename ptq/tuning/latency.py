@@ -24,8 +24,8 @@ from ptq.analysis.bench import Setting, take_turns
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.analysis.report import TimedPlan
 from ptq.calibration.collect import collect
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.sample import repeated
-from ptq.calibration.sequential import SampleReplay
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.errors import InputError, RecipeError

@@ -127,7 +127,7 @@ def test_relative_error_is_that_of_the_rows() -> None:
     assert seen.relative_error(quantized, seen.target_correlation(weight)) == pytest.approx(expected, rel=1e-9)
     centred = np.square((found - truth) - (found - truth).mean(1, keepdims=True)).sum()
     energy = np.square(truth - truth.mean(1, keepdims=True)).sum()
-    about = seen.centred(weight)
+    about = seen.centered(weight)
     assert about.relative_error(quantized, about.target_correlation(weight)) == pytest.approx(
         centred / energy, rel=1e-9
     )

@@ -13,7 +13,7 @@ from ptq import Recipe, quantize
 from ptq.core.spec import INT8_WEIGHT, PerBlock
 from ptq.job import Result
 from ptq.passes.check_equivalence import float_outputs, require_same
-from ptq.passes.smooth_activations import normalisation_for
+from ptq.passes.smooth_activations import normalization_for
 from ptq.passes.smooth_values import gated_projections
 from ptq.recipe import LayerRule, Weights
 from ptq.transforms import ScaleSalient
@@ -73,7 +73,7 @@ def test_a_scale_is_not_free_where_others_read_or_other_methods_solve() -> None:
     nodes = {str(node.outputs[0].name): node for node in model.graph}
     value = nodes["g"].inputs[0]
     assert value is not None
-    assert normalisation_for(value, [nodes["g"], nodes["u"]]) is None
+    assert normalization_for(value, [nodes["g"], nodes["u"]]) is None
     (note,) = rewritten(model, samples(), ScaleSalient(), RECIPE).notes
     assert "behind 1 inputs" in note
     (note,) = rewritten(swiglu(20.0), samples(), ScaleSalient(), solved("u")).notes

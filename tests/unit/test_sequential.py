@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ptq.calibration.collect import collect
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.segments import SegmentedRun
-from ptq.calibration.sequential import SampleReplay, SequentialWalk
+from ptq.calibration.sequential import SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize, quantize
 from ptq.core.damping import STRENGTHS, LayerMoments, choose_damping, damped

@@ -13,7 +13,8 @@ from ptq import Recipe, quantize
 from ptq.allocation import Greedy
 from ptq.allocation.budget import Macs
 from ptq.allocation.points import ALL_POINTS, point_bits
-from ptq.calibration.sequential import SampleReplay, SequentialWalk
+from ptq.calibration.replay import SampleReplay
+from ptq.calibration.sequential import SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import QuantParams
 from ptq.core.encoding import IntegerWeight

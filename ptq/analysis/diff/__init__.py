@@ -1,4 +1,4 @@
-"""Where the error of a quantized model comes from: layer by layer, and what to do about it."""
+"""Origin of a quantized model's error: layer by layer, with what to do about it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LayerDiff:
-    """One layer of the quantized model.
+    """Contribution of one layer to the error of a quantized model.
 
     Attributes:
         name: Its name in the float model, as `--layer` and `--exclude` take it; of an input, the input's.
@@ -87,7 +87,7 @@ class WorstSample:
 
 @dataclass(frozen=True)
 class Diff:
-    """Two models compared, layer by layer.
+    """Comparison of two models, layer by layer.
 
     Attributes:
         sqnr_db: Of the outputs over all samples, dB.
@@ -122,7 +122,7 @@ class Whole:
     count: int = 0
 
     def update(self, reference: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> None:
-        """Add one sample."""
+        """Add the outputs of both models on one sample."""
         self.outputs.update(reference, values)
         single = Outputs()
         single.update(reference, values)
@@ -133,7 +133,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Pair:
-    """What is compared.
+    """The two models that are compared.
 
     Attributes:
         reference: The float model.
@@ -181,9 +181,9 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None) -
         both = Both(left, right, pair_outputs(left, right), whole)
         if board.sites:
             with _panel(board, floats, pair.custom_ops) as panel:
-                found = _switched(panel, both, few, everything, pair.names, say)
+                results = _switched(panel, both, few, everything, pair.names, say)
         else:
-            found = _by_name(prepared, quantized, both, everything, pair.custom_ops)
+            results = _by_name(prepared, quantized, both, everything, pair.custom_ops)
     speed = speed_findings(_kernels(pair, quantized), pair.names)
     worst = tuple(WorstSample(-index, -lacking) for lacking, index in sorted(whole.lowest, reverse=True))
     return Diff(
@@ -191,17 +191,17 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None) -
         whole.outputs.cosine,
         whole.count,
         len(few) if board.sites else 0,
-        found.nearest,
-        (*found.findings, *speed),
-        found.layers,
+        results.nearest,
+        (*results.findings, *speed),
+        results.layers,
         worst,
-        (*found.notes, *integer_operators(board.model)),
+        (*results.notes, *integer_operators(board.model)),
     )
 
 
 @dataclass(frozen=True)
 class Both:
-    """Both models, open.
+    """Open sessions of both models, and sums over their outputs.
 
     Attributes:
         left: The float model.
@@ -216,19 +216,19 @@ class Both:
     whole: Whole
 
     def update(self, feed: Feed) -> list[NDArray[Any]]:
-        """Add one sample; what the float model gives on it."""
+        """Run both models on a sample, add it to the sums, and return the float model's outputs."""
         reference = self.reference(feed)
         self.whole.update(reference, run(self.right, dict(feed), [name for _, name in self.outputs]))
         return reference
 
     def reference(self, feed: Feed) -> list[NDArray[Any]]:
-        """What the float model gives."""
+        """Return the float model's outputs on a sample."""
         return run(self.left, dict(feed), [name for name, _ in self.outputs])
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the layers show.
+    """Results of comparing layers.
 
     Attributes:
         layers: As in `Diff`; so are the others.
@@ -245,7 +245,7 @@ class Found:
 
 @contextmanager
 def _panel(board: Switchboard, floats: FloatNodes, custom_ops: Sequence[str | Path]) -> Iterator[Panel]:
-    """Open the switchboard with every value of interest among its outputs."""
+    """Open the switchboard with every value that is compared among its outputs."""
     outputs = tuple(str(value.name) for value in board.model.graph.outputs)
     made = {str(value.name): value for node in board.model.graph for value in node.outputs}
     board.model.graph.outputs.extend(made[name] for name in board.values if name in made and name not in outputs)
@@ -258,31 +258,31 @@ def _switched(
 ) -> Found:
     """Compare all samples, then switch one layer after the other."""
     panel, _ = settle(panel, few[0].feed, both.reference(few[0].feed))
-    seen, inside = Measured(), Outputs()
+    measured, inside = Measured(), Outputs()
     for index, sample in enumerate(everything):
         say(f"comparing layers: sample {index + 1}")
-        inside.update(both.update(sample.feed), look(panel, sample.feed, seen))
+        inside.update(both.update(sample.feed), look(panel, sample.feed, measured))
     sites, feeds = panel.board.sites, [sample.feed for sample in few]
-    measure(panel, feeds, [keys_of(site) for site in sites], seen, say)
-    ranked = sorted(sites, key=lambda site: share_of(seen, keys_of(site)), reverse=True)
-    suspects = [site for site in ranked[:SUSPECTS] if share_of(seen, keys_of(site)) >= EXPLAINED]
+    measure(panel, feeds, [keys_of(site) for site in sites], measured, say)
+    ranked = sorted(sites, key=lambda site: share_of(measured, keys_of(site)), reverse=True)
+    suspects = [site for site in ranked[:SUSPECTS] if share_of(measured, keys_of(site)) >= EXPLAINED]
     divided = [keys for site in suspects for keys in parts_of(site) if all(parts_of(site))]
-    measure(panel, feeds, divided, seen, say)
-    findings = tuple(_finding(site, panel, seen, names) for site in suspects)
-    layers = tuple(_row(site, seen) for site in ranked)
+    measure(panel, feeds, divided, measured, say)
+    findings = tuple(_finding(site, panel, measured, names) for site in suspects)
+    layers = tuple(_row(site, measured) for site in ranked)
     return Found(layers, findings, inside.sqnr_db, tuple(_notes(panel, inside.sqnr_db, both.whole)))
 
 
-def _finding(site: Site, panel: Panel, seen: Measured, names: Names) -> Finding:
-    symptom = explain(site, seen, panel.restored, parts_of(site))
-    share, command = share_of(seen, keys_of(site)), names.command(symptom.option)
-    alone, restored = seen.shares(keys_of(site))
+def _finding(site: Site, panel: Panel, measured: Measured, names: Names) -> Finding:
+    symptom = explain(site, measured, panel.restored, parts_of(site))
+    share, command = share_of(measured, keys_of(site)), names.command(symptom.option)
+    alone, restored = measured.shares(keys_of(site))
     return Finding(symptom.kind, site.name, share, alone, restored, symptom.text, symptom.option, command)
 
 
-def _row(site: Site, seen: Measured) -> LayerDiff:
-    tally, (alone, restored) = seen.layers[site.name], seen.shares(keys_of(site))
-    share = share_of(seen, keys_of(site))
+def _row(site: Site, measured: Measured) -> LayerDiff:
+    tally, (alone, restored) = measured.layers[site.name], measured.shares(keys_of(site))
+    share = share_of(measured, keys_of(site))
     return LayerDiff(site.name, site.op_type, tally.sqnr_db, tally.cosine, alone, restored, share)
 
 
@@ -301,7 +301,7 @@ def _notes(panel: Panel, nearest: float, whole: Whole) -> Iterator[str]:
 def _by_name(
     prepared: ir.Model, quantized: ir.Model, both: Both, everything: Iterable[Sample], custom_ops: Sequence[str | Path]
 ) -> Found:
-    """Values of one name and shape in both models; nothing can be switched."""
+    """Compare values of one name and shape in both models, where nothing can be switched."""
     names = shared_values(prepared, quantized)
     tallies = {name: Tally() for name in names}
     parts = exposed(prepared, list(names)), exposed_codes(quantized, names)
@@ -319,7 +319,7 @@ def _by_name(
 
 
 def _kernels(pair: Pair, quantized: ir.Model) -> Kernels:
-    """What onnxruntime runs of the quantized model."""
+    """Count the kernels that onnxruntime runs of the quantized model."""
     source = runnable_source(pair.quantized, quantized)
     if isinstance(source, str | Path):
         return count_kernels(Path(source), pair.custom_ops)

@@ -1,4 +1,4 @@
-"""What of a quantized graph can be switched between codes and float."""
+"""Switchboard of a quantized graph: all places that can be switched between codes and float."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Site:
-    """What is switched together: a layer with its weights and its result's grid, or a Concat with its parts' grids.
+    """A group switched together: a layer with its weights and its result's grid, or a Concat with its parts' grids.
 
     Attributes:
         name: Name of the layer, as `--layer` and `--exclude` take it.
@@ -75,7 +75,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Switchboard:
-    """The graph with its switches.
+    """A quantized graph with switches.
 
     Attributes:
         model: Inputs are those of the quantized model, and the keys of all switches and parameters.
@@ -89,11 +89,11 @@ class Switchboard:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """Everything worth a look: results of sites, parts of Concats, both sides of grids."""
+        """Names of all values that are compared: results of sites, parts of Concats, both sides of grids."""
         results = [name for site in self.sites for name in (site.value, *site.parts)]
         inner = [name for site in self.sites for each in site.switches for name in (each.source, each.rounded)]
         return tuple(dict.fromkeys(results + inner))
 
     def node(self, name: str) -> ir.Node:
-        """The node of that name."""
+        """Return the node that the float model knows by that name."""
         return next(node for node, called in self.nodes.items() if called == name)

@@ -1,4 +1,4 @@
-"""What is wrong with a layer that costs accuracy, and which option of `ptq quantize` mends it."""
+"""Causes of a layer's error, and the option of `ptq quantize` that mends each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PEAKED = 24.0
 """Largest value over the root of the mean square from which on a few outliers set the range."""
 
 FULL_BITS, ENOUGH_BITS = 8, 7
-"""For processors without VNNI weights have 7 bits, or 8 whose neighbours share room: levels cannot tell which."""
+"""Bits of a full weight, and bits that are enough: without VNNI weights have 7, or 8 whose neighbors share room."""
 
 LISTED = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that can be mended.
+    """A fault that can be mended.
 
     Attributes:
         kind: `wrong-weights`, `wide-channel`, `few-bits`, `saturated-bias`, `uneven-concat`, `clipped`, `outliers`,
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Names:
-    """How the user calls what is compared.
+    """Names by which the user calls the models and the data.
 
     Attributes:
         reference: The float model.
@@ -71,18 +71,18 @@ class Names:
 
     @property
     def profile(self) -> str:
-        """The command that says what each operator costs."""
+        """Command that measures the time of each operator."""
         return shlex.join(["ptq", "bench", self.reference, self.quantized, "--profile"])
 
     def command(self, option: str) -> str:
-        """The command that quantizes again."""
+        """Return the command that quantizes again, with one more option."""
         words = ["ptq", "quantize", self.reference, "--data", self.data, "-o", self.quantized]
         return " ".join([shlex.join(words), option]).strip()
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """What was seen of one part of a layer.
+    """A symptom of one part of a layer.
 
     Attributes:
         kind: As in `Finding`.
@@ -95,12 +95,14 @@ class Symptom:
     option: str = ""
 
 
-def explain(site: Site, seen: Measured, restored: Mapping[str, Restored], parts: Sequence[frozenset[str]]) -> Symptom:
-    """The likely cause of what a site costs.
+def explain(
+    site: Site, measured: Measured, restored: Mapping[str, Restored], parts: Sequence[frozenset[str]]
+) -> Symptom:
+    """Find the likely cause of what a site costs.
 
     Args:
         site: The site.
-        seen: What was measured, with the shares of its parts if it has two.
+        measured: What was measured, with the shares of its parts if it has two.
         restored: Its float numbers.
         parts: Keys of its constants, and of its grids; empty sets where it has none.
 
@@ -108,20 +110,20 @@ def explain(site: Site, seen: Measured, restored: Mapping[str, Restored], parts:
         The most telling symptom of the part that costs more.
     """
     of_weights, of_grids = parts
-    weights = bool(of_weights) and (not of_grids or share_of(seen, of_weights) >= share_of(seen, of_grids))
+    weights = bool(of_weights) and (not of_grids or share_of(measured, of_weights) >= share_of(measured, of_grids))
     if weights:
         return _of_weights(site, [restored[part.key] for part in site.parameters])
-    worst = max(site.switches, key=lambda switch: _relative(seen.grids[switch.key]))
-    return _of_grid(site, worst, seen.grids[worst.key], seen.parts[site.name])
+    worst = max(site.switches, key=lambda switch: _relative(measured.grids[switch.key]))
+    return _of_grid(site, worst, measured.grids[worst.key], measured.parts[site.name])
 
 
-def share_of(seen: Measured, keys: frozenset[str]) -> float:
-    """Mean of the two shares, each within 0 and 1."""
-    return float(np.mean([min(max(share, 0.0), 1.0) for share in seen.shares(keys)]))
+def share_of(measured: Measured, keys: frozenset[str]) -> float:
+    """Mean of the error that stays with these keys alone and of that which goes without them, shares within 0 and 1."""
+    return float(np.mean([min(max(share, 0.0), 1.0) for share in measured.shares(keys)]))
 
 
 def speed_findings(kernels: Kernels, names: Names) -> list[Finding]:
-    """What costs time, not accuracy."""
+    """List what costs time, not accuracy."""
     again = names.command("")
     texts = [
         ("unfused", op, f"{count} {op} decode their weight on every run: a float kernel between Q/DQ pairs", again)
@@ -137,7 +139,7 @@ def speed_findings(kernels: Kernels, names: Names) -> list[Finding]:
 
 
 def exclusion(names: Sequence[str]) -> str:
-    """Options that leave layers in float."""
+    """Return the options that leave layers in float."""
     return " ".join(f"--exclude {shlex.quote(_pattern(name))}" for name in names)
 
 
@@ -159,11 +161,11 @@ def _rows(array: NDArray[Any], axis: int) -> NDArray[np.float64]:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(np.float64)
 
 
-def _wrong_features(site: Site, each: Restored) -> Symptom | None:
-    """Features that do not resemble the float ones, while most do; biases may have been corrected."""
-    if each.out_axis is None or each.value is None or each.value.ndim < 2:
+def _wrong_features(site: Site, restored: Restored) -> Symptom | None:
+    """Find features that do not resemble the float ones, while most do; biases may have been corrected."""
+    if restored.out_axis is None or restored.value is None or restored.value.ndim < 2:
         return None
-    codes, floats = _rows(each.parameter.value, each.out_axis), _rows(each.value, each.out_axis)
+    codes, floats = _rows(restored.parameter.value, restored.out_axis), _rows(restored.value, restored.out_axis)
     power, error = np.square(floats).sum(1), np.square(codes - floats).sum(1)
     kept = np.array([sqnr_db(float(a), float(b)) for a, b in zip(power, error, strict=True)])
     wrong = np.flatnonzero((kept < -3) & (power > 0))
@@ -176,10 +178,10 @@ def _wrong_features(site: Site, each: Restored) -> Symptom | None:
     return Symptom("wrong-weights", text)
 
 
-def _wide_feature(site: Site, each: Restored) -> Symptom | None:
-    if each.out_axis is None or each.value is None or each.parameter.num_scales != 1:
+def _wide_feature(site: Site, restored: Restored) -> Symptom | None:
+    if restored.out_axis is None or restored.value is None or restored.parameter.num_scales != 1:
         return None
-    reach = np.abs(_rows(each.value, each.out_axis)).max(1, initial=0.0)
+    reach = np.abs(_rows(restored.value, restored.out_axis)).max(1, initial=0.0)
     index, middle = int(reach.argmax()), float(np.median(reach))
     if reach[index] <= WIDE * middle:
         return None
@@ -189,30 +191,31 @@ def _wide_feature(site: Site, each: Restored) -> Symptom | None:
     return Symptom("wide-channel", f"{text}, and all share one scale", "--granularity per-channel")
 
 
-def _few_bits(site: Site, each: Restored) -> Symptom | None:
-    bits = _num_bits(each)
+def _few_bits(site: Site, restored: Restored) -> Symptom | None:
+    bits = _num_bits(restored)
     if bits is None or bits >= ENOUGH_BITS:
         return None
     rule = shlex.quote(f"{_pattern(site.name)}:bits={FULL_BITS}")
     return Symptom("few-bits", f"its weights have {bits} bits", f"--layer {rule}")
 
 
-def _num_bits(each: Restored) -> int | None:
-    """Word length, from the finest step of any feature; None where features are too short to tell."""
-    if each.out_axis is None:
+def _num_bits(restored: Restored) -> int | None:
+    """Estimate the word length from the finest step of any feature; None where features are too short to tell."""
+    if restored.out_axis is None:
         return None
     levels = 0.0
-    for row in _rows(each.parameter.value, each.out_axis):
+    for row in _rows(restored.parameter.value, restored.out_axis):
         values = np.unique(row)
         if values.size > LISTED:
             levels = max(levels, float(values[-1] - values[0]) / float(np.diff(values).min()))
     return int(np.ceil(np.log2(levels + 1) - 1e-3)) if levels else None
 
 
-def _saturated(site: Site, each: Restored) -> Symptom | None:
-    if not each.parameter.saturated:
+def _saturated(site: Site, restored: Restored) -> Symptom | None:
+    count = restored.parameter.saturated
+    if not count:
         return None
-    text = f"{each.parameter.saturated} biases are at the limit of 32 bits: the scales of their weights are too small"
+    text = f"{count} biases are at the limit of 32 bits: the scales of their weights are too small"
     return Symptom("saturated-bias", text)
 
 

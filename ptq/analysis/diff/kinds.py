@@ -1,4 +1,4 @@
-"""Which of two models is quantized, in which form, and what can be compared of forms without Q/DQ pairs."""
+"""Kinds of models: which of two is quantized, in which form, and what can be compared without Q/DQ pairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.
 
 
 def require_pair(reference: ir.Model, quantized: ir.Model, names: Names) -> None:
-    """Refuse what is not a float model and its quantized one.
+    """Refuse two models unless the first is float and the second its quantized one.
 
     Raises:
         InputError: Says which is what.
@@ -40,14 +40,14 @@ def require_pair(reference: ir.Model, quantized: ir.Model, names: Names) -> None
         raise InputError(f"{names.reference} is already quantized; expected the float model first")
     if not second:
         raise InputError(f"{names.quantized} is not quantized: no Q/DQ pair, no codes, no integer operator in it")
-    wanted, found = ({spec.name: spec for spec in input_specs(model)} for model in (reference, quantized))
-    if set(wanted) != set(found):
+    wanted, given = ({spec.name: spec for spec in input_specs(model)} for model in (reference, quantized))
+    if set(wanted) != set(given):
         raise InputError(
-            f"{names.quantized} has the inputs {', '.join(found)}, {names.reference} has {', '.join(wanted)}; "
+            f"{names.quantized} has the inputs {', '.join(given)}, {names.reference} has {', '.join(wanted)}; "
             "expected the same model before and after quantization"
         )
     for name, spec in wanted.items():
-        other = found[name]
+        other = given[name]
         if spec.dtype != other.dtype or _clash(spec.shape, other.shape):
             raise InputError(f"input {spec} of {names.reference} is {other} in {names.quantized}; expected the same")
 
@@ -62,14 +62,14 @@ def is_quantized(model: ir.Model) -> bool:
 
 
 def integer_operators(model: ir.Model) -> tuple[str, ...]:
-    """A note on operators that hold their grids inside, which cannot be switched."""
+    """Return a note on operators that hold their grids inside, which cannot be switched; none if there are none."""
     counts = Counter(node.op_type for node in model.graph.all_nodes() if _is_integer(node))
     listed = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
     return (f"{listed}: they hold their grids inside and stay as they are",) if counts else ()
 
 
 def shared_values(reference: ir.Model, quantized: ir.Model) -> dict[str, str]:
-    """Values of the float model that the quantized one has too, decoded or on codes.
+    """Find values of the float model that the quantized one has too, decoded or on codes.
 
     Args:
         reference: Prepared float model.
@@ -95,7 +95,7 @@ def shared_values(reference: ir.Model, quantized: ir.Model) -> dict[str, str]:
 
 
 def exposed_codes(quantized: ir.Model, names: Mapping[str, str]) -> ir.Model:
-    """A copy of the quantized model that gives the named values, decoded, as its outputs."""
+    """Copy the quantized model with the named values, decoded, as its outputs."""
     model = quantized.clone()
     there = {_decoded_name(node): node for node in model.graph if _decoded_name(node)}
     outputs = []
@@ -126,7 +126,7 @@ def _is_decoding(node: ir.Node) -> bool:
 
 
 def _decoded_name(node: ir.Node) -> str:
-    """What the float model would call a node's result; empty if it is on codes that cannot be decoded here."""
+    """Return the float model's name of a node's result; empty if it is on codes that cannot be decoded here."""
     if not node.outputs or not node.outputs[0].name:
         return ""
     name = name_of(node)

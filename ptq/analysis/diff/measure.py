@@ -35,7 +35,7 @@ class Tally:
     dot: float = 0.0
 
     def update(self, reference: Array, value: Array) -> None:
-        """Add one sample."""
+        """Add the value of both networks on one sample."""
         a, b = reference.astype(np.float64).reshape(-1), value.astype(np.float64).reshape(-1)
         kept = np.isfinite(a)
         a, b = a[kept], np.where(np.isfinite(b[kept]), b[kept], 0.0)
@@ -46,7 +46,7 @@ class Tally:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to error, dB."""
+        """Ratio of signal to error, dB."""
         return sqnr_db(self.signal, self.error)
 
     @property
@@ -63,7 +63,7 @@ class Outputs:
     tallies: list[Tally] = field(default_factory=list)
 
     def update(self, reference: Sequence[Array], values: Sequence[Array]) -> None:
-        """Add one sample."""
+        """Add the outputs of both networks on one sample."""
         kinds = [array.dtype.kind == "f" for array in reference]
         self.tallies = self.tallies or [Tally() for _ in reference]
         for tally, is_float, a, b in zip(self.tallies, kinds, reference, values, strict=True):
@@ -77,18 +77,18 @@ class Outputs:
 
     @property
     def cosine(self) -> float:
-        """The lowest of any output."""
+        """Cosine of the output where it is lowest."""
         return min((tally.cosine for tally in self.tallies if tally.signal > 0), default=1.0)
 
     @property
     def sqnr_db(self) -> float:
-        """Of all outputs as one, dB."""
+        """SQNR of all outputs as one, dB."""
         return sqnr_db(sum(tally.signal > 0 for tally in self.tallies), self.error)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """An open switchboard.
+    """An open switchboard, ready to run.
 
     Attributes:
         board: The graph.
@@ -103,7 +103,7 @@ class Panel:
     restored: Mapping[str, Restored]
 
     def run(self, feed: Feed, rounded: Callable[[str], bool], names: Sequence[str] = ()) -> list[Array]:
-        """Run any mixture.
+        """Run any mixture of rounded and float places.
 
         Args:
             feed: One sample.
@@ -123,19 +123,19 @@ class Panel:
 
 
 def keys_of(site: Site) -> frozenset[str]:
-    """Everything that is switched with a site."""
+    """Return the keys of everything that is switched with a site."""
     return frozenset([switch.key for switch in site.switches] + [each.key for each in site.parameters])
 
 
 def parts_of(site: Site) -> tuple[frozenset[str], frozenset[str]]:
-    """What is switched with its constants, and with its grids."""
+    """Return the keys of a site's constants, and those of its grids."""
     tables = {switch.key for switch in site.switches if switch.limits is None}
     constants = frozenset(part.key for part in site.parameters)
     return constants | tables, keys_of(site) - constants - tables
 
 
 def settle(panel: Panel, feed: Feed, reference: Sequence[Array]) -> tuple[Panel, float]:
-    """Decide for scales of weights whether they were evened out or are faults.
+    """Decide whether scales of weights were evened out or are faults.
 
     What evening out does to one layer the next one undoes, so the float network tells: with a fault in it, it is not
     the float model.
@@ -156,12 +156,12 @@ def settle(panel: Panel, feed: Feed, reference: Sequence[Array]) -> tuple[Panel,
 
     best, current = score(panel.restored), dict(panel.restored)
     for site in panel.board.sites:
-        own = {part.key: current[part.key] for part in site.parameters}
-        outliers = next((each.outliers for each in own.values() if each.outliers), [])
+        constants = {part.key: current[part.key] for part in site.parameters}
+        outliers = next((constant.outliers for constant in constants.values() if constant.outliers), [])
         for count in (1, 2, 4, len(outliers)):
             if best >= GOOD_DB or count > len(outliers):
                 break
-            tried = current | {key: each.without(outliers[:count]) for key, each in own.items()}
+            tried = current | {key: constant.without(outliers[:count]) for key, constant in constants.items()}
             reached = score(tried)
             if reached > best + GAINED_DB:
                 best, current = reached, tried
@@ -170,7 +170,7 @@ def settle(panel: Panel, feed: Feed, reference: Sequence[Array]) -> tuple[Panel,
 
 @dataclass
 class GridSeen:
-    """What came to a grid. Energies over all samples.
+    """Statistics of the values that came to a grid. Energies over all samples.
 
     Attributes:
         signal: Of the values.
@@ -191,7 +191,7 @@ class GridSeen:
     channels: Array | None = None
 
     def update(self, switch: Switch, plain: Array, rounded: Array) -> None:
-        """Add one sample."""
+        """Add the values before and after the grid on one sample."""
         values = plain.astype(np.float64)
         low, high = switch.limits or (-np.inf, np.inf)
         half = (high - low) / 510 if switch.limits else 0.0
@@ -208,7 +208,7 @@ class GridSeen:
 
 
 def reach_by_channel(values: Array) -> Array:
-    """Largest magnitude of every channel: axis 1 of images and of features, the last one of sequences."""
+    """Return the largest magnitude of each channel: axis 1 of images and features, the last one of sequences."""
     axis = 1 if values.ndim in (2, 4, 5) else values.ndim - 1
     others = tuple(index for index in range(values.ndim) if index != axis)
     return np.asarray(np.abs(values).max(others, initial=0.0))
@@ -216,7 +216,7 @@ def reach_by_channel(values: Array) -> Array:
 
 @dataclass
 class Measured:
-    """Everything that was seen, summed over the samples.
+    """All measurements, summed over the samples.
 
     Attributes:
         whole: Everything rounded.
@@ -235,21 +235,25 @@ class Measured:
     parts: dict[str, Array] = field(default_factory=dict)
 
     def shares(self, keys: frozenset[str]) -> tuple[float, float]:
-        """Share of the final error that remains with these alone, and that goes without them."""
+        """Return the share of the final error that remains with these keys alone, and that which goes without them."""
         whole = max(self.whole.error, 1e-300)
         return self.alone[keys].error / whole, 1 - self.without[keys].error / whole
 
 
 def measure(
-    panel: Panel, feeds: Sequence[Feed], groups: Sequence[frozenset[str]], seen: Measured, say: Callable[[str], None]
+    panel: Panel,
+    feeds: Sequence[Feed],
+    groups: Sequence[frozenset[str]],
+    measured: Measured,
+    say: Callable[[str], None],
 ) -> None:
-    """Run every group of switches alone, and everything but it.
+    """Run every group of switches alone, and everything but it, and add up the errors.
 
     Args:
         panel: The switchboard.
         feeds: Samples.
         groups: What is switched together.
-        seen: Where the errors go.
+        measured: Where the errors go.
         say: Told how long it still takes.
     """
     clock, whole = Clock(2 * len(feeds) * len(groups), say), Outputs()
@@ -257,15 +261,15 @@ def measure(
         reference = panel.run(feed, lambda _key: False)
         whole.update(reference, panel.run(feed, lambda _key: True))
         for keys in groups:
-            seen.alone.setdefault(keys, Outputs()).update(reference, panel.run(feed, keys.__contains__))
+            measured.alone.setdefault(keys, Outputs()).update(reference, panel.run(feed, keys.__contains__))
             rest = panel.run(feed, lambda key, keys=keys: key not in keys)  # type: ignore[misc]
-            seen.without.setdefault(keys, Outputs()).update(reference, rest)
+            measured.without.setdefault(keys, Outputs()).update(reference, rest)
             clock.step()
-    seen.whole = whole
+    measured.whole = whole
 
 
-def look(panel: Panel, feed: Feed, seen: Measured) -> list[Array]:
-    """Add what one sample shows of every layer and grid; the outputs with everything in float."""
+def look(panel: Panel, feed: Feed, measured: Measured) -> list[Array]:
+    """Add one sample's values at every layer and grid; return the outputs with everything in float."""
     sites = panel.board.sites
     switches = [switch for site in sites for switch in site.switches]
     names = [name for name in dict.fromkeys((*panel.board.values, *panel.outputs)) if name not in feed]
@@ -274,22 +278,22 @@ def look(panel: Panel, feed: Feed, seen: Measured) -> list[Array]:
         for on in (False, True)
     )
     for site in sites:
-        seen.layers.setdefault(site.name, Tally()).update(plain[site.value], rounded[site.value])
+        measured.layers.setdefault(site.name, Tally()).update(plain[site.value], rounded[site.value])
         reaches = np.array([np.abs(plain[part]).max(initial=0.0) for part in site.parts])
-        seen.parts[site.name] = np.maximum(seen.parts.get(site.name, reaches), reaches)
+        measured.parts[site.name] = np.maximum(measured.parts.get(site.name, reaches), reaches)
     for switch in switches:
-        seen.grids.setdefault(switch.key, GridSeen()).update(switch, plain[switch.source], plain[switch.rounded])
+        measured.grids.setdefault(switch.key, GridSeen()).update(switch, plain[switch.source], plain[switch.rounded])
     return [plain[name] for name in panel.outputs]
 
 
 class Clock:
-    """How long it still takes."""
+    """An estimate of the time that is left, told after every step."""
 
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self._total, self._say, self._start, self._done = total, say, time.monotonic(), 0
 
     def step(self) -> None:
-        """Two runs more are done."""
+        """Count two more runs, and tell how long the rest will take."""
         self._done += 2
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
         self._say(f"switching one layer at a time: {self._done} of {self._total} runs, {left:.0f} s left")

@@ -1,4 +1,4 @@
-"""Which node of the float model a node of the quantized model was."""
+"""Names in both models: which node of the float model a node of the quantized model was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptq.passes.linear import constant, name_of
 
 ACTIVATIONS = ("Relu", "Clip")
-"""What the limits of a grid can stand for."""
+"""Operators that the limits of a grid can stand for."""
 
 
 @dataclass
@@ -31,21 +31,21 @@ class FloatNodes:
         self.nodes = [{name_of(node): node for node in model.graph if node.outputs} for model in self.models]
 
     def named(self, name: str, op_type: str) -> list[ir.Node]:
-        """Nodes that may have become the one of that name, best first.
+        """Return nodes that may have become the one of that name, best first.
 
         A quantizer that leaves a Relu to the limits of a grid gives its name to the layer in front of it.
         """
-        found = []
+        candidates = []
         for nodes in self.nodes:
             node = nodes.get(name)
             if node is not None and node.op_type in ACTIVATIONS and op_type != node.op_type:
                 node = None if node.inputs[0] is None else node.inputs[0].producer()
             if node is not None and (node.op_type == op_type or {node.op_type, op_type} == {"Add", "Sum"}):
-                found.append(node)
-        return found
+                candidates.append(node)
+        return candidates
 
     def missing_activation(self, name: str, op_type: str) -> ir.Node | None:
-        """The Relu or Clip of the float model that a value of the quantized model, made by `op_type`, has lost."""
+        """Return the Relu or Clip of the float model that a value of the quantized one, made by `op_type`, has lost."""
         for nodes in self.nodes:
             node = nodes.get(name)
             if node is None:
@@ -58,12 +58,12 @@ class FloatNodes:
         return None
 
     def numbers(self, node: ir.Node) -> list[NDArray[Any]]:
-        """Constant inputs of a node; an empty array for the others."""
+        """Return the constant inputs of a node; an empty array for each of the others."""
         arrays = [constant(value) for value in node.inputs]
         return [np.zeros(0, np.float32) if array is None else array for array in arrays]
 
     def table(self, name: str) -> NDArray[Any] | None:
-        """The embedding table that a Gather of that name picks rows of."""
+        """Return the embedding table that the Gather of that name picks rows of; None if there is none."""
         for nodes in self.nodes:
             node = nodes.get(name)
             if node is not None and node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
@@ -74,7 +74,7 @@ class FloatNodes:
 
 
 def pair_of(quantizer: ir.Node) -> list[ir.Node]:
-    """The DequantizeLinear nodes behind a QuantizeLinear that nothing else reads."""
+    """Return the DequantizeLinear nodes behind a QuantizeLinear that nothing else reads."""
     if quantizer.op_type != "QuantizeLinear" or quantizer.domain:
         return []
     readers = [use.node for use in quantizer.outputs[0].uses()]
@@ -82,7 +82,7 @@ def pair_of(quantizer: ir.Node) -> list[ir.Node]:
 
 
 def origin(value: ir.Value) -> ir.Value:
-    """What a value was before it was rounded; the Clip that short words need belongs to the rounding."""
+    """Return the value before rounding; the Clip that short words need belongs to the rounding."""
     back = value.producer()
     quantizer = None if back is None or back.op_type != "DequantizeLinear" else back.inputs[0].producer()  # type: ignore[union-attr]
     if quantizer is None or not pair_of(quantizer) or quantizer.inputs[0] is None:
@@ -98,14 +98,14 @@ def is_limit(node: ir.Node) -> bool:
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """Who reads a value, rounded or not."""
-    found: dict[ir.Node, None] = {}
+    """Return the nodes that read a value, rounded or not."""
+    readers: dict[ir.Node, None] = {}
     for use in value.uses():
         inner = [use.node]
         if is_limit(use.node):
-            inner = [each.node for each in use.node.outputs[0].uses()]
+            inner = [other.node for other in use.node.outputs[0].uses()]
         for node in inner:
             backs = pair_of(node)
-            for reader in [each.node for back in backs for each in back.outputs[0].uses()] if backs else [node]:
-                found[reader] = None
-    return list(found)
+            for reader in [other.node for back in backs for other in back.outputs[0].uses()] if backs else [node]:
+                readers[reader] = None
+    return list(readers)

@@ -34,7 +34,7 @@ FOLLOWERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Max", "HardSwish"}
 
 
 def switchboard(quantized: ir.Model, floats: FloatNodes, custom_ops: Sequence[str | Path] = ()) -> Switchboard:
-    """Build it.
+    """Build the switchboard of a quantized model.
 
     Args:
         quantized: Any model with QuantizeLinear and DequantizeLinear. Not modified.
@@ -73,7 +73,7 @@ class _Building:
     readers: dict[ir.Node, list[ir.Node]] = field(default_factory=dict)
 
     def name_nodes(self) -> None:
-        """Names, owners and neighbours, while the graph still is as it came."""
+        """Note names, owners and neighbors, while the graph still is as it came."""
         fixed = constants(self.model.graph)
         nodes = [n for n in self.model.graph if n.outputs and n.outputs[0] not in fixed]
         self.quantizers = [node for node in nodes if pair_of(node)]
@@ -88,7 +88,7 @@ class _Building:
             self.readers[node] = [reader for value in node.outputs for reader in consumers(value)]
 
     def _owner(self, node: ir.Node, fixed: Mapping[ir.Value, bool]) -> ir.Node:
-        """The layer that a node belongs to."""
+        """Return the layer that a node belongs to."""
         while True:
             moving = [value for value in node.inputs if value is not None and value not in fixed]
             adds = node.op_type in ("Add", "Sum") and len(node.inputs) == 2
@@ -101,7 +101,7 @@ class _Building:
             node = producer
 
     def parameters(self, custom_ops: Sequence[str | Path]) -> None:
-        """Constants that come out of codes become inputs, and so do the biases of their layers."""
+        """Turn constants that come out of codes into inputs, and the biases of their layers too."""
         fixed = constants(self.model.graph)
         uses = [
             (node, index, value)
@@ -123,7 +123,7 @@ class _Building:
                     self._parameter(node, index, bias, None, 0)
 
     def _bias_of(self, node: ir.Node, fixed: Mapping[ir.Value, bool]) -> Iterator[tuple[ir.Node, int]]:
-        """Where the float bias of a layer is read."""
+        """Yield the places where the float bias of a layer is read: node and input."""
         if node.op_type not in LINEAR_OPS:
             return
         behind = [n for n in self.readers[node] if n.op_type in ("Add", "Sum") and self.owners.get(n) is node]
@@ -149,7 +149,7 @@ class _Building:
         return value
 
     def grid_groups(self) -> dict[ir.Node, ir.Node]:
-        """Quantizer -> the node whose site it belongs to.
+        """Map each quantizer to the node whose site it belongs to.
 
         Grids that a moving node only passes on are one grid, and belong to the Concat for which they were made equal,
         else to the layer that comes first.
@@ -180,12 +180,12 @@ class _Building:
         }
 
     def _maker(self, value: ir.Value, quantizer: ir.Node) -> ir.Node:
-        """The layer a value comes from; the quantizer itself stands for an input of the model."""
+        """Return the layer a value comes from; the quantizer itself stands for an input of the model."""
         producer = value.producer()
         return self.owners.get(producer, producer) if producer is not None else quantizer
 
     def tables(self) -> None:
-        """Rows of an embedding table that were picked as codes, or the float rows."""
+        """Put a switch behind rows of embedding tables: those picked as codes, or the float rows."""
         for node, name in list(self.names.items()):
             table = self.floats.table(name)
             picked = picked_rows(node)
@@ -211,7 +211,7 @@ class _Building:
         self.switches.setdefault(quantizer, []).append(made)
 
     def _activated(self, quantizer: ir.Node, value: ir.Value, name: str) -> ir.Value:
-        """The float value, with the Relu or Clip that quantizing has left to the limits of the grid."""
+        """Return the float value with the Relu or Clip that quantizing has left to the limits of the grid."""
         producer = value.producer()
         missing = self.floats.missing_activation(name, "" if producer is None else producer.op_type)
         kept = [] if producer is None else self.readers.get(producer, [])
@@ -227,7 +227,7 @@ class _Building:
         return node.outputs[0]
 
     def _switch(self, value: ir.Value, last: ir.Node, ways: tuple[ir.Value, ir.Value], facts: Facts) -> Switch:
-        """Let whoever reads the rounded value read either, behind `last`."""
+        """Let every reader of the rounded value read either value, behind `last`."""
         rounded, plain = ways
         name, limits = facts
         key = f"{name}?on{len(self.mixed)}"
@@ -243,7 +243,7 @@ class _Building:
         return Switch(name, key, str(plain.name), str(rounded.name), limits)
 
     def sites(self, groups: Mapping[ir.Node, ir.Node]) -> Iterator[Site]:
-        """Collect what belongs together, in dataflow order."""
+        """Yield sites, in dataflow order: what belongs together."""
         switches: dict[ir.Node, list[Switch]] = {}
         for at, made in self.switches.items():
             switches.setdefault(groups.get(at, at), []).extend(made)
@@ -270,12 +270,12 @@ class _Building:
         )  # fmt: skip
 
     def _label(self, node: ir.Node) -> str:
-        """What the float model calls a node."""
+        """Return the float model's name of a node."""
         found = self.floats.named(self.names[node], node.op_type)
         return str(found[0].outputs[0].name) if found else self.names[node]
 
     def _layers(self, readers: Sequence[ir.Node]) -> tuple[str, ...]:
-        """Linear layers that read a value, directly or behind what only moves it."""
+        """Return the linear layers that read a value, directly or behind what only moves it."""
         names: dict[str, None] = {}
         waiting = list(readers)
         while waiting:
@@ -288,7 +288,7 @@ class _Building:
 
 
 def _called(node: ir.Node) -> str:
-    """A node's first output, or the output of the model that a pair behind it gives."""
+    """Return the name of a node's first output, or of the model's output that a pair behind it gives."""
     value = node.outputs[0]
     for use in value.uses():
         for reader in pair_of(use.node):

@@ -1,4 +1,4 @@
-"""The report: one page that needs no network, no font and no script, from a card and its measurements alone."""
+"""The report as one page that needs no network, no font and no script, from a card and its measurements alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require_extra() -> None:
 
 
 def page(card: Card, bench: BenchFile | None) -> bytes:
-    """Write the report.
+    """Write the report as a page.
 
     Args:
         card: What happened.

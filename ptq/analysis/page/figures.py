@@ -1,4 +1,4 @@
-"""Histograms as SVG that takes its colours from the page."""
+"""Histograms as SVG that takes its colors from the page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import re
 from ptq.core.distribution import BINS, Distribution
 
 INSIDE, OUTSIDE, RANGE = "#010101", "#020202", "#030303"
-COLOURS = {INSIDE: "var(--bar)", OUTSIDE: "var(--alert)", RANGE: "var(--ink)"}
-"""What matplotlib is told -> what the page says."""
+COLORS = {INSIDE: "var(--bar)", OUTSIDE: "var(--alert)", RANGE: "var(--ink)"}
+"""Color that matplotlib draws with -> the variable of the page that takes its place."""
 
 DECADES = 6
 """Shares from one in a million to all have a height."""
@@ -27,7 +27,7 @@ def histogram(spread: Distribution) -> str:
         spread: The values.
 
     Returns:
-        An <svg> element without text, ids, size or colours of its own; empty if all values are one.
+        An <svg> element without text, ids, size or colors of its own; empty if all values are one.
     """
     start, end = min(spread.rmin, spread.low), max(spread.rmax, spread.high)
     if not end / 2 - start / 2 > 0:
@@ -60,9 +60,9 @@ def _drawn(edges: list[float], kinds: dict[str, list[float]], limits: tuple[floa
     with style.context(["default", {"svg.hashsalt": "ptq", "svg.fonttype": "none", "path.simplify": False}]):
         figure = Figure(figsize=(3.2, 0.8), frameon=False)  # without axes, which cost ten times the rest
         place = Affine2D.from_values(0.98, 0, 0, 0.83, 0.01, 0.17) + figure.transFigure
-        for colour, heights in kinds.items():
+        for color, heights in kinds.items():
             if any(heights):
-                figure.add_artist(StepPatch(heights, edges, facecolor=colour, fill=True, linewidth=0, transform=place))
+                figure.add_artist(StepPatch(heights, edges, facecolor=color, fill=True, linewidth=0, transform=place))
         low, high = limits
         foot = [-0.04, -0.15, -0.15, -0.04]
         figure.add_artist(Line2D([low, low, high, high], foot, color=RANGE, linewidth=1, transform=place))
@@ -73,12 +73,12 @@ def _drawn(edges: list[float], kinds: dict[str, list[float]], limits: tuple[floa
 
 
 def _inline(text: str) -> str:
-    """What belongs into a page: its own style sheet, ids and size would meet those of others."""
+    """Keep what belongs into a page: the picture's own style sheet, ids and size would meet those of others."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>.*?</defs>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' (?:id|width|height|version|xmlns:xlink|clip-path)="[^"]*"', "", text)
     text = re.sub(r"(\d\.\d)\d+", r"\1", text)
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
-    for told, said in COLOURS.items():
-        text = text.replace(told, said)
+    for color, variable in COLORS.items():
+        text = text.replace(color, variable)
     return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()

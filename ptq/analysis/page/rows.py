@@ -1,4 +1,4 @@
-"""What the page shows, taken from a card and its measurements, and never more of it than a page holds."""
+"""Rows of the page, taken from a card and its measurements, and never more of them than a page holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_LAYERS, MOST_FIGURES, MOST_LINES, MOST_OPERATORS = 500, 100, 200, 12
 
 @dataclass(frozen=True)
 class LayerLine:
-    """A layer in the table.
+    """A line of the table of layers.
 
     Attributes:
         row: As the card has it.
@@ -53,7 +53,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class OperatorLine:
-    """An operator in a profile.
+    """A line of a profile: one operator.
 
     Attributes:
         name: What onnxruntime calls it.
@@ -67,7 +67,7 @@ class OperatorLine:
 
 
 class View:
-    """A card and its measurements as the page reads them.
+    """View of a card and its measurements that the page reads.
 
     Args:
         card: What happened.
@@ -80,7 +80,7 @@ class View:
 
     @property
     def verdict(self) -> str:
-        """The one line that counts."""
+        """Verdict in one line."""
         goals = count_goals(self.card.recipe.goals)
         if not self.card.verdict.passed:
             return "Goal missed: no model was delivered"
@@ -88,14 +88,14 @@ class View:
 
     @property
     def findings(self) -> list[Finding]:
-        """What to know, missed goals first, those that rest on a time included."""
+        """Findings, missed goals first, those that rest on a time included."""
         measured = self.bench.findings if self.bench else ()
         every = sorted([*self.card.verdict.findings, *measured], key=lambda finding: finding.level != "missed")
         return every[:MOST_LINES]
 
     @property
     def layers(self) -> list[LayerLine]:
-        """The worst first."""
+        """Lines of the layers, the worst first."""
         spreads = self.card.spreads
         lines = [
             LayerLine(row, _error_db(row), _clipped(spreads.weights, row.name), _clipped(spreads.activations, row.grid))
@@ -105,7 +105,7 @@ class View:
 
     @property
     def bits(self) -> str:
-        """Word lengths of the weights."""
+        """Word lengths of the weights, ascending."""
         return ", ".join(str(bits) for bits in sorted({row.num_bits for row in self.card.layers}))
 
     @property
@@ -118,18 +118,18 @@ class View:
 
     @property
     def drawings(self) -> list[tuple[str, list[Drawing], int]]:
-        """Both kinds of histograms, the coarsest first, and how many more there are."""
+        """Histograms of activations and of weights, the coarsest first, and how many more there are of each."""
         spreads = self.card.spreads
-        found = []
+        kinds = []
         for kind, some in (("activations", spreads.activations), ("weights", spreads.weights)):
             worst = sorted(some.items(), key=lambda item: item[1].sqnr_db)[:MOST_FIGURES]
             drawn = [Drawing(name, spread, histogram(spread)) for name, spread in worst]
-            found.append((kind, drawn, len(some) - len(worst) + spreads.omitted.get(kind, 0)))
-        return found
+            kinds.append((kind, drawn, len(some) - len(worst) + spreads.omitted.get(kind, 0)))
+        return kinds
 
     @property
     def profiles(self) -> list[tuple[str, list[OperatorLine], float]]:
-        """Where the time of each model goes, on one scale; empty if it was not measured."""
+        """Profiles of both models on one scale: where their time goes; empty if it was not measured."""
         if self.bench is None or not {"float", "quantized"} <= self.bench.operators.keys():
             return []
         both = {name: self.bench.operators[name] for name in ("float", "quantized")}
@@ -139,19 +139,22 @@ class View:
 
     @property
     def recipe(self) -> str:
-        """Every decision as TOML; the target is named even where it was this machine's."""
+        """Recipe with every decision as TOML; the target is named even where it was this machine's."""
         return recipe_toml(recipe_to(replace(self.card.recipe, target=self.card.quantization.target)))
 
     @property
     def command(self) -> str:
-        """The command that gives the same bytes."""
+        """Command that gives the same bytes."""
         data = ["--random-data"] if self.card.data.is_random else ["--data", "DATA"]
         names = self.card.float_model.name, self.card.quantized_model.name
         return shlex.join(["ptq", "quantize", names[0], *data, "--recipe", "recipe.toml", "-o", names[1] or "OUT"])
 
 
 def _error_db(row: LayerRow) -> float:
-    """As measured; else, since errors of weight and input have little to do with each other, their energies add."""
+    """Return the ratio of signal to error at a layer's output, dB.
+
+    As measured; else, since errors of weight and input have little to do with each other, their energies add.
+    """
     if row.output_sqnr_db is not None:
         return row.output_sqnr_db
     both = (row.weight_sqnr_db, row.input_sqnr_db)

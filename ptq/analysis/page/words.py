@@ -1,4 +1,4 @@
-"""How a report writes numbers and names."""
+"""Words of the page: numbers and names as a report writes them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 from ptq.core.decibels import NO_ERROR_DB
 
 LONGEST = 160
-"""Characters of a name."""
+"""Most characters of a name."""
 
 
 def size(num_bytes: int) -> str:
-    """Bytes as people read them."""
+    """Write a number of bytes in kB or MB."""
     if not num_bytes:
         return "0"
     return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def decibel(value: float | None) -> str:
-    """A ratio in dB, without the unit."""
+    """Write a ratio in dB, without the unit."""
     if value is None:
         return ""
     return "exact" if value >= NO_ERROR_DB else f"{value:.1f}"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share of 1; of what is there, never 0."""
+    """Write a share of 1 as percent; never 0 where there is something."""
     if share is None:
         return ""
     least = 10.0 ** -(digits + 2)
@@ -34,17 +34,17 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def grouped(number: int) -> str:
-    """A whole number in groups of three."""
+    """Write a whole number in groups of three digits."""
     return f"{number:,}"
 
 
 def real(value: float) -> str:
-    """Three significant digits."""
+    """Write a number with three significant digits."""
     return f"{value:.3g}"
 
 
 def brief(text: str) -> str:
-    """A name that fits, its end included."""
+    """Shorten a name of more than `LONGEST` characters, its end included."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
 
 
