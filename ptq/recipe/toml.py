@@ -122,7 +122,17 @@ def _bit_plan(folder: Path | None, value: Any, _: Any) -> BitPlan:
         return BitPlan.from_table(value)
     if folder is None:
         raise TypeError(f"expected a table, found {value!r:.80}; only a recipe's file names a bit plan by its path")
+    if not _is_inside(folder / value, folder):
+        raise RecipeError(f"bit plan {value!r:.80} lies outside the recipe's folder; put it beside the recipe")
     return BitPlan.load(folder / value)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a folder, links included: recipes come from anywhere, other files are none of theirs."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a byte that no path has, a link to itself
+        return False
 
 
 def _register_tagged(converter: cattrs.Converter, union: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.sensitivity.problem import Layer, Network
+from ptq.sensitivity.problem import Attribution, Layer
 from ptq.sensitivity.table import SensitivityTable, at_other_bits
 
 Float = NDArray[np.float64]
@@ -24,7 +24,7 @@ class FeatureInfluence:
 
     max_sets: int = 32
 
-    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Network[Layer]) -> SensitivityTable:
+    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Attribution[Layer]) -> SensitivityTable:
         """Measure by feature.
 
         Args:
@@ -41,7 +41,7 @@ class FeatureInfluence:
         rows = {layer.name: at_other_bits(self._by_feature(layer, network), layer.num_bits, bits) for layer in layers}
         return SensitivityTable.of_rows(rows, bits)
 
-    def _by_feature(self, layer: Layer, network: Network[Layer]) -> Float:
+    def _by_feature(self, layer: Layer, network: Attribution[Layer]) -> Float:
         """What each feature is responsible for: its part of its set, by what it errs at the layer's output."""
         energy = layer.weight_error
         sets = np.array_split(np.argsort(-energy, kind="stable"), min(self.max_sets, len(energy)))

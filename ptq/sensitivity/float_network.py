@@ -62,12 +62,12 @@ class FloatNetwork:
     num_probes: int = 2
 
     @property
-    def error(self) -> float:
+    def total(self) -> float:
         """The float network itself errs nowhere."""
         return 0.0
 
     def errors(self, layer: PlacedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
-        """Let some features of the layer err, set by set, and everything else be float; see `Network.errors`.
+        """Let some features of the layer err, set by set, and everything else be float; see `Attribution.errors`.
 
         Energies are relative to each output's own, and summed over outputs.
         """

@@ -1,4 +1,4 @@
-"""What a sensitivity is given: layers as they were rounded once, and a network that says what that does to its outputs.
+"""What a sensitivity is, and what today's are given: layers as they were rounded, and a network that tells their parts.
 
 A sensitivity is a file of this room with one frozen dataclass and one verb, `measure`.
 """
@@ -37,13 +37,19 @@ class RoundedLayer:
 
 Layer = TypeVar("Layer", bound=RoundedLayer)
 Layer_contra = TypeVar("Layer_contra", bound=RoundedLayer, contravariant=True)
+Seen_contra = TypeVar("Seen_contra", contravariant=True)
+Network_contra = TypeVar("Network_contra", contravariant=True)
 
 
-class Network(Protocol[Layer_contra]):
-    """The network around the layers: run in segments, or with a switch at every layer."""
+class Attribution(Protocol[Layer_contra]):
+    """The network around the layers, in whatever form can be asked for the part of single ones in its error.
+
+    In float with one layer erring at a time, or quantized with a switch at every layer. `ptq.calibration.network` is
+    another thing: it tells the error of whole sets of weights.
+    """
 
     @property
-    def error(self) -> float:
+    def total(self) -> float:
         """Energy of the error at the outputs as the network stands, over that of the outputs."""
         ...
 
@@ -60,18 +66,18 @@ class Network(Protocol[Layer_contra]):
         ...
 
 
-class Sensitivity(Protocol):
-    """The family's one verb."""
+class Sensitivity(Protocol[Seen_contra, Network_contra]):
+    """The family's one verb. What has to be known of layers and asked of a network is each member's own."""
 
-    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Network[Layer]) -> SensitivityTable:
+    def measure(self, layers: Iterable[Seen_contra], bits: Sequence[int], network: Network_contra) -> SensitivityTable:
         """Measure what each layer's errors do to the outputs.
 
-        Layers come one by one, not in a mapping of weight problems: those of a walk are solved on the way, and their
-        errors can be seen only while the walk stands before them. They are what solving made of the problems, because
-        a sensitivity scales an error that was really made; what a network needs besides is in the layers it is for.
+        Layers come one by one, not in a mapping of weight problems: those of a walk are solved on the way, and what
+        their errors do can be seen only while the walk stands before them. And they come as they were rounded where a
+        sensitivity scales an error that was really made.
 
         Args:
-            layers: As they were rounded. The next one is asked for when the one before is measured.
+            layers: The next one is asked for when the one before is measured.
             bits: Word lengths to tell the errors for, ascending.
             network: The network that the layers are of.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptq.sensitivity.problem import Layer, Network
+from ptq.sensitivity.problem import Attribution, Layer
 from ptq.sensitivity.table import FLOAT, SensitivityTable, at_other_bits
 
 
@@ -15,7 +15,7 @@ from ptq.sensitivity.table import FLOAT, SensitivityTable, at_other_bits
 class RestoredShare:
     """Divide each layer's share of the final error between its weight and its input; longer words help the weight."""
 
-    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Network[Layer]) -> SensitivityTable:
+    def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Attribution[Layer]) -> SensitivityTable:
         """Measure by layer.
 
         Args:
@@ -37,4 +37,4 @@ class RestoredShare:
             errors.append(at_other_bits(np.asarray(of_weight), layer.num_bits, bits))
             errors[-1] += np.where(np.asarray(bits) == FLOAT, 0.0, of_input)
         table = np.array(errors, np.float64).reshape(len(names), len(bits))
-        return SensitivityTable(tuple(names), tuple(bits), table, rest=max(network.error - explained, 0.0))
+        return SensitivityTable(tuple(names), tuple(bits), table, rest=max(network.total - explained, 0.0))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ptq.core.family import members, tag_of
 from ptq.sensitivity import FeatureInfluence, RestoredShare, SensitivityMethod
-from ptq.sensitivity.problem import RoundedLayer, Sensitivity
+from ptq.sensitivity.problem import RoundedLayer
 from ptq.sensitivity.table import FLOAT, SensitivityTable, at_other_bits
 
 MEMBERS = [pytest.param(member(), id=tag_of(member)) for member in members(SensitivityMethod)]
@@ -36,7 +36,7 @@ class Outputs:
     heard: list[str] = field(default_factory=list)
 
     @property
-    def error(self) -> float:
+    def total(self) -> float:
         return float(sum(each.sum() for each in self.truth.values())) + self.more
 
     def errors(self, layer: RoundedLayer, sets: Sequence[NDArray[np.intp]]) -> NDArray[np.float64]:
@@ -58,7 +58,7 @@ def case(seed: int, num_layers: int = 4) -> tuple[list[RoundedLayer], Outputs]:
 
 @each_member
 @pytest.mark.parametrize("seed", range(8))
-def test_every_layer_has_its_error_at_every_word_length(member: Sensitivity, seed: int) -> None:
+def test_every_layer_has_its_error_at_every_word_length(member: SensitivityMethod, seed: int) -> None:
     layers, network = case(seed)
     table = member.measure(layers, BITS, network)
     assert table.layers == tuple(layer.name for layer in layers)
@@ -76,18 +76,18 @@ def test_every_layer_has_its_error_at_every_word_length(member: Sensitivity, see
 
 @each_member
 @pytest.mark.parametrize("seed", range(8))
-def test_layers_and_what_is_left_make_up_the_error(member: Sensitivity, seed: int) -> None:
+def test_layers_and_what_is_left_make_up_the_error(member: SensitivityMethod, seed: int) -> None:
     layers, network = case(seed)
     table = member.measure(layers, tuple(range(2, 9)), network)
     own = sum(row[layer.num_bits - 2] for layer, row in zip(layers, table.error, strict=True))
     if isinstance(member, FeatureInfluence):  # it looks at a network in which nothing else errs
         assert table.rest == 0
     else:
-        assert own + table.rest == pytest.approx(network.error)
+        assert own + table.rest == pytest.approx(network.total)
 
 
 @each_member
-def test_features_add_up_to_their_layer_where_they_are_told_apart(member: Sensitivity) -> None:
+def test_features_add_up_to_their_layer_where_they_are_told_apart(member: SensitivityMethod) -> None:
     layers, network = case(3)
     table = member.measure(layers, BITS, network)
     for layer in layers:
@@ -99,7 +99,7 @@ def test_features_add_up_to_their_layer_where_they_are_told_apart(member: Sensit
 
 
 @each_member
-def test_layers_are_asked_for_one_by_one(member: Sensitivity) -> None:
+def test_layers_are_asked_for_one_by_one(member: SensitivityMethod) -> None:
     """A walk stands before one layer at a time: what comes next may not be asked for too early."""
     layers, network = case(1)
 
@@ -113,7 +113,7 @@ def test_layers_are_asked_for_one_by_one(member: Sensitivity) -> None:
 
 @each_member
 @given(st.permutations(range(4)))
-def test_the_order_of_layers_does_not_matter(member: Sensitivity, order: list[int]) -> None:
+def test_the_order_of_layers_does_not_matter(member: SensitivityMethod, order: list[int]) -> None:
     layers, network = case(2)
     table = member.measure(layers, BITS, network)
     other = member.measure([layers[index] for index in order], BITS, network)
@@ -122,7 +122,7 @@ def test_the_order_of_layers_does_not_matter(member: Sensitivity, order: list[in
 
 
 @each_member
-def test_a_model_without_layers_has_an_empty_table(member: Sensitivity) -> None:
+def test_a_model_without_layers_has_an_empty_table(member: SensitivityMethod) -> None:
     table = member.measure([], BITS, Outputs({}, 0.5))
     assert table.error.shape == (0, len(BITS))
     assert table.shortest == {}

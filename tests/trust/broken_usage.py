@@ -257,6 +257,21 @@ def bit_plan_kind(stage: Stage, make: Callable[[Path], object]) -> None:
     make(_plan_beside(stage))
 
 
+@each(
+    lambda name: broken(f"bit plan: {name}", "outside the recipe's folder"),
+    {"in another folder": "../out/plan.json", "of the machine": "/etc/hostname"},
+)
+def bit_plan_outside(stage: Stage, name: str) -> None:
+    (stage.root / "out/plan.json").write_text('{"layers": {"a": 4}}')
+    _plan_beside(stage).with_name("r.toml").write_text(f'bit_plan = "{name}"\n')
+
+
+@broken("bit plan: a link out of the recipe's folder", "outside the recipe's folder")
+def bit_plan_linked(stage: Stage) -> None:
+    (stage.root / "out/plan.json").write_text('{"layers": {"a": 4}}')
+    _plan_beside(stage).symlink_to("../out/plan.json")
+
+
 @broken("output: the bit plan", "plan.json")
 def bit_plan_as_output(stage: Stage) -> None:
     stage.output = _plan_beside(stage)

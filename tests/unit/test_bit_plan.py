@@ -345,12 +345,12 @@ def test_a_broken_plan_is_one_line_and_exit_code_2(stage: Path, tmp_path: Path, 
 
 
 def test_a_plan_that_is_missing_or_no_path_is_one_line(stage: Path, tmp_path: Path) -> None:
-    for name in ("missing.json", "..", "a\\u0000b"):
+    for name in ("missing.json", ".", "..", "a\\u0000b"):
         (tmp_path / "r.toml").write_text(f'bit_plan = "{name}"\n')
         result = invoke(stage, tmp_path / "r.toml", tmp_path / "q.onnx", "--cache", str(tmp_path / "cache"))
         assert result.exit_code == 2
         assert len(result.output.strip().splitlines()) == 1
-        assert "cannot read the bit plan" in result.output
+        assert "bit plan" in result.output
 
 
 def test_a_plan_is_an_input_like_any_other(stage: Path, tmp_path: Path) -> None:

@@ -22,36 +22,36 @@ class SwitchedNetwork:
     """A quantized network whose layers were restored one at a time.
 
     Attributes:
-        error: Energy of the error at its outputs over that of the outputs.
+        total: Energy of the error at its outputs over that of the outputs.
         shares: Layer -> share of that error that goes with the layer in float.
     """
 
-    error: float
+    total: float
     shares: Mapping[str, float]
 
     def errors(self, layer: RoundedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
-        """The part of the error that a layer's weight and input cause, see `Network.errors`.
+        """The part of the error that a layer's weight and input cause, see `Attribution.errors`.
 
         Features are not told apart: every set is the whole layer. Shares that add up to more than all are scaled down.
         """
         whole = max(sum(self.shares.values()), 1.0)
-        return np.full(len(sets), self.error * self.shares.get(layer.name, 0.0) / whole)
+        return np.full(len(sets), self.total * self.shares.get(layer.name, 0.0) / whole)
 
     @staticmethod
-    def measured(pair: Pair, samples: Iterable[Sample], error: float, say: Say) -> SwitchedNetwork:
+    def measured(pair: Pair, samples: Iterable[Sample], total: float, say: Say) -> SwitchedNetwork:
         """Restore every layer of a quantized model that can be switched; none of one that cannot.
 
         Args:
             pair: The float model and the quantized one.
             samples: Data.
-            error: See the attribute.
+            total: See the attribute.
             say: Called with the name of each step.
         """
         shares: dict[str, float] = {}
         with suppress(PtqError):  # of a form in which no layer can be switched
             layers = diff(pair, samples, say).layers
             shares = {layer.name: layer.share for layer in layers if layer.share is not None}
-        return SwitchedNetwork(error, shares)
+        return SwitchedNetwork(total, shares)
 
     def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
         """The same network if any layer could be switched; else the error divided as their weights' errors are."""
@@ -59,4 +59,4 @@ class SwitchedNetwork:
             return self
         errors = {layer.name: float(layer.weight_error.sum()) for layer in layers}
         whole = max(sum(errors.values()), 1e-300)
-        return SwitchedNetwork(self.error, {name: each / whole for name, each in errors.items()})
+        return SwitchedNetwork(self.total, {name: each / whole for name, each in errors.items()})
