@@ -16,7 +16,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ptq.calibration.influence import Influence, LayerErrors, influence
 from ptq.calibration.replay import SampleReplay, in_chunks
 from ptq.calibration.segments import SegmentedRun
 from ptq.core.affine import QuantParams, dequantize
@@ -49,7 +48,12 @@ class SequentialWalk:
         plan: A first decision about everything; its weights are replaced as they are solved.
         layers: The layers to stop at, in dataflow order.
         samples: The calibration set.
-        survey: Whether `influence` will be asked, and the samples are needed again.
+        survey: Whether the float network goes on to the outputs, for whoever looks at what errors of the layers do
+            there, and the samples are needed again.
+
+    Attributes:
+        float_run: The float network on its way.
+        sizes: Samples in each of its chunks.
     """
 
     def __init__(
@@ -71,24 +75,20 @@ class SequentialWalk:
             stops.append(tuple(str(value.name) for value in model.graph.outputs))
         codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
         store, self._custom_ops, self._engine = samples.store, samples.custom_ops, samples.engine
-        self._float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
+        self.float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
         self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
-        self._sizes = []
+        self.sizes: list[int] = []
         for chunk in in_chunks(model, samples.replay(keep=survey), self._custom_ops):
-            self._sizes.append(chunk.size)
-            self._float_run.feed(chunk.feed)
+            self.sizes.append(chunk.size)
+            self.float_run.feed(chunk.feed)
             self._quantized_run.feed(chunk.feed)
 
     def layers(self) -> Iterator[tuple[LinearLayer, LayerMoments]]:
         """Yield each layer with its moments; `install` its numbers before going on."""
         for stage in self._stages:
             yield from self._moments(stage)
-        self._float_run.close()
+        self.float_run.close()
         self._quantized_run.close()
-
-    def influence(self, layer: LinearLayer, errors: LayerErrors) -> Influence:
-        """Measure what the layer's weight errors cost the network's outputs, see `influence`; only in a survey."""
-        return influence(self._model, layer, self._float_run, errors, self._sizes, self._custom_ops)
 
     def install(self, layer: LinearLayer, encoding: WeightEncoding, bias: BiasEncoding | FloatBias | None) -> None:
         """Write the layer's final numbers into the lowered network, which goes on with them."""
@@ -101,7 +101,7 @@ class SequentialWalk:
             alike.setdefault(layer.unfold, []).append(layer)
         moments_of = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
         grid = self._plan.activations.get(stage[0].source)
-        values = zip(self._sizes, self._float_run.advance(), self._quantized_run.advance(), strict=True)
+        values = zip(self.sizes, self.float_run.advance(), self._quantized_run.advance(), strict=True)
         common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in moments_of.items()))
         with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
             for half, parts in self._engine.map(_measure, common, _together(values)):

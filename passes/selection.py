@@ -67,13 +67,18 @@ def sites_matching(model: ir.Model, pattern: str) -> frozenset[str]:
         RecipeError: It matches none, or is no regular expression.
     """
     matching = names_matching(model, pattern, "layers")
-    names = matching & {name_of(node) for node in model.graph if node.op_type in LINEAR_OPS and not node.domain}
+    names = matching & linear_nodes(model).keys()
     names = names or frozenset(_rows_read(model, matching))
     if not names:
         raise RecipeError(
             f"layers: {pattern!r} matches {len(matching)} nodes, but none of {', '.join(sorted(LINEAR_OPS))}"
         )
     return names
+
+
+def linear_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    """Nodes that could be linear layers, by name."""
+    return {name_of(node): node for node in model.graph if node.op_type in LINEAR_OPS and not node.domain}
 
 
 def _rows_read(model: ir.Model, names: frozenset[str]) -> Iterator[str]:

@@ -15,8 +15,10 @@ from types import UnionType
 
 import pytest
 
+from ptq.allocation import AllocationMethod
 from ptq.calibration.observers import Observer
 from ptq.core.family import members, tag_of
+from ptq.sensitivity import SensitivityMethod
 from ptq.weights import WeightMethod
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +68,13 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert length <= 60, f"{node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("union", [Observer, WeightMethod], ids=["Observer", "WeightMethod"])
+FAMILIES = {
+    "Observer": Observer, "WeightMethod": WeightMethod, "SensitivityMethod": SensitivityMethod,
+    "AllocationMethod": AllocationMethod,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("union", FAMILIES.values(), ids=FAMILIES)
 def test_a_method_is_one_file_with_one_class_and_one_verb(union: UnionType) -> None:
     for member in members(union):
         path = Path(__import__(member.__module__, fromlist=["_"]).__file__)

@@ -1,71 +1,144 @@
-"""Which output features get longer words: those whose errors cost the network's output the most for their price."""
+"""Longer words where they take away most error for their price, until the budget is spent."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.core.widths import MAX_BITS
+from ptq.allocation.bit_plan import LONGEST, BitPlan, LayerBits
+from ptq.allocation.budget import Bound, Cost
+from ptq.sensitivity.table import FLOAT, SensitivityTable
+
+Float = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+FREE = 1e-200
+"""Price of a longer word that costs nothing more."""
 
 
 @dataclass(frozen=True)
-class Demand:
-    """One layer's side of the bargain.
+class Greedy:
+    """Spend a budget step by step, each step the one that gains most for its price.
+
+    Every output feature that the table tells apart goes its own way, every other layer goes as a whole. A step may pass
+    over word lengths that are worse bargains than what lies behind them. As long as every step fits, the plan is the
+    best that its cost can buy; in the end it errs more than the best of all by what the first step that did not fit
+    gains, at most.
+    """
+
+    bounds: ClassVar[Bound] = Bound.COST
+
+    def allocate(self, table: SensitivityTable, cost: Cost, limit: float) -> BitPlan:
+        """Spend what the shortest words leave of the limit.
+
+        Args:
+            table: Errors by layer, or by output feature.
+            cost: What words cost. An output feature's price is its part of what all of the layer's together cost.
+            limit: Most cost of all layers.
+
+        Returns:
+            Bits of every layer, of each of its features where the table tells them apart; of more than a byte a byte.
+        """
+        options = [_Options.of(table, index, cost) for index in range(len(table.layers))]
+        budget = limit - sum(cost.of(name, bits) for name, bits in table.shortest.items())
+        reached = [each.start for each in options]
+        steps = _Steps.of(options)
+        for item in np.argsort(-steps.gain / steps.price, kind="stable"):
+            at, row = reached[steps.layer[item]], steps.row[item]
+            if steps.price[item] <= budget and at[row] == steps.start[item]:  # no step before the one that leads to it
+                budget -= steps.price[item]
+                at[row] = steps.end[item]
+        return BitPlan({each.name: each.at(own) for each, own in zip(options, reached, strict=True)})
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the output features of one layer may have.
 
     Attributes:
-        gain: What the rounding of each feature costs the network's output. Shape [out].
-        price: Products of one more word in one feature, per sample.
-        num_bits: Word length b that all features have; longer ones are multiples of it, up to a byte.
+        name: The layer.
+        bits: Word lengths, ascending.
+        error: Shape [features, bits]; [1, bits] of a layer that goes as a whole. Infinite where it is ruled out.
+        price: Of each word length in one feature. Shape [bits].
+        by_feature: Whether features were told apart.
     """
 
-    gain: NDArray[np.float64]
-    price: int
-    num_bits: int
+    name: str
+    bits: tuple[int, ...]
+    error: Float
+    price: Float
+    by_feature: bool
+
+    @staticmethod
+    def of(table: SensitivityTable, index: int, cost: Cost) -> _Options:
+        name = table.layers[index]
+        rows = table.rows.get(name)
+        error = table.error[index][None] if rows is None else rows
+        if rows is not None:  # a layer is on codes as a whole, or not at all
+            error = np.where(np.array(table.bits) == FLOAT, np.inf, rows)
+        price = np.array([cost.of(name, bits) for bits in table.bits], np.float64) / len(error)
+        return _Options(name, table.bits, error, price, rows is not None)
 
     @property
-    def most(self) -> int:
-        """Words of b bits beyond which a feature has nothing to gain."""
-        return -(-MAX_BITS // self.num_bits)
+    def start(self) -> Index:
+        """Columns of the shortest words. Shape [features]."""
+        start: Index = np.isfinite(self.error).argmax(1)
+        return start
+
+    def at(self, reached: Index) -> LayerBits:
+        """The word lengths at some columns."""
+        words = tuple(min(self.bits[column], LONGEST) for column in reached)
+        if self.by_feature:
+            return words
+        return FLOAT if self.bits[reached[0]] == FLOAT else words[0]
+
+    def steps(self) -> Iterator[tuple[Index, Index, Index, Float, Float]]:
+        """First steps of all features, then second ones, and so on: features, columns before and behind, gain, price.
+
+        Each is the best bargain that lies ahead of its feature. Features that have nothing to gain stop.
+        """
+        features, start = np.arange(len(self.error)), self.start
+        while len(features):
+            each = np.arange(len(features))
+            gain = self.error[features, start][:, None] - self.error[features]
+            price = np.maximum(self.price - self.price[start][:, None], FREE)
+            ahead = np.arange(len(self.bits)) > start[:, None]
+            end = np.where(ahead, gain / price, -np.inf).argmax(1)
+            gain, price = gain[each, end], price[each, end]
+            goes_on = (end > start) & (gain > 0)
+            features, start, end = features[goes_on], start[goes_on], end[goes_on]
+            yield features, start, end, gain[goes_on], price[goes_on]
+            start = end
 
 
-def allocate(demands: Mapping[str, Demand], share: float) -> dict[str, NDArray[np.int8]]:
-    """Spend a budget of products where they gain most.
+@dataclass(frozen=True)
+class _Steps:
+    """Steps of all layers. Shapes [steps].
 
-    Another b bits leave 4^-b of the energy of a feature's error.
-
-    Args:
-        demands: By layer.
-        share: Extra products as a share of those of all the layers with one word for each weight.
-
-    Returns:
-        Bits of every output feature, by layer.
+    Attributes:
+        layer: Index of the layer.
+        row: Its feature.
+        start: Column that the step leaves.
+        end: Column that it reaches.
+        gain: Error that goes.
+        price: What it costs.
     """
-    names = list(demands)
-    layer, row, gain, price = [], [], [], []
-    for index, name in enumerate(names):
-        demand = demands[name]
-        for step in range(1, demand.most):
-            left = 4.0 ** (-demand.num_bits * (step - 1)) - 4.0 ** (-demand.num_bits * step)
-            layer.append(np.full(len(demand.gain), index))
-            row.append(np.arange(len(demand.gain)))
-            gain.append(demand.gain * left)
-            price.append(np.full(len(demand.gain), demand.price))
-    words = {name: np.ones(len(demand.gain), np.int8) for name, demand in demands.items()}
-    if not layer:
-        return _bits(words, demands)
-    layers, rows, gains, prices = (np.concatenate(each) for each in (layer, row, gain, price))
-    budget = share * sum(demand.price * len(demand.gain) for demand in demands.values())
-    for item in np.argsort(-gains / prices, kind="stable"):  # a feature's first extra word comes before its second
-        if prices[item] <= budget and gains[item] > 0:
-            budget -= prices[item]
-            words[names[layers[item]]][rows[item]] += 1
-    return _bits(words, demands)
 
+    layer: Index
+    row: Index
+    start: Index
+    end: Index
+    gain: Float
+    price: Float
 
-def _bits(words: Mapping[str, NDArray[np.int8]], demands: Mapping[str, Demand]) -> dict[str, NDArray[np.int8]]:
-    return {
-        name: np.minimum(count * np.int8(demands[name].num_bits), np.int8(MAX_BITS)) for name, count in words.items()
-    }
+    @staticmethod
+    def of(options: list[_Options]) -> _Steps:
+        none = np.zeros(0, np.intp)
+        parts = [(none, none, none, none, none.astype(float), none.astype(float))]
+        for index, each in enumerate(options):
+            parts += [(np.full(len(step[0]), index), *step) for step in each.steps()]
+        return _Steps(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from ptq.core.progress import Progress
     from ptq.delivery.cache import Cache, Entry
     from ptq.job import Result
+
+
+MOST_BYTES = 2**20
+"""Of a recipe that is looked into for the files that it names."""
 
 
 @click.command(cls=Verb, example="ptq quantize model.onnx --data calib.npz -o model.int8.onnx --min-sqnr-db 30")
@@ -157,7 +163,17 @@ def _inputs(given: dict[str, Any]) -> list[Path]:
 
     named = [given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]]
     paths = (local_path(str(name)) for name in (*named, *given["custom_ops"]))
-    return [path for path in paths if path is not None]
+    return [*(path for path in paths if path is not None), *_bit_plan(given["recipe_path"])]
+
+
+def _bit_plan(recipe: Path | None) -> list[Path]:
+    """The file of the bit plan that a recipe names. What cannot be read is told by whoever has to read it."""
+    with suppress(OSError, ValueError, RecursionError):
+        if recipe is not None and recipe.is_file() and recipe.stat().st_size <= MOST_BYTES:
+            name = tomllib.loads(recipe.read_text(encoding="utf-8")).get("bit_plan")
+            plan = None if not isinstance(name, str) else recipe.parent / name
+            return [] if plan is None or not plan.is_file() else [plan]
+    return []
 
 
 def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | None, str]:

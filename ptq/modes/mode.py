@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,7 +89,8 @@ class RecipeMode:
     def exclusions(self) -> Exclusions:
         """Patterns of what the user leaves in float, those of layer rules included."""
         skipped = tuple(rule.match for rule in self.recipe.layers if rule.skip)
-        return Exclusions(self.recipe.exclude + skipped)
+        planned = () if self.recipe.bit_plan is None else tuple(map(glob.escape, self.recipe.bit_plan.floats))
+        return Exclusions(self.recipe.exclude + skipped + planned)
 
     @property
     def steps(self) -> tuple[PrepareStep, ...]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cattrs
 from cattrs.errors import ClassValidationError
 
+from ptq.allocation.bit_plan import BitPlan
 from ptq.calibration.observers import Observer
 from ptq.core.errors import RecipeError
 from ptq.core.family import members, tag_of
@@ -39,13 +42,22 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # those of TOML and of Unicode are ValueErrors too
         raise RecipeError(f"{path}: not TOML: {error}") from error
-    return recipe_from(table, str(path))
+    return recipe_from(table, str(path), path.parent)
 
 
-def recipe_from(table: dict[str, Any], where: str) -> Recipe:
-    """Turn nested tables into a recipe; unknown keys are refused."""
+def recipe_from(table: dict[str, Any], where: str, folder: Path | None = None) -> Recipe:
+    """Turn nested tables into a recipe; unknown keys are refused.
+
+    Args:
+        table: The recipe, its bit plan as a table or as the path of a file.
+        where: What it is called in messages.
+        folder: Where such a path starts; None refuses paths, as a table may come from anybody.
+
+    Raises:
+        RecipeError: A key is unknown, or of the wrong type, or there is no bit plan where one should be.
+    """
     try:
-        return _converter().structure(table, Recipe)
+        return _converter(folder).structure(table, Recipe)
     except ClassValidationError as error:
         raise RecipeError(explained(error, where)) from error
 
@@ -85,17 +97,42 @@ def _is_table(value: Any) -> bool:
 def _toml(value: Any) -> str:
     """Write a value in one line; JSON writes strings, numbers and truths as TOML does, but for one character."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _converter() -> cattrs.Converter:
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _converter(folder: Path | None = None) -> cattrs.Converter:
     converter = strict_converter(forbid_extra_keys=True)
+    converter.register_structure_hook(BitPlan | None, partial(_bit_plan, folder))
+    converter.register_unstructure_hook(BitPlan | None, lambda plan: None if plan is None else plan.to_table())
     for union in (Observer, WeightMethod):
         _register_tagged(converter, union)
     return converter
+
+
+def _bit_plan(folder: Path | None, value: Any, _: Any) -> BitPlan:
+    """A plan as a table, or in a file beside the recipe."""
+    if not isinstance(value, str):
+        return BitPlan.from_table(value)
+    if folder is None:
+        raise TypeError(f"expected a table, found {value!r:.80}; only a recipe's file names a bit plan by its path")
+    if not _is_inside(folder / value, folder):
+        raise RecipeError(f"bit plan {value!r:.80} lies outside the recipe's folder; put it beside the recipe")
+    return BitPlan.load(folder / value)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a folder, links included: recipes come from anywhere, other files are none of theirs."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a byte that no path has, a link to itself
+        return False
 
 
 def _register_tagged(converter: cattrs.Converter, union: Any) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ptq.allocation.bit_plan import BitPlan
 from ptq.calibration.observers import Auto, Dynamic, Observer
 from ptq.core.errors import RecipeError
 from ptq.core.family import tag_of
@@ -132,6 +133,8 @@ class Recipe:
         other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the
             tokens are others of the vocabulary.
         layers: What some layers do differently.
+        bit_plan: Word lengths of layers, or of single output features; over those of `weights` and `layers`. None has
+            no further say.
         exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
         samples: Most samples read from the calibration set.
         skip_bad_samples: Leave out images that cannot be read and samples with NaN or infinity, and say so.
@@ -152,6 +155,7 @@ class Recipe:
     latency_batch: int = 1
     other_words: bool = True
     layers: tuple[LayerRule, ...] = ()
+    bit_plan: BitPlan | None = None
     exclude: tuple[str, ...] = ()
     samples: int = 512
     skip_bad_samples: bool = False
@@ -174,7 +178,8 @@ class Recipe:
     def has_small_weights(self) -> bool:
         """Whether any weight is shorter than a byte."""
         own = [self.weights.bits, self.weights.first_last_bits, *(rule.bits for rule in self.layers)]
-        return any(bits is not None and bits < 8 for bits in own)
+        planned = self.bit_plan is not None and self.bit_plan.has_small_weights
+        return planned or any(bits is not None and bits < 8 for bits in own)
 
     def __post_init__(self) -> None:
         names = [target.name for target in TARGETS]
@@ -188,6 +193,7 @@ class Recipe:
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         self._check_extra_macs()
         self._check_blocks()
+        self._check_bit_plan()
         self._check_dynamic()
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise RecipeError(f"samples is {self.samples}; expected 1 to {MOST_SAMPLES}")
@@ -212,6 +218,15 @@ class Recipe:
             )
         if self.has_blocks and self.weights.extra_macs:
             raise RecipeError("extra_macs and scales per block do not go together; leave one of them")
+
+    def _check_bit_plan(self) -> None:
+        if self.bit_plan is None:
+            return
+        if self.search:
+            raise RecipeError("a search for a goal finds word lengths by itself; leave out --goal (search) or bit_plan")
+        others = {"extra_macs": self.weights.extra_macs > 0, "scales per block": self.has_blocks}
+        for name in (name for name, given in others.items() if given and self.bit_plan.has_rows):
+            raise RecipeError(f"{name} and a bit_plan by output feature do not go together; leave one of them")
 
     def _check_dynamic(self) -> None:
         if self.is_dynamic and self.activation_bits != 8:

@@ -9,15 +9,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.allocation.bit_plan import BitPlan, shortest_of
 from ptq.calibration.observers import Auto, MinMax, Observer
+from ptq.core.errors import RecipeError
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import Needs
 from ptq.core.spec import PerAxis, PerBlock, QuantSpec
-from ptq.passes.selection import outermost, sites_matching
+from ptq.passes.linear import describe_linear, name_of
+from ptq.passes.selection import linear_nodes, outermost, sites_matching
 from ptq.passes.sites import WeightSite, rows_and_columns
 from ptq.passes.stored import StoredWeight
 from ptq.passes.tables import Table
 from ptq.recipe import Recipe, Split, Weights
+from ptq.sensitivity.table import FLOAT
 from ptq.target import Target
 from ptq.weights import Rtn, WeightMethod
 
@@ -59,6 +63,7 @@ class Choices:
         bias_correction: Shift biases by the mean error that the integers cause.
         extra_macs: Budget of longer words in some output features, as a share of all products.
         overrides: Layer name -> choice.
+        rows: Layer name -> bits of the weights of each output feature, none shorter than its choice says.
         coarse: Layers that are the coarse part of another.
         centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
         saturates: Integer products of two neighbouring weights must not overflow; see `ptq.core.saturates`.
@@ -71,6 +76,7 @@ class Choices:
     bias_correction: bool
     extra_macs: float = 0.0
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
+    rows: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     coarse: frozenset[str] = frozenset()
     centred_blocks: bool = False
     saturates: bool = False
@@ -95,7 +101,7 @@ class Choices:
         spec, chosen = self.weights.spec, self.overrides.get(site.name)
         bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
         method: WeightMethod = Rtn("mse" if bits < BYTE else "absmax")
-        if chosen is not None and chosen.method.needs is Needs.WEIGHT:
+        if chosen is not None and chosen.method.needs == Needs.WEIGHT:
             method = chosen.method
         return LayerChoice(method, replace(spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0)))
 
@@ -133,7 +139,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
         model: Prepared model, whose layers the rules of the recipe name.
 
     Raises:
-        RecipeError: A rule matches nothing.
+        RecipeError: A rule matches nothing, or the bit plan is not one for this model.
     """
     weights = recipe.weights
 
@@ -151,7 +157,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
         overrides |= dict.fromkeys(() if rule.skip else sites_matching(model, rule.match), chosen)
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
-    return Choices(
+    choices = Choices(
         recipe.activations,
         activation,
         base,
@@ -162,3 +168,31 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
         saturates=target.saturates and not recipe.weight_only,
         dynamic=recipe.is_dynamic,
     )
+    return choices if recipe.bit_plan is None else _planned(choices, recipe.bit_plan, model)
+
+
+def _planned(choices: Choices, plan: BitPlan, model: ir.Model) -> Choices:
+    """Word lengths of a plan over those that choices have; layers in float are left out by whoever places integers."""
+    nodes, overrides, rows = linear_nodes(model), dict(choices.overrides), dict[str, NDArray[np.int8]]()
+    for name, bits in plan.layers.items():
+        if name not in nodes:
+            known = ", ".join(list(nodes)[:3])
+            raise RecipeError(f"bit_plan: the model has no layer {name!r:.80}; its layers are {known}, ...")
+        if bits == FLOAT:
+            continue
+        chosen, shortest = overrides.get(name, choices.weights), shortest_of(bits)
+        spec = replace(chosen.spec, num_bits=shortest, narrow_range=shortest == BYTE)
+        overrides[name] = replace(chosen, spec=spec)
+        if isinstance(bits, tuple):
+            rows[name] = _rows_of(nodes[name], bits)
+    return replace(choices, overrides=overrides, rows=rows)
+
+
+def _rows_of(node: ir.Node, bits: tuple[int, ...]) -> NDArray[np.int8]:
+    layer = describe_linear(node, integer=False)
+    features = len(bits) if isinstance(layer, str) else rows_and_columns(layer)[0]
+    if len(bits) != features:
+        raise RecipeError(
+            f"bit_plan: layer {name_of(node)!r:.80} has {features} output features; the plan has bits for {len(bits)}"
+        )
+    return np.array(bits, np.int8)

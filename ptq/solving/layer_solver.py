@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.allocation.greedy import Demand
-from ptq.calibration.influence import LayerErrors
-from ptq.calibration.sequential import SequentialWalk
+from ptq.allocation.bit_plan import LayerBits
 from ptq.core.affine import QuantParams
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
@@ -21,7 +19,8 @@ from ptq.core.layer_row import LayerRow
 from ptq.core.plan import BiasEncoding
 from ptq.core.problem import Needs
 from ptq.core.solved_layer import SolvedLayer
-from ptq.core.widths import Widths
+from ptq.core.widths import MAX_BITS, Widths
+from ptq.sensitivity.float_network import PlacedLayer
 from ptq.solving.bias import InputMeans
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.grids import Grids
@@ -44,6 +43,11 @@ class LayerSolver:
     def choice(self) -> LayerChoice:
         """How its weight is quantized."""
         return self.settings.choice(self.layer)
+
+    def with_bits(self, bits: LayerBits) -> LayerSolver:
+        """The same layer with words that are as long as asked for."""
+        rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
+        return replace(self, rows=rows)
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
         """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
@@ -79,16 +83,24 @@ class LayerSolver:
             return replace(single, note=f"split rejected ({gain:+.1f} dB)")
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
-    def demand(self, found: SolvedLayer, walk: SequentialWalk) -> Demand:
-        """What a longer word in a row would gain."""
-        output, encoding = found.output, found.encoding
+    def rounded(self, solved: SolvedLayer) -> PlacedLayer:
+        """What its errors are, for whoever looks at what they do to the network's outputs.
+
+        Raises:
+            RuntimeError: It was solved from its weight alone.
+        """
+        output, num_bits = solved.output, solved.encoding.num_bits
         if output is None:
             raise RuntimeError(f"{self.layer.name} was solved without its output")
-        errors = LayerErrors(
-            output.rounding, output.row_error, self.settings.bias_correction and self.arrays.takes_bias
+        centered = self.settings.bias_correction and self.arrays.takes_bias
+        return PlacedLayer(
+            self.layer.name,
+            num_bits,
+            output.row_error,
+            layer=self.layer,
+            rounding=output.rounding,
+            centered=centered,
         )
-        influence = walk.influence(self.layer, errors)
-        return Demand(influence.cost, influence.positions * self.layer.fan_in, encoding.num_bits)
 
     @property
     def _grid(self) -> QuantParams | None:
@@ -141,11 +153,17 @@ def start_layer(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> 
 
 
 def _described(solved: SolvedLayer) -> str:
-    """Where the longer words are, counted in points as the paper does."""
-    encoding = solved.encoding
-    rows = np.ones(1) if encoding.widths is None else -(-encoding.widths.rows // np.int8(encoding.num_bits))
-    several = f"up to {rows.max()} points in {(rows > 1).sum()} of {len(rows)} features" if rows.max() > 1 else ""
+    """Where the longer words are, counted in points as the paper does where they are sums of points."""
+    widths, num_bits = solved.encoding.widths, solved.encoding.num_bits
+    several = "" if widths is None else _longer(widths.rows, num_bits)
     return ", ".join(part for part in (several, solved.note) if part)
+
+
+def _longer(rows: NDArray[np.int8], num_bits: int) -> str:
+    points = -(-rows // np.int8(num_bits))
+    if (np.minimum(points * num_bits, MAX_BITS) != rows).any():
+        return f"{rows.min()} to {rows.max()} bits by feature"
+    return f"up to {points.max()} points in {(points > 1).sum()} of {len(rows)} features" if points.max() > 1 else ""
 
 
 WORTH_DB = 3.0

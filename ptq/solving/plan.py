@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from ptq.allocation.greedy import Demand, allocate
+from ptq.allocation import BitPlan, Greedy
+from ptq.allocation.budget import Macs
+from ptq.allocation.points import ALL_POINTS, point_bits
 from ptq.calibration.replay import Feed, SampleReplay
 from ptq.calibration.sequential import SequentialWalk
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.encoding import WeightEncoding
+from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import LayerProblem, Needs
@@ -24,6 +27,8 @@ from ptq.files.checkpoints import Checkpoints
 from ptq.passes.infer_shapes import output_sizes
 from ptq.passes.placement import Placement
 from ptq.passes.sites import WeightSite, matrix_of
+from ptq.sensitivity import FeatureInfluence
+from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
 from ptq.solving.choices import Choices
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import LayerArrays
@@ -72,7 +77,9 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     settings, placement = problem.settings, problem.placement
     grids = choose_grids(placement, problem.histograms, settings)
     jobs = {
-        layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids)
+        layer.name: LayerSolver(
+            LayerArrays.of(problem.model, layer), layer, settings, grids, settings.rows.get(layer.name)
+        )
         for layer in placement.layers
     }
     others: tuple[WeightSite, ...] = (*placement.tables, *placement.stored)
@@ -80,10 +87,8 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     # In the walk recurrent layers compute in float, as they do in most models: what is installed there are tables.
     tables = {table.name: rows_alone[table.name] for table in placement.tables}
     if settings.extra_macs > 0:
-        demands: dict[str, Demand] = {}
-        _solve(problem, tables, grids, jobs, demands)
-        rows = allocate(demands, settings.extra_macs)
-        jobs = {name: replace(job, rows=rows.get(name)) for name, job in jobs.items()}
+        longer = _longer_words(problem, tables, grids, jobs).layers
+        jobs |= {name: jobs[name].with_bits(bits) for name, bits in longer.items()}
     solved = _solve(problem, tables, grids, jobs)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
     rows_of_report = tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
@@ -98,34 +103,68 @@ def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
     return encoding
 
 
+def _longer_words(
+    problem: Problem, tables: Mapping[str, WeightEncoding], grids: Grids, jobs: Mapping[str, LayerSolver]
+) -> BitPlan:
+    """Solve the layers once to see which of their output features gain most by longer words."""
+    walked = _walked(jobs)
+    if not walked:
+        return BitPlan({})
+    start = _plan(grids, _started(problem, jobs), tables)
+    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=True)
+    network = FloatNetwork(problem.model, walk.float_run, walk.sizes, problem.samples.custom_ops)
+    num_bits, num_macs = dict[str, int](), dict[str, int]()
+
+    def rounded() -> Iterator[PlacedLayer]:
+        for layer, seen in counted(walk.layers(), len(walked), problem.progress):
+            with _threads(layer):
+                solved = jobs[layer.name].solve(seen)
+            placed = jobs[layer.name].rounded(solved)
+            num_bits[layer.name] = placed.num_bits
+            num_macs[layer.name] = network.positions(placed) * placed.rounding.size
+            yield placed
+            walk.install(layer, solved.encoding, solved.bias)
+
+    table = FeatureInfluence().measure(rounded(), ALL_POINTS, network)
+    table = table.among({name: point_bits(bits) for name, bits in num_bits.items()})
+    budget = problem.settings.extra_macs * sum(num_macs.values())
+    return Greedy().allocate(table, Macs(num_macs, num_bits), budget)
+
+
 def _solve(
-    problem: Problem,
-    tables: Mapping[str, WeightEncoding],
-    grids: Grids,
-    jobs: Mapping[str, LayerSolver],
-    demands: dict[str, Demand] | None = None,
+    problem: Problem, tables: Mapping[str, WeightEncoding], grids: Grids, jobs: Mapping[str, LayerSolver]
 ) -> dict[str, SolvedLayer]:
-    """Solve all layers; with `demands`, also find out what longer words would gain, for another round."""
+    """Solve all layers."""
+    solved, walked = _started(problem, jobs), _walked(jobs)
+    if not walked:
+        return solved
+    start = _plan(grids, solved, tables)
+    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples)
+    for layer, seen in counted(walk.layers(), len(walked), problem.progress):
+        solve = functools.partial(jobs[layer.name].settled, seen)
+        with _threads(layer):
+            found = problem.checkpoints.restore_or_solve(layer.name, SolvedLayer, SOLVED_PARTS, solve)
+        solved[layer.name] = found
+        walk.install(layer, found.encoding, found.bias)
+    return solved
+
+
+def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, SolvedLayer]:
+    """What the walk starts from: every layer solved from its weight."""
     means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(start_layer, None, tasks)
-    solved = dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
-    walked = [job.layer for job in jobs.values() if Needs.MOMENTS in job.choice.method.needs]
-    if not walked:
-        return solved
-    start, survey = _plan(grids, solved, tables), demands is not None
-    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=survey)
-    kept = problem.checkpoints.restore_or_solve
-    for layer, seen in counted(walk.layers(), len(walked), problem.progress):
-        job = jobs[layer.name]
-        solve = functools.partial(job.settled, seen)
-        with threadpool_limits(1 if layer.fan_in < WIDE else None, "blas"):
-            found = job.solve(seen) if survey else kept(layer.name, SolvedLayer, SOLVED_PARTS, solve)
-        if demands is not None and found.output is not None:
-            demands[layer.name] = job.demand(found, walk)
-        solved[layer.name] = found.settled()
-        walk.install(layer, found.encoding, found.bias)
-    return solved
+    return dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
+
+
+def _walked(jobs: Mapping[str, LayerSolver]) -> list[LinearLayer]:
+    """Layers whose method looks at what the layers before them give."""
+    return [job.layer for job in jobs.values() if Needs.MOMENTS in job.choice.method.needs]
+
+
+def _threads(layer: LinearLayer) -> threadpool_limits:
+    """As many threads in a matrix product as are worth it for a layer."""
+    return threadpool_limits(1 if layer.fan_in < WIDE else None, "blas")
 
 
 def _plan(grids: Grids, solved: Mapping[str, SolvedLayer], others: Mapping[str, WeightEncoding]) -> QuantPlan:

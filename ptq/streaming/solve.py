@@ -64,12 +64,14 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
         given: What else was asked for and is not looked at here, as the command line calls it.
 
     Raises:
-        UnsupportedModelError: The recipe quantizes activations, its weight method looks at them, or something was
-            asked for that is not looked at.
+        UnsupportedModelError: The recipe quantizes activations, its weight method looks at them, output features of
+            one layer have words of several lengths, or something was asked for that is not looked at.
     """
     size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
     if not recipe.weight_only or recipe.weights.method.needs != Needs.WEIGHT:
         raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
+    if recipe.bit_plan is not None and recipe.bit_plan.has_rows:
+        raise UnsupportedModelError(f"{size} quantized in blocks of one word length: give the bit plan bits by layer")
     timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
     unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]
     if unmet:
@@ -152,7 +154,7 @@ def stream(
 def _in_blocks(settings: Choices, layer: LinearLayer) -> LayerChoice:
     choice = settings.choice(layer)
     if isinstance(choice.spec.granularity, PerAxis):
-        spec = replace(settings.weights.spec, granularity=PerBlock(1, BLOCK))
+        spec = replace(choice.spec, granularity=PerBlock(1, BLOCK))
         return replace(settings, weights=replace(choice, spec=spec), overrides={}).choice(layer)
     return choice
 

@@ -1,9 +1,8 @@
 """The smallest model that meets a goal: what costs the output most gets more bits, or stays float, until it holds.
 
 What costs nothing is tried first: a weight method that sees the data, scales per channel, the default choice of ranges.
-Then each layer's part of the final error is measured once (`ptq.analysis.diff`). A bit more quarters the error of a
-layer's weight and costs an eighth of a byte for each; bits go where they take away most error for their bytes. The
-model of the error is a guess, the verdict is not: every recipe is run, and its miss corrects the next guess.
+Then each layer's part of the final error is measured once, and bits go where they take away most error for their bytes.
+What longer words take away is a guess, the verdict is not: every recipe is run, and its miss corrects the next guess.
 """
 
 from __future__ import annotations
@@ -12,21 +11,29 @@ import glob
 import itertools
 import math
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.allocation import MoreBits
+from ptq.allocation.bit_plan import shortest_of
+from ptq.allocation.budget import Bytes
 from ptq.analysis.diff import Pair
-from ptq.analysis.diff import diff as find_parts
 from ptq.analysis.diff.causes import Names
+from ptq.analysis.diff.network import SwitchedNetwork
 from ptq.analysis.report import Attempt
 from ptq.calibration.observers import Auto
 from ptq.calibration.shards import CalibrationShards
-from ptq.core.errors import PtqError
+from ptq.core.layer_row import LayerRow
 from ptq.core.problem import Needs
 from ptq.core.progress import Progress, silent, within
 from ptq.job import Job, Result
 from ptq.pipeline import run
 from ptq.recipe import LayerRule, Recipe
+from ptq.sensitivity import RestoredShare
+from ptq.sensitivity.problem import RoundedLayer
+from ptq.sensitivity.table import FLOAT, SensitivityTable
 from ptq.weights import Gptq
 
 SAMPLES = 8
@@ -41,69 +48,9 @@ REFINED = 2
 HALF, STRIDE = 0.5, 0.05
 """How much lower the next try aims when nothing is known, and at most: far ahead the model of the error is no help."""
 
-WHOLE, FLOAT = 8, 9
-"""Bits of a layer; one more than all of them stands for float."""
-
-FLOAT_BITS = 32
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one layer does to the output, relative to the output's energy.
-
-    Attributes:
-        name: The layer.
-        num_weights: How many weights it has.
-        num_bits: Their word length.
-        weight_error: Energy of the final error that comes from rounding them.
-        input_error: That comes from rounding its input.
-    """
-
-    name: str
-    num_weights: int
-    num_bits: int
-    weight_error: float
-    input_error: float
-
-    def error(self, bits: int) -> float:
-        """At another word length: each bit halves the steps."""
-        return 0.0 if bits == FLOAT else self.input_error + self.weight_error * 4.0 ** (self.num_bits - bits)
-
-    def num_bytes(self, bits: int) -> float:
-        """In the file."""
-        return self.num_weights * (FLOAT_BITS if bits == FLOAT else bits) / 8
-
-    def gain(self, bits: int, more: int) -> float:
-        """Error taken away for every byte."""
-        return (self.error(bits) - self.error(more)) / max(self.num_bytes(more) - self.num_bytes(bits), 1e-300)
-
-
-def more_bits(parts: tuple[Part, ...], rest: float, target: float) -> dict[str, int]:
-    """Word lengths that bring the error down at the least cost in bytes.
-
-    Args:
-        parts: The layers.
-        rest: Error that comes from none of them.
-        target: Energy of the error that is wanted, relative.
-
-    Returns:
-        Layer -> bits, of those that change; `FLOAT` for float. Everything in float if even that is not enough.
-
-    Example:
-        >>> parts = (Part("a", 100, 4, 0.1, 0.0), Part("b", 1000, 4, 0.01, 0.0))
-        >>> more_bits(parts, 0.0, 0.02)
-        {'a': 6}
-    """
-    bits = {part.name: part.num_bits for part in parts}
-    error = rest + sum(part.error(part.num_bits) for part in parts)
-    while error > target:
-        moves = [(part, to) for part in parts for to in range(bits[part.name] + 1, FLOAT + 1)]
-        part, to = max(moves, default=(None, 0), key=lambda move: move[0].gain(bits[move[0].name], move[1]))
-        if part is None or part.gain(bits[part.name], to) <= 0:
-            break
-        error += part.error(to) - part.error(bits[part.name])
-        bits[part.name] = to
-    return {part.name: bits[part.name] for part in parts if bits[part.name] != part.num_bits}
+WHOLE = 8
+BITS = (*range(2, WHOLE + 1), FLOAT)
+"""Word lengths that a layer may have."""
 
 
 def reach(job: Job, progress: Progress = silent) -> Result:
@@ -154,13 +101,14 @@ class _Search:
     def with_more_bits(self) -> None:
         """More bits for layers, or float, aiming lower until the goal is met, then a little higher again."""
         base, recipe = self.best, self._recipe_of(self.best)
-        parts, rest = self._parts(base)
+        table, cost = self._table(base), Bytes({row.name: row.num_weights for row in base.report.layers})
         fails, holds, refined = _error(base), None, 0
         aim = max(self._wanted(base) or fails * HALF, fails * STRIDE)
         while len(self.tries) < MOST_RUNS and refined <= REFINED:
-            bits = more_bits(parts, rest, aim)
+            plan = MoreBits().allocate(table, cost, aim)
+            bits = {name: shortest_of(each) for name, each in plan.layers.items() if each != table.shortest[name]}
             asked = replace(recipe, layers=(*recipe.layers, *_rules(bits)))
-            if all(bits.get(part.name) == FLOAT for part in parts):
+            if len(plan.floats) == len(table.layers):
                 return  # that is the float model, and no goal met by quantizing
             if asked in self._runs:
                 if holds is not None:
@@ -206,33 +154,17 @@ class _Search:
         goal = self._job.recipe.goals.min_sqnr_db
         return None if goal is None or goal <= base.report.proof.comparison.sqnr_db else 10 ** (-goal / 10)
 
-    def _parts(self, base: Result) -> tuple[tuple[Part, ...], float]:
-        """What each layer does to the output, and the rest."""
-        total, shares = _error(base), self._shares(base)
-        whole = max(sum(shares.values()), 1.0)
-        parts = []
-        for row in base.report.layers:
-            own = total * shares.get(row.name, 0.0) / whole
-            weight, given = 10 ** (-row.weight_sqnr_db / 10), 10 ** (-row.input_sqnr_db / 10)
-            part = weight / max(weight + given, 1e-300)
-            parts.append(Part(row.name, row.num_weights, row.num_bits, own * part, own * (1 - part)))
-        rest = total - sum(part.weight_error + part.input_error for part in parts)
-        return tuple(parts), max(rest, 0.0)
-
-    def _shares(self, base: Result) -> dict[str, float]:
-        """Layer -> share of the final error, measured; guessed from the weights where nothing can be switched."""
-        samples = itertools.islice(self._job.evaluation or self._job.data, SAMPLES)
-        names = Names("the float model", "the quantized model", self._job.data.description)
-        found: dict[str, float] = {}
+    def _table(self, base: Result) -> SensitivityTable:
+        """What each layer does to the output at its word length and at longer ones: measured where it can be."""
+        rows, samples = base.report.layers, itertools.islice(self._job.evaluation or self._job.data, SAMPLES)
+        layers = [RoundedLayer(row.name, row.num_bits, *_errors(row)) for row in rows]
+        network = SwitchedNetwork(_error(base), {})
         if base.delivery.data is not None:
-            with suppress(PtqError):  # of a form in which no layer can be switched
-                pair = Pair(self._job.source, base.delivery.data, names, self._job.custom_ops)
-                layers = find_parts(pair, samples, within(self._progress, "layers")).layers
-                found = {layer.name: layer.share for layer in layers if layer.share is not None}
-        if not any(found.get(row.name) for row in base.report.layers):
-            errors = {row.name: 10 ** (-row.weight_sqnr_db / 10) for row in base.report.layers}
-            found = {name: error / max(sum(errors.values()), 1e-300) for name, error in errors.items()}
-        return found
+            names = Names("the float model", "the quantized model", self._job.data.description)
+            pair = Pair(self._job.source, base.delivery.data, names, self._job.custom_ops)
+            network = SwitchedNetwork.measured(pair, samples, _error(base), within(self._progress, "layers"))
+        table = RestoredShare().measure(layers, BITS, network.or_guessed(layers))
+        return table.among({row.name: [bits for bits in BITS if bits >= row.num_bits] for row in rows})
 
 
 def _better(recipe: Recipe) -> Recipe:
@@ -256,6 +188,11 @@ def _rules(bits: Mapping[str, int]) -> tuple[LayerRule, ...]:
 def _called(bits: Mapping[str, int]) -> str:
     floats = sum(each == FLOAT for each in bits.values())
     return f"{len(bits) - floats} layers with more bits" + (f", {floats} in float" if floats else "")
+
+
+def _errors(row: LayerRow) -> tuple[NDArray[np.float64], float]:
+    """Energies of the errors of a layer's weight and input, relative to theirs."""
+    return np.array([10 ** (-row.weight_sqnr_db / 10)]), 10 ** (-row.input_sqnr_db / 10)
 
 
 def _error(result: Result) -> float:

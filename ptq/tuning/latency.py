@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.allocation.mincut import FORBIDDEN, Division
+from ptq.allocation.divide import NodeTimes, Price, converted_values, divide, values_and_readers
 from ptq.analysis.bench import Setting, take_turns
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.analysis.report import TimedPlan
@@ -42,7 +42,6 @@ from ptq.solving.choices import choices_of
 from ptq.solving.grids import per_value
 from ptq.solving.plan import Problem, make_plan
 from ptq.streaming.solve import needs_streaming
-from ptq.target import INTEGER_OPS
 from ptq.transforms import Rewritten
 from ptq.weights import Rtn
 
@@ -104,7 +103,7 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
     progress("measure")
     trial = LatencyTrial.of(job)
     whole = trial.mixed(frozenset())
-    times = _Times(trial.times(trial.float_form()), trial.times(whole.form))
+    times = NodeTimes(trial.times(trial.float_form()), trial.times(whole.form))
     mixes, latest, tried = {whole.key: whole}, whole, {frozenset[str]()}
     for _ in range(ROUNDS):  # the conversions of a mixed plan tell more of their price than those of the whole one
         price = trial.price(latest)
@@ -115,35 +114,6 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
                 mixes.setdefault(latest.key, latest)
             tried.add(floats)
     return trial.choose(list(mixes.values()))
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of a conversion between float and codes.
-
-    Attributes:
-        fixed: Microseconds, however little is converted.
-        rate: Microseconds for every number.
-    """
-
-    fixed: float
-    rate: float
-
-    def of(self, size: int) -> float:
-        """Microseconds for so many numbers."""
-        return self.fixed + self.rate * size
-
-    def times(self, factor: float) -> Price:
-        """Another price."""
-        return Price(self.fixed * factor, self.rate * factor)
-
-
-@dataclass(frozen=True)
-class _Times:
-    """Microseconds of nodes by name, both ways."""
-
-    floats: Mapping[str, float]
-    integers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -160,83 +130,6 @@ class _Mixed:
     @property
     def key(self) -> frozenset[str]:
         return self.placement.integer_nodes
-
-
-def divide(
-    model: ir.Model, placement: Placement, times: _Times, sizes: Mapping[str, int], price: Price
-) -> frozenset[str]:
-    """Which of the nodes that could run on integers should run in float.
-
-    Args:
-        model: Prepared float model.
-        placement: Everything that can be integers.
-        times: Of its nodes.
-        sizes: Numbers in every value.
-        price: Of conversions.
-
-    Returns:
-        Names of nodes.
-    """
-    problem, able = Division(), placement.integer_nodes
-    for node in model.graph:
-        name = name_of(node)
-        if name in able:
-            problem.cost(name, here=times.integers.get(name, 0.0), there=times.floats.get(name, 0.0))
-            for leader in _leaders(node, placement):
-                problem.apart(name, leader, FORBIDDEN)
-                if _is_absorbed(node, placement):
-                    problem.apart(leader, name, FORBIDDEN)
-    with_grid = _with_grid(placement)
-    for value, readers in (each for each in _values(model) if str(each[0].name) in with_grid):
-        _add_conversions(problem, value, readers, placement, price.of(sizes.get(str(value.name), 0)))
-    return able - {name for name in problem.solve() if isinstance(name, str)}
-
-
-def _add_conversions(
-    problem: Division, value: ir.Value, readers: list[str | None], placement: Placement, cost: float
-) -> None:
-    """A value is converted once for all its readers of the other kind; None among them is one that stays float."""
-    able, producer = [name for name in readers if name in placement.integer_nodes], value.producer()
-    maker = name_of(producer) if producer is not None and str(value.name) in placement.produced else None
-    to_codes, to_float = ("codes", value.name), ("float", value.name)
-    for name in able:
-        problem.apart(name, to_codes, FORBIDDEN)
-    if maker is None or maker not in placement.integer_nodes:
-        problem.cost(to_codes, here=cost, there=0.0)
-        return
-    problem.apart(to_codes, maker, cost)
-    problem.apart(maker, to_float, cost)
-    for name in able:
-        problem.apart(to_float, name, FORBIDDEN)
-    if len(able) < len(readers):
-        problem.cost(to_float, here=FORBIDDEN, there=0.0)
-
-
-def _values(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | None]]]:
-    """Every value with the names of its readers, None for the caller."""
-    for value in (*model.graph.inputs, *(each for node in model.graph for each in node.outputs)):
-        readers: list[str | None] = [name_of(use.node) for use in value.uses()]
-        yield value, readers + ([None] if value.is_graph_output() else [])
-
-
-def _leaders(node: ir.Node, placement: Placement) -> list[str]:
-    """Nodes without whose codes a node that is no linear layer cannot run on integers."""
-    if not node.domain and node.op_type in INTEGER_OPS:
-        return []
-    producers = [value.producer() for value in node.inputs if value is not None]
-    names = [name_of(producer) for producer in producers if producer is not None]
-    return [name for name in names if name in placement.integer_nodes]
-
-
-def _is_absorbed(node: ir.Node, placement: Placement) -> bool:
-    """Whether it disappears into the zero point of the node before it."""
-    source = node.inputs[0] if node.inputs else None
-    return node.op_type in ("Relu", "Clip") and source is not None and str(source.name) not in _with_grid(placement)
-
-
-def _with_grid(placement: Placement) -> set[str]:
-    """Values that are codes where everything is."""
-    return {name for group in placement.groups for name in group}
 
 
 @dataclass(frozen=True)
@@ -258,14 +151,14 @@ class LatencyTrial:
         require_survivable(context.form, split.first.feed, job.custom_ops)
         model, _ = prepare(context.model, split.first.feed, custom_ops=job.custom_ops)
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
-        choices = choices_of(replace(job.recipe, weights=own, layers=()), context.target, model)
+        choices = choices_of(replace(job.recipe, weights=own, layers=(), bit_plan=None), context.target, model)
         state = Rewritten(model, choices)
         placement = context.mode.place(state)
         wanted = context.mode.wanted(state, placement)
         seen = collect(model, split.ahead(CALIBRATED_ON), wanted, custom_ops=job.custom_ops).statistics
         for index, node in enumerate(model.graph):
             node.name = f"{MARK}{index}"
-        names = [str(value.name) for value, _ in _values(model) if value.name]
+        names = [str(value.name) for value, _ in values_and_readers(model) if value.name]
         feed = repeated(split.first.feed, job.recipe.latency_batch)
         try:
             arrays = observe(model, names, feed, job.custom_ops)
@@ -314,7 +207,7 @@ class LatencyTrial:
         """What conversions cost in a model."""
         nodes = [each for each in self._profile(mixed.form) if not each.name.startswith(MARK)]
         spent = sum(each.microseconds for each in nodes if each.op_type in CONVERSIONS)
-        converted = [self.sizes[name] for name in _converted(self.model, mixed.placement)]
+        converted = [self.sizes[name] for name in converted_values(self.model, mixed.placement)]
         rest = max(spent - FIXED * len(converted), 0.1 * spent)
         return Price(FIXED, rest / max(sum(converted), 1))
 
@@ -348,15 +241,3 @@ class LatencyTrial:
 
 def _called(num_float: int, _milliseconds: float) -> str:
     return "all integers" if not num_float else f"{num_float} layers in float"
-
-
-def _converted(model: ir.Model, placement: Placement) -> list[str]:
-    """Values that are converted between float and codes."""
-    names, with_grid = [], _with_grid(placement)
-    for value, readers in _values(model):
-        name, able = str(value.name), sum(reader in placement.integer_nodes for reader in readers)
-        if name in placement.produced and able < len(readers):
-            names.append(name)
-        if name in with_grid and name not in placement.produced and able:
-            names.append(name)
-    return names

@@ -207,6 +207,77 @@ def recipe_kind(stage: Stage, make: Callable[[Path], object]) -> None:
     stage.options = ["--recipe", str(stage.inputs / "r.toml")]
 
 
+PLANS: dict[str, str | bytes] = {
+    "nothing": "",
+    "no JSON": "layers = 4",
+    "half a file": '{"layers": {"a": 4',
+    "bytes": b"\xff\xfe\x00",
+    "a list": "[4]",
+    "an unknown key": '{"layers": {}, "bits": 4}',
+    "no table of layers": '{"layers": [4]}',
+    "an unknown layer": '{"layers": {"nothing_like_it": 4}}',
+    "a layer twice": '{"layers": {"a": 4, "a": 8}}',
+    "1 bit": '{"layers": {"a": 1}}',
+    "9 bits": '{"layers": {"a": 9}}',
+    "2^70 bits": f'{{"layers": {{"a": {2**70}}}}}',
+    "a fraction": '{"layers": {"a": 4.5}}',
+    "NaN": '{"layers": {"a": NaN}}',
+    "true": '{"layers": {"a": true}}',
+    "another word": '{"layers": {"a": "double"}}',
+    "no features": '{"layers": {"a": []}}',
+    "too few features": '{"layers": {"a": [4, 4]}}',
+    "a word for a feature": '{"layers": {"a": [4, 4, 4, 4, 4, 4, 4, "float"]}}',
+    "5000 brackets": '{"layers": ' + "[" * 5000,
+    "5000 digits": '{"layers": {"a": ' + "9" * 5000 + "}}",
+}
+
+
+def _plan_beside(stage: Stage) -> Path:
+    stage.put_works()
+    (stage.inputs / "r.toml").write_text('bit_plan = "plan.json"\n')
+    stage.options = ["--recipe", str(stage.inputs / "r.toml")]
+    return stage.inputs / "plan.json"
+
+
+@each(lambda name: broken(f"bit plan: {name}", "plan", "bit_plan"), PLANS)
+def bit_plan(stage: Stage, contents: str | bytes) -> None:
+    _plan_beside(stage).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+
+
+@each(
+    lambda name: broken(f"bit plan file: {name}", "plan.json"),
+    {
+        "missing": lambda path: None,
+        "a folder": lambda path: path.mkdir(),
+        "a pipe": os.mkfifo,
+        "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    },
+)
+def bit_plan_kind(stage: Stage, make: Callable[[Path], object]) -> None:
+    make(_plan_beside(stage))
+
+
+@each(
+    lambda name: broken(f"bit plan: {name}", "outside the recipe's folder"),
+    {"in another folder": "../out/plan.json", "of the machine": "/etc/hostname"},
+)
+def bit_plan_outside(stage: Stage, name: str) -> None:
+    (stage.root / "out/plan.json").write_text('{"layers": {"a": 4}}')
+    _plan_beside(stage).with_name("r.toml").write_text(f'bit_plan = "{name}"\n')
+
+
+@broken("bit plan: a link out of the recipe's folder", "outside the recipe's folder")
+def bit_plan_linked(stage: Stage) -> None:
+    (stage.root / "out/plan.json").write_text('{"layers": {"a": 4}}')
+    _plan_beside(stage).symlink_to("../out/plan.json")
+
+
+@broken("output: the bit plan", "plan.json")
+def bit_plan_as_output(stage: Stage) -> None:
+    stage.output = _plan_beside(stage)
+    stage.output.write_text('{"layers": {"a": 4}}')
+
+
 OPTIONS: tuple[str, ...] = (
     "--target toaster",
     "--activations best",

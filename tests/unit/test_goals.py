@@ -21,7 +21,6 @@ from ptq.recipe import Weights
 from ptq.recipe.text import parse_goal
 from ptq.recipe.toml import load_recipe
 from ptq.tuning import goals
-from ptq.tuning.goals import FLOAT, Part, more_bits
 from ptq.weights import Gptq
 from tests.builders import feeds, model_from_text, random
 
@@ -140,34 +139,6 @@ def test_interrupted_it_gives_what_it_has(as_given: Result, monkeypatch: pytest.
     interrupt_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         quantize(net(), feeds(32, 3, 8, 8), asked)
-
-
-def cheapest(parts: tuple[Part, ...], target: float) -> float:
-    """Bytes of the best of all assignments."""
-    ways = itertools.product(*(range(part.num_bits, FLOAT + 1) for part in parts))
-    fits = (way for way in ways if sum(p.error(b) for p, b in zip(parts, way, strict=True)) <= target)
-    return min(sum(p.num_bytes(b) for p, b in zip(parts, way, strict=True)) for way in fits)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_bits_go_where_they_help_most(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    parts = tuple(
-        Part(f"l{i}", int(generator.integers(50, 5000)), 4, float(generator.exponential(1e-2)), 0.0) for i in range(4)
-    )
-    target = sum(part.error(4) for part in parts) * float(generator.uniform(0.02, 0.9))
-    bits = more_bits(parts, 0.0, target)
-    ends = {part.name: bits.get(part.name, 4) for part in parts}
-    assert sum(part.error(ends[part.name]) for part in parts) <= target
-    spent = sum(part.num_bytes(ends[part.name]) for part in parts)
-    assert spent <= cheapest(parts, target) * 1.25  # greedy, and a bit is a bit
-
-
-def test_what_no_bits_can_do_ends_in_float() -> None:
-    parts = (Part("a", 10, 4, 0.1, 0.1), Part("b", 10, 8, 0.0, 0.1))
-    assert more_bits(parts, 0.0, 0.0) == {"a": FLOAT, "b": FLOAT}
-    assert more_bits(parts, 1.0, 0.5) == {"a": FLOAT, "b": FLOAT}
-    assert more_bits(parts, 0.0, 1.0) == {}
 
 
 GOOD = {

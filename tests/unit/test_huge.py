@@ -3,6 +3,7 @@ an interrupted run stopped."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from click.testing import CliRunner
 
 import ptq
 from ptq import Recipe, pipeline
+from ptq.allocation import BitPlan
 from ptq.cli import main
 from ptq.files.checkpoints import SUFFIX
-from ptq.recipe import Goals, Weights
+from ptq.recipe import Goals, GranularityName, LayerRule, Weights
 from ptq.runtime import open_session
 from ptq.weights import Gptq
 from tests.builders import model_from_text, random
@@ -81,6 +83,16 @@ def test_products_are_counted_for_every_position(tmp_path: Path, monkeypatch: py
     streamed = ptq.quantize(tmp_path / "m.onnx", data, recipe).report.layers
     assert [row.num_macs for row in streamed] == [row.num_macs for row in whole] == [8 * 64 * 48]
     assert [row.sparsity for row in streamed] == [row.sparsity for row in whole]
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "block-32"])
+def test_word_lengths_of_single_layers_count(model: Path, granularity: GranularityName) -> None:
+    recipe = Recipe(weight_only=True, weights=Weights(bits=4, granularity=granularity))
+    ruled = replace(recipe, layers=(LayerRule("a0", bits=8), LayerRule("b2", bits=2)))
+    planned = replace(recipe, bit_plan=BitPlan({"a0": 8, "b2": 2}))
+    results = [ptq.quantize(model, samples(), each) for each in (ruled, planned)]
+    for result in results:
+        assert [row.num_bits for row in result.report.layers] == [8, 4, 4, 4, 4, 2]
 
 
 def onnx_model(path: Path) -> Any:

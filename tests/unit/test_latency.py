@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import ptq.tuning.latency as latencies
 from ptq import Recipe, quantize
+from ptq.allocation.divide import NodeTimes, Price, divide
 from ptq.analysis.bench import Setting
 from ptq.analysis.nodes import NodeTime, node_times
 from ptq.cli import main
@@ -22,7 +23,6 @@ from ptq.core.errors import RecipeError
 from ptq.models.load import load_model
 from ptq.passes import place, prepare
 from ptq.passes.linear import name_of
-from ptq.tuning.latency import Price, divide
 from tests.builders import feeds, model_from_text, random
 
 LATENCY = Recipe(optimize="latency", target="cpu-x86")
@@ -73,7 +73,7 @@ def check_division(model: ir.Model, placement: Any, generator: np.random.Generat
         name: (float(a), float(b)) for name, (a, b) in zip(able, generator.uniform(0, 10, (len(able), 2)), strict=True)
     }
     price = float(generator.uniform(0, 8))
-    own = latencies._Times({name: b for name, (_, b) in times.items()}, {name: a for name, (a, _) in times.items()})
+    own = NodeTimes({name: b for name, (_, b) in times.items()}, {name: a for name, (a, _) in times.items()})
     floats = divide(model, placement, own, {}, Price(price, 0.0))
     together = [{"a", "b"}, {"d", "e"}]  # a Relu is integers with what is before it, or not at all
 

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ptq import Recipe, quantize
-from ptq.allocation.greedy import Demand, allocate
-from ptq.calibration.influence import MAX_GROUPS, LayerErrors
+from ptq.allocation import Greedy
+from ptq.allocation.budget import Macs
+from ptq.allocation.points import ALL_POINTS, point_bits
 from ptq.calibration.replay import SampleReplay
 from ptq.calibration.sequential import SequentialWalk
 from ptq.calibration.store import ArrayStore
@@ -26,6 +27,9 @@ from ptq.modes import StaticRanges
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
 from ptq.recipe import LayerRule, Weights
+from ptq.sensitivity import FeatureInfluence
+from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
+from ptq.sensitivity.table import SensitivityTable, at_other_bits
 from ptq.weights import Gptq, Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
@@ -216,44 +220,49 @@ def test_budgets_that_cannot_be_spent_are_refused(weights: dict[str, Any], word:
 
 
 def test_a_budget_is_spent_on_the_best_first() -> None:
-    demands = {
-        "a": Demand(np.array([4.0, 1.0, 0.0]), 10, 4),
-        "b": Demand(np.array([30.0]), 100, 4),
-        "full": Demand(np.array([9.0]), 1, 8),
-    }
-    assert allocate(demands, 0.0) == {
-        "a": pytest.approx([4, 4, 4]),
-        "b": pytest.approx([4]),
-        "full": pytest.approx([8]),
-    }
-    some = allocate(demands, 20 / 131)
-    assert some["a"].tolist() == [8, 8, 4]
-    assert some["b"].tolist() == [4]
-    most = allocate(demands, 10.0)
-    assert most["a"].tolist() == [8, 8, 4]  # what gains nothing gets nothing
-    assert most["b"].tolist() == [8]
-    assert most["full"].tolist() == [8]
+    gains = {"a": (np.array([4.0, 1.0, 0.0]), 4), "b": (np.array([30.0]), 4), "full": (np.array([9.0]), 8)}
+    rows = {name: at_other_bits(gain, bits, ALL_POINTS) for name, (gain, bits) in gains.items()}
+    num_bits = {name: bits for name, (_, bits) in gains.items()}
+    table = SensitivityTable.of_rows(rows, ALL_POINTS).among(
+        {name: point_bits(each) for name, each in num_bits.items()}
+    )
+    cost = Macs({"a": 30, "b": 100, "full": 1}, num_bits)
+
+    def spend(budget: float) -> dict[str, Any]:
+        return dict(Greedy().allocate(table, cost, budget).layers)
+
+    assert spend(0.0) == {"a": (4, 4, 4), "b": (4,), "full": (8,)}
+    assert spend(20.0) == {"a": (8, 8, 4), "b": (4,), "full": (8,)}
+    assert spend(1310.0) == {"a": (8, 8, 4), "b": (8,), "full": (8,)}  # what gains nothing gets nothing
+
+
+FEATURES = 32
 
 
 def test_influence_is_what_errors_do_to_the_outputs() -> None:
     """The obvious twin: the whole network with one feature's weights changed and its bias corrected."""
     x = random((8, 3, 10, 10), 5)
-    model, _ = prepare(wide_centre(MAX_GROUPS), {"x": x[:1]})
+    model, _ = prepare(wide_centre(FEATURES), {"x": x[:1]})
     placement = place(model)
     layer = placement.layers[1]
-    rounding = random((MAX_GROUPS, layer.fan_in), 9, 0.01)
-    errors = LayerErrors(rounding, np.arange(MAX_GROUPS, 0, -1.0), centered=True)
+    rounding = random((FEATURES, layer.fan_in), 9, 0.01)
+    energy = np.arange(FEATURES, 0, -1.0)
+    placed = PlacedLayer(layer.name, 4, energy, layer=layer, rounding=rounding, centered=True)
     with ArrayStore(1 << 30) as store:
         samples = SampleReplay(store)
         list(samples.record({"x": x[i : i + 1]} for i in range(8)))
         plan = plan_of(model)
         walk = SequentialWalk(model, placement, plan, placement.layers, samples, survey=True)
+        network = FloatNetwork(model, walk.float_run, walk.sizes)
         for at, _ in walk.layers():
             if at is layer:
-                found = walk.influence(layer, errors)
-    assert found.positions == 100
+                table = FeatureInfluence(FEATURES).measure([placed], (4, 5), network)
+                assert network.positions(placed) == 100
+    found = table.rows[layer.name]
+    np.testing.assert_array_equal(found[:, 1] * 4, found[:, 0])
+    assert table.error[0] == pytest.approx(found.sum(0))
     reference = outputs(model, x).astype(np.float64)
-    for feature in (0, 5, MAX_GROUPS - 1):
+    for feature in (0, 5, FEATURES - 1):
         changed = model.clone()
         weight = changed.graph.initializers["w1"].const_value.numpy().copy()
         weight[feature] += rounding[feature].reshape(weight.shape[1:])
@@ -267,7 +276,7 @@ def test_influence_is_what_errors_do_to_the_outputs() -> None:
         node.replace_input_with(1, changed.graph.initializers["w1_changed"])
         node.replace_input_with(2, changed.graph.initializers["b1_changed"])
         error = outputs(changed, x) - reference
-        assert found.cost[feature] == pytest.approx(np.square(error).sum() / np.square(reference).sum(), rel=1e-3)
+        assert found[feature, 0] == pytest.approx(np.square(error).sum() / np.square(reference).sum(), rel=1e-3)
 
 
 def plan_of(model: ir.Model) -> QuantPlan:

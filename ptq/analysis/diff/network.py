@@ -1,0 +1,62 @@
+"""The quantized network with a switch at every layer, for whoever asks how much of the error each of them causes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq.analysis.diff import Pair, Say, diff
+from ptq.calibration.reader import Sample
+from ptq.core.errors import PtqError
+from ptq.sensitivity.problem import RoundedLayer
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SwitchedNetwork:
+    """A quantized network whose layers were restored one at a time.
+
+    Attributes:
+        total: Energy of the error at its outputs over that of the outputs.
+        shares: Layer -> share of that error that goes with the layer in float.
+    """
+
+    total: float
+    shares: Mapping[str, float]
+
+    def errors(self, layer: RoundedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
+        """The part of the error that a layer's weight and input cause, see `Attribution.errors`.
+
+        Features are not told apart: every set is the whole layer. Shares that add up to more than all are scaled down.
+        """
+        whole = max(sum(self.shares.values()), 1.0)
+        return np.full(len(sets), self.total * self.shares.get(layer.name, 0.0) / whole)
+
+    @staticmethod
+    def measured(pair: Pair, samples: Iterable[Sample], total: float, say: Say) -> SwitchedNetwork:
+        """Restore every layer of a quantized model that can be switched; none of one that cannot.
+
+        Args:
+            pair: The float model and the quantized one.
+            samples: Data.
+            total: See the attribute.
+            say: Called with the name of each step.
+        """
+        shares: dict[str, float] = {}
+        with suppress(PtqError):  # of a form in which no layer can be switched
+            layers = diff(pair, samples, say).layers
+            shares = {layer.name: layer.share for layer in layers if layer.share is not None}
+        return SwitchedNetwork(total, shares)
+
+    def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
+        """The same network if any layer could be switched; else the error divided as their weights' errors are."""
+        if any(self.shares.get(layer.name) for layer in layers):
+            return self
+        errors = {layer.name: float(layer.weight_error.sum()) for layer in layers}
+        whole = max(sum(errors.values()), 1e-300)
+        return SwitchedNetwork(self.total, {name: each / whole for name, each in errors.items()})
