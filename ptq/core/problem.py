@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,7 @@ class Network(Protocol):
         ...
 
 
+@runtime_checkable
 class NetworkMethod(Protocol):
     """A method that sees all layers at once."""
 

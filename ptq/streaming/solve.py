@@ -184,8 +184,8 @@ def _solve(
 
 def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
     parts = []
-    for rows in _chunks(weight) if choice.method.independent_rows else [slice(None)]:
-        part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
+    for rows in _chunks(weight) if choice.quantizer.independent_rows else [slice(None)]:
+        part = choice.quantizer.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
         if not isinstance(part, IntegerWeight):
             raise TypeError(f"layer {name!r} came back as {type(part).__name__}")
         parts.append(part)
