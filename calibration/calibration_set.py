@@ -10,10 +10,11 @@ import onnx_ir as ir
 from ptq.calibration.collect import collect
 from ptq.calibration.executor import Executor
 from ptq.calibration.record import CalibrationRecord, CalibrationStatistics
-from ptq.calibration.replay import Feed, SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import SampleSplit
 from ptq.calibration.statistics import Wanted
+from ptq.core.arrays import Feed
 from ptq.core.progress import Progress, counted
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +25,10 @@ from ptq.calibration.executor import LOCAL, Executor, Threads
 from ptq.calibration.record import CalibrationStatistics, StageRecord
 from ptq.calibration.shards import Numbered, StageShards
 from ptq.calibration.statistics import Gatherer, Wanted
+from ptq.core.arrays import Feed
 from ptq.core.errors import CalibrationError
 from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
-
-Feed = Mapping[str, NDArray[Any]]
 
 Contribution = list[list[Any]]
 """Contribution of one sample to each statistic of each value."""

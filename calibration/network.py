@@ -10,15 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.calibration.replay import Feed
+from ptq.core.arrays import Feed, Float
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.models.sessions import run, session_of
 from ptq.passes.graph import add_initializer, fresh_name, initializer_of
 from ptq.passes.infer_shapes import exposed
-
-Float = NDArray[np.float64]
 
 NUDGE = 1e-2
 """Size of the weight errors that a gain is measured with, over the root mean square of the weight."""

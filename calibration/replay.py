@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.store import ArrayStore
+from ptq.core.arrays import Feed
 from ptq.models.sessions import run, session_of
-
-Feed = Mapping[str, NDArray[Any]]
 
 CHUNK_BYTES = 4 * 2**20
 """Size of the model inputs that are run at once: enough to make one call worth its cost."""

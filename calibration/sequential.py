@@ -29,8 +29,6 @@ from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
 
-Float = NDArray[np.float64]
-
 MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbors in an image say much the same."""
 

@@ -12,16 +12,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ptq.calibration.record import KINDS, CalibrationRecord, CalibrationStatistics, StageRecord, is_sound
 from ptq.calibration.sample import digest_with
+from ptq.core.arrays import Feed
 from ptq.core.errors import CalibrationError, InputError
 from ptq.files.checkpoints import Checkpoints
 
-Feed = Mapping[str, NDArray[Any]]
 Numbered = tuple[int, Feed]
 PART = 32
 """Number of samples of a part; they go to a machine together."""

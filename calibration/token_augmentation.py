@@ -17,9 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.calibration.replay import SampleReplay
+from ptq.core.arrays import Feed
 from ptq.passes.linear import constant
-
-Feed = Mapping[str, NDArray[Any]]
 
 FEWEST_ROWS = 1000
 """Rows of a table that make it a vocabulary; kinds of tokens have two, and few letters are missed by many texts."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.fold_batchnorm import FoldBatchNorm
@@ -64,7 +63,6 @@ STREAMING_STEPS: tuple[PrepareStep, ...] = (
 )
 """Steps that can be done without reading weights."""
 
-Feed = Mapping[str, NDArray[Any]]
 
 __all__ = [
     "PREPARE",

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.passes.equalize import ChannelPair, channel_pairs
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import constant, name_of
-
-Float = NDArray[np.float64]
 
 ONE_SIDED = ("Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool")
 """f(x - c) = f(x) - c while x stays at or above c > 0; under a Clip also while x stays below its upper bound."""

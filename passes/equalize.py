@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.passes.linear import constant, name_of
-
-Float = NDArray[np.float64]
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool", "AveragePool")
 """f(s x) = s f(x) for every channel and s > 0; a Clip only for channels that stay away from its bounds."""

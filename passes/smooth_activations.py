@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import constant, name_of
-
-Float = NDArray[np.float64]
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.smooth_activations import multiply_weight
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ptq.allocation.bit_plan import LONGEST, BitPlan, LayerBits
 from ptq.allocation.budget import Bound, Cost
+from ptq.core.arrays import Float
 from ptq.sensitivity.table import FLOAT, SensitivityTable
 
-Float = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 FREE = 1e-200

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.core.tree_sum import TreeSum
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

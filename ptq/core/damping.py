@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.core.layer_statistics import LayerStatistics, add_diagonal
-
-Float = NDArray[np.float64]
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 """Candidates; infinity asks for the float weight on the quantized input and leaves earlier errors alone."""

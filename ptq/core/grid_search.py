@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import FloatArray
+from ptq.core.arrays import Float
 
-Float = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
 
 Errors = Callable[[float, NDArray[np.intp]], tuple[FloatArray, NDArray[np.bool_] | None]]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from ptq.core.arrays import Float
+
 DAMPING = 0.01  # of the mean second moment: how strongly a least-squares weight is held to the float one
 
 

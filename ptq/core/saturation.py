@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import nearest_level
+from ptq.core.arrays import Float, Single
 from ptq.core.grid_search import best_ratios
 from ptq.core.spec import PerTensor, QuantSpec
 
@@ -25,9 +26,6 @@ WIDENINGS = np.geomspace(1.0, 2.0, 25)
 
 AT_ONCE = 1 << 18
 """Weights that are tried at a time; they stay in the caches."""
-
-Float = NDArray[np.float64]
-Single = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

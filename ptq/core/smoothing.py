@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.core.channel_extremes import ChannelExtremes
 
-Float = NDArray[np.float64]
 Halves = tuple[ChannelExtremes, ChannelExtremes]
 
 STRENGTHS = tuple(np.linspace(0.05, 1.0, 20))

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
+from ptq.core.arrays import Float
 from ptq.core.encoding import IntegerWeight, LookupWeight, WeightEncoding
 from ptq.core.plan import BiasEncoding, FloatBias
 from ptq.core.spec import PerAxis, PerBlock, PerTensor, QuantSpec
 from ptq.core.storage import Alphabet, Words
 from ptq.core.widths import Widths
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from ptq.core.arrays import Float
 
 LEVELS = 64
 """Keys are index * LEVELS + level: a node holds the terms from index * 2^level on, 2^level of them."""

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.sensitivity.problem import Attribution, Layer
 from ptq.sensitivity.table import SensitivityTable, at_other_bits
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

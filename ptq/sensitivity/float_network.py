@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.parallel import in_order
 from ptq.calibration.segments import IR_VERSION, SegmentedRun
+from ptq.core.arrays import Float
 from ptq.core.layer import LinearLayer
 from ptq.models.sessions import run, session_of
 from ptq.passes.graph import initializer_of
@@ -24,7 +25,6 @@ from ptq.sensitivity.problem import RoundedLayer
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Float = NDArray[np.float64]
 Values = Mapping[str, NDArray[Any]]
 
 

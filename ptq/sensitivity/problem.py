@@ -12,9 +12,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq.core.arrays import Float
 from ptq.sensitivity.table import SensitivityTable
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

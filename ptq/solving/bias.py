@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams, quantize
+from ptq.core.arrays import Float
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
 from ptq.core.encoding import IntegerWeight
@@ -15,8 +16,6 @@ from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerAxis, QuantSpec
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
+from ptq.core.arrays import Float
 from ptq.core.damping import LayerMoments, add_damping, damped
 from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.layer import LinearLayer
@@ -20,8 +21,6 @@ from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
 from ptq.solving.bias import InputMeans, encode_bias, guard_bias, mean_error
 from ptq.solving.choices import LayerChoice
-
-Float = NDArray[np.float64]
 
 PRODUCT_DAMPING = 0.1
 """Least share of a product's diagonal moments that is added: unseen samples ask for it, among 0, .1, .3 and 1."""

@@ -14,8 +14,9 @@ from ptq.allocation import BitPlan, Greedy
 from ptq.allocation.budget import Macs
 from ptq.allocation.points import ALL_POINTS, point_bits
 from ptq.calibration.network import RunnableNetwork
-from ptq.calibration.replay import Feed, SampleReplay
+from ptq.calibration.replay import SampleReplay
 from ptq.calibration.sequential import SequentialWalk
+from ptq.core.arrays import Feed
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer import LinearLayer

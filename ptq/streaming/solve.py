@@ -14,8 +14,8 @@ from importlib.metadata import version
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from ptq.core.arrays import Single
 from ptq.core.decibels import NO_ERROR_DB, decibels
 from ptq.core.encoding import IntegerWeight
 from ptq.core.errors import UnsupportedModelError
@@ -37,8 +37,6 @@ from ptq.passes.insert_qdq import lower_one_by_one
 from ptq.passes.placement import Excludes, Placement, place_weights
 from ptq.recipe import Recipe
 from ptq.solving.choices import Choices, LayerChoice
-
-Array = NDArray[np.float32]
 
 CHUNK = 1 << 22
 """Weights that are solved at once: methods compute in float64, with several temporaries."""
@@ -182,7 +180,7 @@ def _solve(
     return encoding, row
 
 
-def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
+def _solve_rows(name: str, weight: Single, choice: LayerChoice) -> IntegerWeight:
     parts = []
     for rows in _chunks(weight) if choice.quantizer.independent_rows else [slice(None)]:
         part = choice.quantizer.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
@@ -192,7 +190,7 @@ def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
     return IntegerWeight.stack(parts)
 
 
-def _chunks(weight: Array) -> Iterator[slice]:
+def _chunks(weight: Single) -> Iterator[slice]:
     """Yield ranges of rows that are few enough to be solved at once."""
     step = max(CHUNK // weight.shape[1], 1)
     for start in range(0, len(weight), step):

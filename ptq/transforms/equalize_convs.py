@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.collect import collect
-from ptq.calibration.replay import Feed
 from ptq.calibration.statistics import ExtremesOf
 from ptq.core.affine import choose_qparams, fake_quantize
+from ptq.core.arrays import Feed, Float
 from ptq.core.layer import LinearLayer
 from ptq.core.problem import LayerProblem
 from ptq.core.progress import counted
@@ -37,8 +37,6 @@ from ptq.passes.selection import Exclusions
 from ptq.solving.choices import Choices
 from ptq.transforms.rewritten import Rewritten
 from ptq.weights import Rtn
-
-Float = NDArray[np.float64]
 
 PROPOSED_ON = 64
 """Samples whose extremes propose scales, at most."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.record import CHANNELS
 from ptq.calibration.statistics import ExtremesOf
+from ptq.core.arrays import Float
 from ptq.core.errors import EquivalenceError
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.smoothing import scales_of
@@ -33,8 +34,6 @@ from ptq.solving.choices import LayerChoice
 from ptq.transforms.rewritten import Rewritten
 from ptq.transforms.smooth_products import FREE_DB, products_by_input
 from ptq.weights import Rtn
-
-Float = NDArray[np.float64]
 
 BYTE = 8
 

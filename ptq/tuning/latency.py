@@ -13,11 +13,9 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ptq.allocation.divide import NodeTimes, Price, converted_values, divide, values_and_readers
 from ptq.analysis.bench import Setting, take_turns
@@ -28,6 +26,7 @@ from ptq.calibration.replay import SampleReplay
 from ptq.calibration.sample import repeated
 from ptq.calibration.split import split_samples
 from ptq.calibration.store import ArrayStore
+from ptq.core.arrays import Feed
 from ptq.core.errors import InputError, RecipeError
 from ptq.core.progress import Progress, silent
 from ptq.core.statistics import Histogram
@@ -44,8 +43,6 @@ from ptq.solving.plan import Problem, make_plan
 from ptq.streaming.solve import needs_streaming
 from ptq.transforms import Rewritten
 from ptq.weights import Rtn
-
-Feed = Mapping[str, NDArray[Any]]
 
 CALIBRATED_ON = 4
 """Samples that ranges are taken from while only time is of interest."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.arrays import Float
 from ptq.core.spec import PerTensor
-from ptq.weights._problem import Candidate, Float, GroupedProblem
+from ptq.weights._problem import Candidate, GroupedProblem
 
 
 class Descent:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from ptq.core.affine import Range, choose_qparams
+from ptq.core.arrays import Float
 from ptq.core.grid_search import keep_best
 from ptq.core.spec import PerAxis, PerBlock, PerTensor
 from ptq.weights._descent import Descent
-from ptq.weights._problem import Candidate, Float, GroupedProblem
+from ptq.weights._problem import Candidate, GroupedProblem
 
 RATIOS = np.geomspace(1.0, 0.35, 30)
 BLOCK_RATIOS = np.geomspace(1.0, 0.35, 20)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import IntArray, QuantParams, nearest_level
+from ptq.core.arrays import Float
 from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import least_squares
@@ -25,7 +26,6 @@ from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerBlock, PerTensor, QuantSpec
 from ptq.core.widths import Widths
 
-Float = NDArray[np.float64]
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
 ROOMY = 1.25
 """Times the scale at which the levels of neighbours fit: the first one that is tried."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.arrays import Float
 from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._problem import Candidate, Float, Grid, GroupedProblem
+from ptq.weights._problem import Candidate, Grid, GroupedProblem
 from ptq.weights._solve import Order, solve
 
 

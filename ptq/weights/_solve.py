@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
+from ptq.core.arrays import Float
 from ptq.core.encoding import WeightEncoding
 from ptq.core.grid_search import keep_best
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import PerBlock
 from ptq.weights._descent import Descent
 from ptq.weights._grid_search import best_grid
-from ptq.weights._problem import Candidate, Float, GroupedProblem, Start
+from ptq.weights._problem import Candidate, GroupedProblem, Start
 
 Order = Literal["natural", "norm", "activation"]
 SWEEPS_PER_FIT = 2

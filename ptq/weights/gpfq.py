@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 
 from ptq.core.affine import nearest_level
+from ptq.core.arrays import Float
 from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
 from ptq.core.grid_search import keep_best
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._problem import Candidate, Float, Grid, GroupedProblem
+from ptq.weights._problem import Candidate, Grid, GroupedProblem
 from ptq.weights._solve import Order, in_order, solve
 
 PAPER_RADIUS = 1.16

@@ -14,8 +14,6 @@ from ptq.core.problem import LayerProblem, Needs
 from ptq.core.spec import PerAxis
 from ptq.weights.rtn import Rtn
 
-Float = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Hqq:

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import SMALLEST_SCALE, QuantParams, nearest_place, per_scale_view
+from ptq.core.arrays import Float
 from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.grid_search import keep_best
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.storage import Alphabet
-
-Float = NDArray[np.float64]
 
 LARGEST = 64
 """The largest power that fits a byte with both signs; two neighbours of it fit 16 bits on any processor."""

@@ -18,12 +18,13 @@ from ptq.analysis.compare import pair_outputs
 from ptq.analysis.diff.board import Site, Switchboard
 from ptq.analysis.diff.causes import Finding, Names, explain, share_of, speed_findings
 from ptq.analysis.diff.kinds import exposed_codes, integer_operators, require_pair, shared_values
-from ptq.analysis.diff.measure import Feed, Measured, Outputs, Panel, Tally, keys_of, look, measure, parts_of, settle
+from ptq.analysis.diff.measure import Measured, Outputs, Panel, Tally, keys_of, look, measure, parts_of, settle
 from ptq.analysis.diff.names import FloatNodes
 from ptq.analysis.diff.switches import switchboard
 from ptq.analysis.diff.weights import restore
 from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.calibration.reader import Sample
+from ptq.core.arrays import Feed
 from ptq.files.scratch import scratch_folder
 from ptq.models.load import load_model
 from ptq.models.sessions import naming, run, session_of

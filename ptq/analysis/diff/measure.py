@@ -14,10 +14,10 @@ from onnxruntime import InferenceSession
 from ptq.analysis.diff.board import Site, Switch, Switchboard
 from ptq.analysis.diff.weights import Restored
 from ptq.analysis.metrics import sqnr_db
+from ptq.core.arrays import Feed
 from ptq.models.sessions import run
 
 Array = NDArray[Any]
-Feed = Mapping[str, Array]
 
 GOOD_DB = 50.0
 """SQNR from which on the float network that was found counts as the float model."""

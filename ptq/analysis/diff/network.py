@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from ptq.analysis.diff import Pair, Say, diff
 from ptq.calibration.reader import Sample
+from ptq.core.arrays import Float
 from ptq.core.errors import PtqError
 from ptq.sensitivity.problem import RoundedLayer
-
-Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
