@@ -49,7 +49,7 @@ class Decoding:
 
     @property
     def block_size(self) -> int:
-        """Neighbours that share a scale; 0 where they do so along whole axes."""
+        """Neighbors that share a scale; 0 where they do so along whole axes."""
         return self.node.attributes.get_int("block_size", 0)
 
 

@@ -68,7 +68,7 @@ def cut(codes: NDArray[Any], widths: Widths, layout: WeightLayout) -> tuple[Bloc
 
 
 def _by_tap(codes: NDArray[Any], bits: NDArray[np.int8], taps: int) -> tuple[Piece, ...]:
-    """Neighbouring taps of one length together."""
+    """Neighboring taps of one length together."""
     kernel, by_tap = codes.reshape(len(codes), -1, taps), bits[:taps]
     ends = [*np.flatnonzero(np.diff(by_tap)) + 1, taps]
     starts = [0, *ends[:-1]]

@@ -89,7 +89,7 @@ class _Conv:
 
     @property
     def reach(self) -> list[int]:
-        """From a kernel's edge to its centre, in input steps."""
+        """From a kernel's edge to its center, in input steps."""
         kernel = [int(extent) for extent in list(self.node.inputs[1].shape)[2:]]  # type: ignore[union-attr, arg-type]
         return [rate * (size // 2) for rate, size in zip(self.attributes["dilations"], kernel, strict=True)]
 
@@ -129,7 +129,7 @@ def _rewrite_conv(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _rewrite_sum(graph: ir.Graph, add: ir.Node) -> bool:
-    """A convolution and one with its kernel's centre, added."""
+    """A convolution and one with its kernel's center, added."""
     ends = [decoder(value) for value in add.inputs]
     if any(end is None or only_reader(end) is not add or end.inputs[0] is None for end in ends):
         return False
@@ -154,7 +154,7 @@ def _rewrite_sum(graph: ir.Graph, add: ir.Node) -> bool:
 
 
 def _is_center(coarse: _Conv, fine: _Conv) -> bool:
-    """Whether one convolution reads what the other's centre reads, and kernels take both."""
+    """Whether one convolution reads what the other's center reads, and kernels take both."""
     weight = fine.node.inputs[1]
     extents = [] if weight is None or weight.shape is None else list(weight.shape)
     small = coarse.node.inputs[1]

@@ -1,6 +1,6 @@
 """The cheapest way to divide things into two kinds.
 
-A thing costs more as one kind than as the other, and neighbours of different kinds cost extra: a minimum cut, found as
+A thing costs more as one kind than as the other, and neighbors of different kinds cost extra: a minimum cut, found as
 a maximum flow.
 
 Source: Ford and Fulkerson, "Maximal flow through a network" (1956); paths of fewest edges first, as in Edmonds and

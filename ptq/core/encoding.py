@@ -120,7 +120,7 @@ class IntegerWeight:
         return np.asarray((weight >= low - below) & (weight <= high + above))
 
     def widest_step(self) -> NDArray[np.float32]:
-        """Largest distance of two neighbouring levels. Shape [] or [out], real units."""
+        """Largest distance of two neighboring levels. Shape [] or [out], real units."""
         scale = self.params.scale.max(1) if self.params.scale.ndim == 2 else self.params.scale
         gap = np.diff(self.storage.levels).max(initial=1) if isinstance(self.storage, Alphabet) else 1
         return np.asarray(scale * np.float32(gap))
@@ -170,7 +170,7 @@ class IntegerWeight:
         return low, high
 
     def _half_steps(self) -> tuple[float, float]:
-        """Half the distance to the neighbour of the smallest and of the largest level, in scales."""
+        """Half the distance to the neighbor of the smallest and of the largest level, in scales."""
         if not isinstance(self.storage, Alphabet) or len(self.storage.levels) < 2:
             return 0.5, 0.5
         gaps = np.diff(self.storage.levels.astype(np.float64))
@@ -237,7 +237,7 @@ class LookupWeight:
         return np.asarray((weight >= self.table[0] - steps[0]) & (weight <= self.table[-1] + steps[-1]))
 
     def widest_step(self) -> NDArray[np.float32]:
-        """Largest distance of two neighbours in the table. Shape [], real units."""
+        """Largest distance of two neighbors in the table. Shape [], real units."""
         return np.asarray(np.diff(self.table).max(initial=0.0), np.float32)
 
     def nearest(self, weight: FloatArray) -> LookupWeight:

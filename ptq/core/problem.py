@@ -37,7 +37,7 @@ class LayerProblem:
         spec: The grid wished for; `PerAxis(0)` means one scale per row.
         statistics: What was seen at the layer's input, if the method needs it.
         widths: Bits of each weight; None is the spec's word length for all.
-        order: Columns as kernels meet them whose sums of two neighbours must not overflow; None where nothing can.
+        order: Columns as kernels meet them whose sums of two neighbors must not overflow; None where nothing can.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LayerProblem:
 
     @functools.cached_property
     def saturation(self) -> SaturationLimits | None:
-        """What neighbours leave each other, if they could overflow. Products in blocks sum in 32 bits, or in float."""
+        """What neighbors leave each other, if they could overflow. Products in blocks sum in 32 bits, or in float."""
         ends = self.limits
         is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= PAIR_SUM
         if self.order is None or is_safe:

@@ -2,7 +2,7 @@
 
 x86 processors without VNNI multiply unsigned by signed bytes two at a time and add both products in 16 bits, which
 saturate: 255 * 127 + 255 * 127 comes out as half of it. The usual way out is 7 bits for every weight. Enough is that
-two neighbours of one sign add up to at most 128, as 255 * 128 < 2^15. Few pairs of a row are large together, so its
+two neighbors of one sign add up to at most 128, as 255 * 128 < 2^15. Few pairs of a row are large together, so its
 scale grows a little where they would lose too much, and at the worst to that of 7 bits.
 """
 
@@ -19,7 +19,7 @@ from ptq.core.grid_search import best_ratios
 from ptq.core.spec import PerTensor, QuantSpec
 
 PAIR_SUM = 128
-"""What the levels of two neighbours of one sign may add up to."""
+"""What the levels of two neighbors of one sign may add up to."""
 
 WIDENINGS = np.geomspace(1.0, 2.0, 25)
 """Scales that are tried, against that of the largest weight; the last one fits any pair."""
@@ -30,7 +30,7 @@ AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class SaturationLimits:
-    """Levels that each weight may take, whatever its neighbour takes.
+    """Levels that each weight may take, whatever its neighbor takes.
 
     Attributes:
         low: Smallest level, at most 0. Shape [out, in].
@@ -48,9 +48,9 @@ class SaturationLimits:
 
         Args:
             weight: Shape [out, in].
-            order: Columns as kernels meet them: the first and the second are neighbours, the third and the fourth, ...
+            order: Columns as kernels meet them: the first and the second are neighbors, the third and the fourth, ...
             spec: Which rows share a scale.
-            ends: Smallest and largest level of each weight without neighbours. Shapes [out, in], or [].
+            ends: Smallest and largest level of each weight without neighbors. Shapes [out, in], or [].
 
         Returns:
             Limits and scales.
@@ -78,7 +78,7 @@ class SaturationLimits:
 
 
 def overflows(levels: NDArray[np.integer], order: NDArray[np.intp]) -> bool:
-    """Whether two neighbours of one sign take more than their room."""
+    """Whether two neighbors of one sign take more than their room."""
     ordered = levels[:, order].astype(np.int64)
     padded = np.pad(ordered, ((0, 0), (0, ordered.shape[1] % 2)))
     return any(
@@ -88,7 +88,7 @@ def overflows(levels: NDArray[np.integer], order: NDArray[np.intp]) -> bool:
 
 
 def _room(levels: Single, low: Single, high: Single) -> tuple[Single, Single]:
-    """Limits of neighbours whose sums fit and that cut off as little as possible; real levels, in kernel order."""
+    """Limits of neighbors whose sums fit and that cut off as little as possible; real levels, in kernel order."""
     count = levels.shape[1]
     padded = np.pad(levels, ((0, 0), (0, count % 2)))
     apart = (padded[:, 0::2] - padded[:, 1::2]) / 2

@@ -5,7 +5,7 @@ choice, rows that matter, taps that reach far, channels that can be dropped, it 
 
 Sources:
     Multipoint: Liu, Ye, Zhou, Liu, "Post-training quantization with multiple points" (AAAI 2021): sums of n points of
-    b bits in some rows. Coarse & fine weight splitting: sums of two points at the centre taps of re-parameterised
+    b bits in some rows. Coarse & fine weight splitting: sums of two points at the center taps of re-parameterized
     convolutions. Each point 2^b times finer than the one before, such a sum is one integer of n b bits: among all sums
     of n points the one whose values lie evenly. With 8-bit inputs nothing is gained beyond 8 bits, which is what the
     longest word is cut to.

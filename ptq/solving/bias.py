@@ -37,7 +37,7 @@ class InputMeans:
         Args:
             moments: Of its input.
             own: Leave to the bias what this layer's weights do, not what earlier layers did. Behind the products of a
-                transformer come residual sums and normalisations: the mean error of a few tokens with huge values
+                transformer come residual sums and normalizations: the mean error of a few tokens with huge values
                 would shift all others.
         """
         whole = moments.whole

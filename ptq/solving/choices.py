@@ -33,7 +33,7 @@ MORE_BITS = 2
 """What the words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
 
 BLOCK_ZERO_BITS = 4
-"""Longest words whose blocks have zero points: few weights are seldom centred, and few codes feel it."""
+"""Longest words whose blocks have zero points: few weights are seldom centered, and few codes feel it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class LayerChoice:
     Attributes:
         method: Quantizes it.
         spec: Its grid.
-        split: Which weights get words twice as long: the kernel's centre where it is far wider than the rest, and then
-            only if that pays (`auto`); the centre of any kernel (`center`); all weights (`whole`).
+        split: Which weights get words twice as long: the kernel's center where it is far wider than the rest, and then
+            only if that pays (`auto`); the center of any kernel (`center`); all weights (`whole`).
     """
 
     method: WeightQuantizer | NetworkMethod
@@ -83,8 +83,8 @@ class Choices:
         overrides: Layer name -> choice.
         rows: Layer name -> bits of the weights of each output feature, none shorter than its choice says.
         coarse: Layers that are the coarse part of another.
-        centred_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
-        saturates: Integer products of two neighbouring weights must not overflow; see `ptq.core.saturates`.
+        centered_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
+        saturates: Integer products of two neighboring weights must not overflow; see `ptq.core.saturates`.
         dynamic: Ranges of activations are found at run time; recurrent layers run on integers too.
     """
 
@@ -96,7 +96,7 @@ class Choices:
     overrides: Mapping[str, LayerChoice] = field(default_factory=dict)
     rows: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     coarse: frozenset[str] = frozenset()
-    centred_blocks: bool = False
+    centered_blocks: bool = False
     saturates: bool = False
     dynamic: bool = False
 
@@ -127,8 +127,8 @@ class Choices:
         chosen = self.overrides.get(layer.name, self.weights)
         if isinstance(chosen.spec.granularity, PerBlock):  # onnxruntime has a kernel for blocks of a product's inputs
             product = layer.op_type == "MatMul" and layer.weight_index == 1
-            centred = self.centred_blocks or chosen.spec.num_bits > BLOCK_ZERO_BITS
-            spec = replace(chosen.spec, symmetric=centred)
+            centered = self.centered_blocks or chosen.spec.num_bits > BLOCK_ZERO_BITS
+            spec = replace(chosen.spec, symmetric=centered)
             spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
         too_large = Needs.MOMENTS in chosen.method.needs and layer.fan_in > MAX_FAN_IN
@@ -182,7 +182,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
         weights.bias_correction,
         weights.extra_macs,
         overrides,
-        centred_blocks=recipe.is_dynamic and target.native,
+        centered_blocks=recipe.is_dynamic and target.native,
         saturates=target.saturates and not recipe.weight_only,
         dynamic=recipe.is_dynamic,
     )

@@ -26,7 +26,7 @@ UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
 
 RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
-"""Grid of the right side of a product of two activations: its kernel is twice as fast on signed, centred codes."""
+"""Grid of the right side of a product of two activations: its kernel is twice as fast on signed, centered codes."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def low_sqnr_inputs(
     for layer in placement.layers:
         if (
             layer.op_type == "Conv"
-        ):  # its output has to be codes for its neighbours; a float one costs more than it saves
+        ):  # its output has to be codes for its neighbors; a float one costs more than it saves
             continue
         index = group_of[layer.source]
         histogram, observer = groups[index], settings.observer_of(index in placement.only_products)

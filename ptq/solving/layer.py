@@ -91,7 +91,7 @@ def solve_layer(
         grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
         given: What is known of its input.
         widths: Bits of each weight; None is the word length of the choice for all.
-        saturates: Integer products of two neighbouring weights must not overflow.
+        saturates: Integer products of two neighboring weights must not overflow.
 
     Returns:
         Codes, scales and bias.
@@ -167,7 +167,7 @@ def _damped(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None
     """What the method is given.
 
     Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
-    softmax, which turns scale into temperature, and normalisations. All products are held to their float weights, the
+    softmax, which turns scale into temperature, and normalizations. All products are held to their float weights, the
     more the fewer positions were seen for each input: a few hundred texts tell less of the next ones than images do.
     """
     if arrays.layer.unfold.kernel:

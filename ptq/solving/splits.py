@@ -11,15 +11,15 @@ from ptq.core.widths import MAX_BITS, Widths
 from ptq.solving.choices import LayerChoice
 
 FAR_WIDER = 2.0
-"""How far the centre tap has to reach beyond the others, in most output features, for a split to be tried."""
+"""How far the center tap has to reach beyond the others, in most output features, for a split to be tried."""
 
 
 def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Widths | str:
     """The longer words to try for a layer, or why there are none; an empty reason if nobody asked.
 
     Source:
-        Coarse & fine weight splitting for re-parameterised networks: a branch of 1x1 and one of the identity, merged
-        into a 3x3 kernel, leave its centre tap far wider than the rest.
+        Coarse & fine weight splitting for re-parameterized networks: a branch of 1x1 and one of the identity, merged
+        into a 3x3 kernel, leave its center tap far wider than the rest.
     """
     if choice.split == "never" or choice.spec.num_bits >= MAX_BITS:
         return ""
@@ -43,7 +43,7 @@ def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoi
 
 
 def _center_over_rest(weight: NDArray[np.float32], center: NDArray[np.bool_], spec: QuantSpec) -> float:
-    """Reach of the centre tap over that of the others, where they share a scale: the median feature's."""
+    """Reach of the center tap over that of the others, where they share a scale: the median feature's."""
     taps = np.abs(weight.reshape(len(weight), -1, len(center)))
     if isinstance(spec.granularity, PerTensor):
         taps = taps.reshape(1, -1, len(center))

@@ -28,7 +28,7 @@ from ptq.core.widths import Widths
 
 DEAD = 1e-10  # of the largest second moment: a column that the calibration set never excites
 ROOMY = 1.25
-"""Times the scale at which the levels of neighbours fit: the first one that is tried."""
+"""Times the scale at which the levels of neighbors fit: the first one that is tried."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class GroupedProblem:
         highest: Largest level, likewise.
         block: Which scale each column has. Shape [in].
         widths: Bits of each weight; None is the word length of the spec.
-        widest_scale: Scales wide enough, where neighbours share their levels. Shape [groups, out].
+        widest_scale: Scales wide enough, where neighbors share their levels. Shape [groups, out].
     """
 
     weight: Float
@@ -182,7 +182,7 @@ Start = Callable[[GroupedProblem, Grid], Candidate]
 
 
 def _block_size(spec: QuantSpec, count: int) -> int:
-    """Neighbouring columns that share a scale; all of them where there are no blocks."""
+    """Neighboring columns that share a scale; all of them where there are no blocks."""
     return spec.granularity.block_size if isinstance(spec.granularity, PerBlock) else max(count, 1)
 
 

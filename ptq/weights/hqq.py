@@ -20,7 +20,7 @@ class Hqq:
     """Fit each scale to the weights without their outliers, whose errors are set apart by a shrinking operator.
 
     Source:
-        Badri, Shaji, "Half-quadratic quantization of large machine learning models" (2023): minimise |W - Q|_p^p with
+        Badri, Shaji, "Half-quadratic quantization of large machine learning models" (2023): minimize |W - Q|_p^p with
         p < 1 by half-quadratic splitting; e = shrink(W - Q, beta, p), then the parameters that suit W - e. Differs: the
         scale is fitted (the authors fit a zero point in float, which no kernel takes), rounds that do not lower the
         norm are not kept, and rows on which rounding has the smaller norm keep rounding.

@@ -15,7 +15,7 @@ from ptq.core.problem import LayerProblem, Needs
 from ptq.core.storage import Alphabet
 
 LARGEST = 64
-"""The largest power that fits a byte with both signs; two neighbours of it fit 16 bits on any processor."""
+"""The largest power that fits a byte with both signs; two neighbors of it fit 16 bits on any processor."""
 
 RATIOS = np.geomspace(1.3, 0.2, 50)
 """Largest levels that are tried, against the largest weight under the same scale."""
