@@ -22,11 +22,11 @@ EXACT_BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The interval of reals that the codes shall cover; always contains 0.
+    """Interval of reals that the codes shall cover; always contains 0.
 
     Attributes:
         rmin: Lower end, real units, scalar or one per scale.
-        rmax: Upper end, likewise.
+        rmax: Upper end, real units, scalar or one per scale.
     """
 
     rmin: FloatArray
@@ -42,12 +42,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class QuantParams:
-    """The grid that was obtained.
+    """Grid of integers: scale and zero point, and the spec that they were fitted to.
 
     Attributes:
         scale: Real units per code, float32, > 0. Shape [] per tensor, [n] per axis, weight-like per block.
         zero_point: The code of real 0, same shape, dtype of the codes.
-        spec: What was asked for.
+        spec: Word length, sign and symmetry that were asked for.
     """
 
     scale: NDArray[np.float32]
@@ -86,7 +86,7 @@ def choose_qparams(limits: Range, spec: QuantSpec) -> QuantParams:
 
 
 def _usable(scale: FloatArray) -> NDArray[np.float32]:
-    """Scales as float32; 1 where there is nothing to resolve, so that 0 stays 0."""
+    """Return scales as float32; 1 where there is nothing to resolve, so that 0 stays 0."""
     single = np.asarray(scale, np.float32)
     return np.where(single >= SMALLEST_SCALE, single, np.float32(1.0)).astype(np.float32)
 
@@ -117,19 +117,19 @@ def quantize(values: FloatArray, params: QuantParams) -> IntArray:
 
 
 def nearest_level(steps: FloatArray, low: FloatArray | int, high: FloatArray | int) -> NDArray[np.float64]:
-    """The level (code - zero_point) that a real lands on, given in units of the scale; ties to even, then clipped."""
+    """Return the level (code - zero_point) nearest to a real, given in units of the scale; ties to even, clipped."""
     return np.minimum(np.maximum(np.rint(steps), low), high)  # a third of the time of clip for short arrays
 
 
 def nearest_place(values: FloatArray, levels: NDArray[Any]) -> NDArray[np.intp]:
-    """Where the nearest of some levels stands; ties to the lower one.
+    """Find where the nearest of some levels stands; ties to the lower one.
 
     Args:
-        values: Any shape.
-        levels: Ascending. Shape [levels].
+        values: Reals. Any shape.
+        levels: Levels, ascending. Shape [levels].
 
     Returns:
-        Shape of `values`.
+        Indices into `levels`. Shape of `values`.
 
     Example:
         >>> nearest_place(np.array([-9.0, 0.4, 3.0]), np.array([-2, 0, 2, 4]))
@@ -140,7 +140,7 @@ def nearest_place(values: FloatArray, levels: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
-    """Reals of codes: scale * (codes - zero_point), float32.
+    """Compute the reals of codes: scale * (codes - zero_point), float32.
 
     Args:
         codes: Integers, any shape that fits the granularity.
@@ -158,12 +158,12 @@ def dequantize(codes: IntArray, params: QuantParams) -> NDArray[np.float32]:
 
 
 def fake_quantize(values: FloatArray, params: QuantParams) -> NDArray[np.float32]:
-    """Round to the grid and come back: dequantize(quantize(values)). Idempotent."""
+    """Round reals to the grid and come back: dequantize(quantize(values)). Idempotent."""
     return dequantize(quantize(values, params), params)
 
 
 def expand(per_scale: NDArray[Any], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
-    """Give one-value-per-scale data a shape that broadcasts against a tensor of `shape`.
+    """Reshape one-value-per-scale data so that it broadcasts against a tensor of `shape`.
 
     Args:
         per_scale: Shape [] (per tensor), [n] (per axis) or block-wise reduced `shape` (per block).

@@ -1,4 +1,4 @@
-"""How the values of one tensor lie, and the grid that was chosen for them: what a report draws."""
+"""Distribution of the values of one tensor, and the grid that was chosen for them, as a report draws it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ BINS = 48
 
 @dataclass(frozen=True)
 class Distribution:
-    """A tensor in a few numbers.
+    """Distribution of a tensor's values in a few numbers.
 
     Attributes:
         rmin: Smallest value seen, real units.
-        rmax: Largest.
-        low: What the first code stands for, real units; of a weight with several scales the lowest.
-        high: What the last code stands for; the highest.
+        rmax: Largest value seen, real units.
+        low: Real that the first code stands for; of a weight with several scales the lowest.
+        high: Real that the last code stands for; of a weight with several scales the highest.
         clipped: Share of the values that lie more than half a step outside, each by its own scale.
-        sqnr_db: What the values keep on the grid, dB.
-        shares: Of the values, in equal bins from `rmin` to `rmax`, three digits each. Shape [48].
+        sqnr_db: Signal over rounding noise of the values on the grid, dB.
+        shares: Shares of the values in equal bins from `rmin` to `rmax`, three digits each. Shape [48].
     """
 
     rmin: float
@@ -42,12 +42,12 @@ class Distribution:
 
 
 def distribution_of_values(histogram: Histogram, params: QuantParams, sqnr_db: float) -> Distribution:
-    """Of activations on one grid.
+    """Summarize the values of activations on one grid.
 
     Args:
-        histogram: What was seen.
+        histogram: Values that were seen.
         params: The grid, per tensor.
-        sqnr_db: What they keep on it, dB.
+        sqnr_db: Signal over rounding noise of the values on that grid, dB.
     """
     scale, zero = float(params.scale), float(params.zero_point)
     low, high = ((code - zero) * scale for code in params.spec.limits)
@@ -57,12 +57,12 @@ def distribution_of_values(histogram: Histogram, params: QuantParams, sqnr_db: f
 
 
 def distribution_of_weight(weight: FloatArray, encoding: WeightEncoding, sqnr_db: float) -> Distribution:
-    """Of a weight.
+    """Summarize a weight and the codes that it got.
 
     Args:
-        weight: Before it was rounded. Shape [out, in].
+        weight: Float weight, before it was rounded. Shape [out, in].
         encoding: Codes and scales.
-        sqnr_db: What it keeps, dB.
+        sqnr_db: Signal over rounding noise of the weight, dB.
     """
     histogram = Histogram.of(np.asarray(weight, np.float32))
     outside = float((~encoding.covers(weight)).mean())
@@ -80,7 +80,7 @@ def _spread(histogram: Histogram, limits: tuple[float, float], clipped: float, s
 
 
 def _below(histogram: Histogram, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the values up to each point, even within a piece."""
+    """Return the share of the values up to each point, even within a piece."""
     lower, upper, counts = histogram.pieces
     after = np.cumsum(counts)
     ends, shares = np.c_[lower, upper].ravel(), np.c_[after - counts, after].ravel() / max(histogram.total, 1)

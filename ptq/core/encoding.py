@@ -30,12 +30,12 @@ Ends = tuple[FloatArray, FloatArray]
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """Integers that kernels multiply: real = scale * (code - zero point).
+    """Weight of integers that kernels multiply: real = scale * (code - zero point).
 
     Attributes:
-        codes: Shape [out, in], int8, within `limits`.
+        codes: Integers within `limits`, int8. Shape [out, in].
         params: Scales and zero points; its spec is the grid that most weights have.
-        storage: How the codes lie in a file.
+        storage: Form in which the codes lie in a file.
     """
 
     codes: IntArray
@@ -44,19 +44,19 @@ class IntegerWeight:
 
     @staticmethod
     def of(codes: IntArray, params: QuantParams, widths: Widths | None = None) -> IntegerWeight:
-        """Codes in words: as long as the spec of their grid says, or each as long as `widths` says."""
+        """Put codes into words: as long as the spec of their grid says, or each as long as `widths` says."""
         return IntegerWeight(codes, params, Words(params.spec.num_bits if widths is None else widths))
 
     @staticmethod
     def stack(parts: Sequence[IntegerWeight]) -> IntegerWeight:
-        """Rows one below the other. All have scales of their own, one grid, and words of one length."""
+        """Put weights one below the other. All have scales for each row, one grid, and words of one length."""
         codes = np.concatenate([part.codes.astype(np.int8, copy=False) for part in parts])
         scale, zero = (np.concatenate([getattr(part.params, key) for part in parts]) for key in ("scale", "zero_point"))
         return replace(parts[0], codes=codes, params=replace(parts[0].params, scale=scale, zero_point=zero))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output features and inputs."""
+        """Number of output features and of inputs."""
         return self.codes.shape[0], self.codes.shape[1]
 
     @property
@@ -66,18 +66,18 @@ class IntegerWeight:
 
     @property
     def num_bits(self) -> int:
-        """Word length in the file; where it differs from weight to weight, that of most."""
+        """Word length in the file; where it differs from weight to weight, the one that most have."""
         return self.storage.num_bits if isinstance(self.storage, Alphabet) else self.params.spec.num_bits
 
     @property
     def widths(self) -> Widths | None:
-        """Bits of each weight where they differ."""
+        """Bits of each weight; None where all words have one length."""
         lengths = self.storage.lengths if isinstance(self.storage, Words) else None
         return lengths if isinstance(lengths, Widths) else None
 
     @property
     def limits(self) -> Ends:
-        """Smallest and largest code. Shapes [out, in], or [] if all weights are alike."""
+        """Smallest and largest code that each weight could have. Shapes [out, in], or [] if all are alike."""
         if isinstance(self.storage, Alphabet):
             low, high = self.storage.levels[[0, -1]]
         elif self.widths is not None:
@@ -87,46 +87,46 @@ class IntegerWeight:
         return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     def decode(self) -> NDArray[np.float32]:
-        """The weight that the model will compute with. Shape [out, in], real units."""
+        """Compute the weight that the model will compute with. Shape [out, in], real units."""
         return dequantize(self.codes, self.params)
 
     def size_in_bits(self) -> int:
-        """Codes as they are stored, plus scales at 32 bits."""
+        """Count the bits of the codes as they are stored, plus scales at 32 bits each."""
         return self.storage.size_in_bits(self.shape) + self.params.scale.size * 32
 
     def zeros(self) -> int:
-        """How many weights are 0, whatever code stands for it."""
+        """Count the weights that are 0, whatever code stands for it."""
         return int(np.count_nonzero(self.codes == self._expanded(self.params.zero_point)))
 
     def num_levels(self) -> int:
-        """How many different codes are used."""
+        """Count the different codes that are used."""
         used = np.bincount(self.codes.reshape(-1).view(np.uint8), minlength=256)
         return int(np.count_nonzero(used))
 
     def reach(self) -> NDArray[np.int64]:
-        """Sum of the magnitudes of each row: what inputs of one code can make of it. Shape [out]."""
+        """Sum the magnitudes of each row: the most that inputs of one code can make of it. Shape [out]."""
         zero = self._expanded(self.params.zero_point).astype(np.int64)
         return np.asarray(np.abs(self.codes.astype(np.int64) - zero).sum(1))
 
     def ends(self) -> tuple[float, float]:
-        """Smallest and largest real that any weight could be."""
+        """Return the smallest and the largest real that any weight could be."""
         low, high = self._ends()
         return float(np.min(low)), float(np.max(high))
 
     def covers(self, weight: FloatArray) -> NDArray[np.bool_]:
-        """Which weights lie within their levels, or less than half a step outside. Shape [out, in]."""
+        """Find the weights that lie within their levels, or less than half a step outside. Shape [out, in]."""
         (low, high), scale = self._ends(), self._expanded(self.params.scale)
         below, above = (half * scale for half in self._half_steps())
         return np.asarray((weight >= low - below) & (weight <= high + above))
 
     def widest_step(self) -> NDArray[np.float32]:
-        """Largest distance of two neighboring levels. Shape [] or [out], real units."""
+        """Return the largest distance of two neighboring levels. Shape [] or [out], real units."""
         scale = self.params.scale.max(1) if self.params.scale.ndim == 2 else self.params.scale
         gap = np.diff(self.storage.levels).max(initial=1) if isinstance(self.storage, Alphabet) else 1
         return np.asarray(scale * np.float32(gap))
 
     def nearest(self, weight: FloatArray) -> IntegerWeight:
-        """Another weight on the same grid. Shape [out, in]."""
+        """Round another weight to the same grid. Shape [out, in]."""
         scale = self._expanded(self.params.scale).astype(np.float64)
         if isinstance(self.storage, Alphabet):
             codes: IntArray = self.storage.levels[nearest_place(weight / scale, self.storage.levels)]
@@ -137,11 +137,11 @@ class IntegerWeight:
         return replace(self, codes=codes)
 
     def raised(self, least: FloatArray, weight: FloatArray, limits: Ends | None = None) -> tuple[IntegerWeight, int]:
-        """Scales of at least some size; rows whose scale stays keep their codes.
+        """Raise scales that are too small; rows whose scale stays keep their codes.
 
         Args:
-            least: Real units per code. Shape [out].
-            weight: What the other rows are rounded from. Shape [out, in].
+            least: Smallest scales that will do, real units per code. Shape [out].
+            weight: Reals that the other rows are rounded from. Shape [out, in].
             limits: Levels that the codes must not leave. Shapes [out, in]; None if they may take all.
 
         Returns:
@@ -160,7 +160,7 @@ class IntegerWeight:
         return replace(self, codes=np.where(again, codes, self.codes), params=params), int(low.sum())
 
     def rows(self, chosen: slice) -> IntegerWeight:
-        """Some rows. All have scales of their own, and words of one length."""
+        """Return a part of the rows as a weight. All have scales of their own, and words of one length."""
         params = replace(self.params, scale=self.params.scale[chosen], zero_point=self.params.zero_point[chosen])
         return replace(self, codes=self.codes[chosen], params=params)
 
@@ -170,7 +170,7 @@ class IntegerWeight:
         return low, high
 
     def _half_steps(self) -> tuple[float, float]:
-        """Half the distance to the neighbor of the smallest and of the largest level, in scales."""
+        """Return half the distance to the neighbor of the smallest and of the largest level, in scales."""
         if not isinstance(self.storage, Alphabet) or len(self.storage.levels) < 2:
             return 0.5, 0.5
         gaps = np.diff(self.storage.levels.astype(np.float64))
@@ -182,10 +182,10 @@ class IntegerWeight:
 
 @dataclass(frozen=True)
 class LookupWeight:
-    """Places in a table of reals, which float kernels multiply: real = table[index], decoded when the session opens.
+    """Weight of places in a table of reals, for float kernels: real = table[index], decoded when the session opens.
 
     Attributes:
-        indices: Shape [out, in], uint8.
+        indices: Places in the table, uint8. Shape [out, in].
         table: Reals, ascending; layers that have the same one share it in the file. Shape [at most 256], float32.
     """
 
@@ -194,54 +194,54 @@ class LookupWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output features and inputs."""
+        """Number of output features and of inputs."""
         return self.indices.shape[0], self.indices.shape[1]
 
     @property
     def num_bits(self) -> int:
-        """Word length of an index."""
+        """Word length of an index, bits."""
         return place_bits(len(self.table))
 
     @property
     def widths(self) -> None:
-        """None: all words have one length."""
+        """None, as all words have one length."""
         return
 
     def decode(self) -> NDArray[np.float32]:
-        """The weight that the model will compute with. Shape [out, in], real units."""
+        """Compute the weight that the model will compute with. Shape [out, in], real units."""
         return np.asarray(self.table[self.indices], np.float32)
 
     def size_in_bits(self) -> int:
-        """Indices at their word length, plus the table at 32 bits a number."""
+        """Count the bits of the indices at their word length, plus the table at 32 bits a number."""
         return self.indices.size * self.num_bits + self.table.size * 32
 
     def zeros(self) -> int:
-        """How many weights are 0."""
+        """Count the weights that are 0."""
         return int(np.count_nonzero(self.table[self.indices] == 0))
 
     def num_levels(self) -> int:
-        """How many different reals are used."""
+        """Count the different reals that are used."""
         return int(np.count_nonzero(np.bincount(self.indices.reshape(-1), minlength=256)))
 
     def reach(self) -> NDArray[np.int64]:
-        """0 for each row: nothing is summed in integers. Shape [out]."""
+        """Return 0 for each row, as nothing is summed in integers. Shape [out]."""
         return np.zeros(len(self.indices), np.int64)
 
     def ends(self) -> tuple[float, float]:
-        """Smallest and largest real that any weight could be."""
+        """Return the smallest and the largest real that any weight could be."""
         return float(self.table[0]), float(self.table[-1])
 
     def covers(self, weight: FloatArray) -> NDArray[np.bool_]:
-        """Which weights lie within the table, or less than half a step outside. Shape [out, in]."""
+        """Find the weights that lie within the table, or less than half a step outside. Shape [out, in]."""
         steps = np.diff(self.table.astype(np.float64)) / 2 if len(self.table) > 1 else np.zeros(1)
         return np.asarray((weight >= self.table[0] - steps[0]) & (weight <= self.table[-1] + steps[-1]))
 
     def widest_step(self) -> NDArray[np.float32]:
-        """Largest distance of two neighbors in the table. Shape [], real units."""
+        """Return the largest distance of two neighbors in the table. Shape [], real units."""
         return np.asarray(np.diff(self.table).max(initial=0.0), np.float32)
 
     def nearest(self, weight: FloatArray) -> LookupWeight:
-        """Another weight on the same table. Shape [out, in]."""
+        """Round another weight to the reals of the same table. Shape [out, in]."""
         return replace(self, indices=nearest_place(weight, self.table).astype(np.uint8))
 
 

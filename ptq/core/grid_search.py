@@ -1,4 +1,4 @@
-"""Many candidates, one best for every row: how scales are chosen where no formula gives them."""
+"""Search among candidates for the best of every row: how scales are chosen where no formula gives them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def best_ratios(num_rows: int, ratios: Sequence[float] | Float, errors: Errors, 
     """Find the ratio of least error for every row, and stop asking about rows that are settled.
 
     Args:
-        num_rows: How many.
+        num_rows: How many rows there are.
         ratios: Candidates, in the order in which they are tried.
-        errors: What a ratio makes of some rows.
+        errors: Function from a ratio and some rows to their errors.
         patience: Ratios in a row without a gain after which a row is settled; None tries all.
 
     Returns:
-        Shape [rows]; 1 where nothing could be compared.
+        Ratio of each row; 1 where nothing could be compared. Shape [rows].
     """
     least, chosen = np.full(num_rows, np.inf), np.ones(num_rows)
     tried, since = np.arange(num_rows), np.zeros(num_rows, np.int64)
@@ -69,5 +69,5 @@ def best_ratios(num_rows: int, ratios: Sequence[float] | Float, errors: Errors, 
 
 
 def _along(rows: NDArray[np.bool_], array: NDArray[Any]) -> NDArray[np.bool_]:
-    """A mask of rows as it broadcasts against an array that begins with their axes."""
+    """Reshape a mask of rows so that it broadcasts against an array that begins with their axes."""
     return rows.reshape(rows.shape + (1,) * (array.ndim - rows.ndim))

@@ -1,4 +1,4 @@
-"""The whole decision about a model, outside the graph: the only input of lowering."""
+"""Decisions about a whole model, outside the graph: the only input of lowering."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ptq.core.encoding import WeightEncoding
 
 @dataclass(frozen=True)
 class BiasEncoding:
-    """An integer bias: real = scale * codes, scale = input scale * weight scale.
+    """Bias of integers: real = scale * codes, scale = input scale * weight scale.
 
     Attributes:
-        codes: int32. Shape [out].
-        scale: float32, real units per code. Shape [out].
+        codes: Integers, int32. Shape [out].
+        scale: Real units per code, float32. Shape [out].
     """
 
     codes: NDArray[np.int32]
@@ -27,10 +27,10 @@ class BiasEncoding:
 
 @dataclass(frozen=True)
 class FloatBias:
-    """A bias that is added in float, behind a product whose result is float.
+    """Bias that is added in float, behind a product whose result is float.
 
     Attributes:
-        values: float32, real units. Shape [out].
+        values: Real units, float32. Shape [out].
     """
 
     values: NDArray[np.float32]
@@ -38,7 +38,7 @@ class FloatBias:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """What every tensor becomes; immutable.
+    """Decision for every tensor: grids of activations, weights and biases; immutable.
 
     Attributes:
         activations: Value name -> grid. Values that share data without arithmetic share the grid.

@@ -1,4 +1,4 @@
-"""What a weight method is given: one layer as plain arrays, without graph, session or file."""
+"""Problem of a weight method: one layer as plain arrays, without graph, session or file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ptq.core.widths import Widths
 
 
 class Needs(Flag):
-    """What a weight method has to know besides the weight, which is 0: moments of the inputs, the network itself."""
+    """Needs of a weight method besides the weight, which is 0: moments of the inputs, the network itself."""
 
     WEIGHT = 0
     MOMENTS = auto()
@@ -29,14 +29,14 @@ class Needs(Flag):
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """One weight to quantize.
+    """Problem of finding codes for one weight.
 
     Attributes:
         name: Layer name, for messages.
         weight: Float weight, shape [out, in], rows independent. Never written to.
-        spec: The grid wished for; `PerAxis(0)` means one scale per row.
-        statistics: What was seen at the layer's input, if the method needs it.
-        widths: Bits of each weight; None is the spec's word length for all.
+        spec: Grid that is asked for; `PerAxis(0)` means one scale per row.
+        statistics: Moments of the layer's input, if the method needs them.
+        widths: Bits of each weight; None takes the spec's word length for all.
         order: Columns as kernels meet them whose sums of two neighbors must not overflow; None where nothing can.
     """
 
@@ -57,7 +57,7 @@ class LayerProblem:
 
     @functools.cached_property
     def saturation(self) -> SaturationLimits | None:
-        """What neighbors leave each other, if they could overflow. Products in blocks sum in 32 bits, or in float."""
+        """Limits that neighbors set each other; None if they cannot overflow, as in blocks, which sum in 32 bits."""
         ends = self.limits
         is_safe = isinstance(self.spec.granularity, PerBlock) or 2 * max(-ends[0].min(), ends[1].max()) <= PAIR_SUM
         if self.order is None or is_safe:
@@ -66,11 +66,11 @@ class LayerProblem:
 
 
 class WeightQuantizer(Protocol):
-    """The family's one verb."""
+    """Protocol of weight methods that see one layer at a time."""
 
     @property
     def needs(self) -> Needs:
-        """What `quantize` will look at."""
+        """Needs of `quantize` besides the weight."""
         ...
 
     @property
@@ -84,10 +84,10 @@ class WeightQuantizer(Protocol):
 
 
 class Network(Protocol):
-    """The whole network, asked about by methods that judge weights by what comes out at its end."""
+    """Protocol of a whole network, for methods that judge weights by the error at its outputs."""
 
     def error(self, weights: Mapping[str, WeightEncoding]) -> float:
-        """Energy of the outputs' error over that of the float outputs, on the calibration set.
+        """Measure the energy of the outputs' error over that of the float outputs, on the calibration set.
 
         Args:
             weights: Layer name -> its weight; all other layers stay float.
@@ -95,31 +95,31 @@ class Network(Protocol):
         ...
 
     def gain(self, layer: str) -> float:
-        """Energy at the network's outputs for each unit of energy that an error has at a layer's output."""
+        """Measure the energy at the network's outputs for each unit of energy that an error has at a layer's output."""
         ...
 
     def gradient(self, layer: str) -> NDArray[np.float64]:
-        """Derivative of the network's loss in a layer's float weight. Shape [out, in], loss per real unit."""
+        """Return the derivative of the network's loss in a layer's float weight. Shape [out, in], loss per unit."""
         ...
 
 
 @runtime_checkable
 class NetworkMethod(Protocol):
-    """A method that sees all layers at once."""
+    """Protocol of methods that see all layers at once."""
 
     @property
     def needs(self) -> Needs:
-        """What `quantize_all` will look at; NETWORK is among it, and GRADIENT if it asks for gradients."""
+        """Needs of `quantize_all`; NETWORK is among them, and GRADIENT if it asks for gradients."""
         ...
 
     def quantize_all(self, problems: Mapping[str, LayerProblem], network: Network) -> Mapping[str, WeightEncoding]:
         """Choose grids and codes for all weights.
 
         Args:
-            problems: By layer, in dataflow order; with statistics if MOMENTS are among the needs.
-            network: Answers what weights cost at its outputs.
+            problems: Layer name -> problem, in dataflow order; with statistics if MOMENTS are among the needs.
+            network: Network that tells which error weights cause at its outputs.
 
         Returns:
-            A weight for every problem.
+            Layer name -> weight, for every problem.
         """
         ...

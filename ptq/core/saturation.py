@@ -1,4 +1,4 @@
-"""Weights of 8 bits whose products never overflow 16 bits.
+"""Limits for weights of 8 bits whose products never overflow 16 bits.
 
 x86 processors without VNNI multiply unsigned by signed bytes two at a time and add both products in 16 bits, which
 saturate: 255 * 127 + 255 * 127 comes out as half of it. The usual way out is 7 bits for every weight. Enough is that
@@ -19,7 +19,7 @@ from ptq.core.grid_search import best_ratios
 from ptq.core.spec import PerTensor, QuantSpec
 
 PAIR_SUM = 128
-"""What the levels of two neighbors of one sign may add up to."""
+"""Largest sum that the levels of two neighbors of one sign may have."""
 
 WIDENINGS = np.geomspace(1.0, 2.0, 25)
 """Scales that are tried, against that of the largest weight; the last one fits any pair."""
@@ -30,12 +30,12 @@ AT_ONCE = 1 << 18
 
 @dataclass(frozen=True)
 class SaturationLimits:
-    """Levels that each weight may take, whatever its neighbor takes.
+    """Limits of the levels that each weight may take, whatever its neighbor takes.
 
     Attributes:
         low: Smallest level, at most 0. Shape [out, in].
         high: Largest level, at least 0. Shape [out, in].
-        scale: Of the least squared error within these levels; one number for all rows that share it. Shape [out].
+        scale: Scale of least squared error within these levels; one number for all rows that share it. Shape [out].
     """
 
     low: Float
@@ -47,9 +47,9 @@ class SaturationLimits:
         """Divide the room of each pair between its weights, more of it to the larger one.
 
         Args:
-            weight: Shape [out, in].
+            weight: Float weight. Shape [out, in].
             order: Columns as kernels meet them: the first and the second are neighbors, the third and the fourth, ...
-            spec: Which rows share a scale.
+            spec: Grid, which says which rows share a scale.
             ends: Smallest and largest level of each weight without neighbors. Shapes [out, in], or [].
 
         Returns:
@@ -88,7 +88,7 @@ def overflows(levels: NDArray[np.integer], order: NDArray[np.intp]) -> bool:
 
 
 def _room(levels: Single, low: Single, high: Single) -> tuple[Single, Single]:
-    """Limits of neighbors whose sums fit and that cut off as little as possible; real levels, in kernel order."""
+    """Return limits of neighbors whose sums fit and that cut off least; real levels, in kernel order."""
     count = levels.shape[1]
     padded = np.pad(levels, ((0, 0), (0, count % 2)))
     apart = (padded[:, 0::2] - padded[:, 1::2]) / 2
@@ -99,7 +99,7 @@ def _room(levels: Single, low: Single, high: Single) -> tuple[Single, Single]:
 
 
 def _best_scale(weight: Single, low: Single, high: Single, *, shared: bool) -> Float:
-    """Per row, or for all, the scale of least squared error."""
+    """Search the scale of least squared error for each row, or for all."""
     reach = np.where(weight < 0, weight / np.minimum(low, -1e-9), weight / np.maximum(high, 1e-9)).max(1, initial=0.0)
     reach = np.full(reach.shape, reach.max(initial=0.0)) if shared else reach
     finest = np.where(reach > 0, reach, 1.0).astype(np.float64)

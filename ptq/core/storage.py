@@ -16,16 +16,16 @@ MOST_LEVELS = 256
 
 @dataclass(frozen=True)
 class Words:
-    """Two's complement words.
+    """Storage as words of two's complement.
 
     Attributes:
-        lengths: Bits, one number for all weights, or one for each.
+        lengths: Bits per word, one number for all weights, or one for each.
     """
 
     lengths: int | Widths
 
     def size_in_bits(self, shape: Sequence[int]) -> int:
-        """Bits that all words of a weight take."""
+        """Count the bits that all words of a weight take."""
         if isinstance(self.lengths, Widths):
             return int(self.lengths.bits.sum(dtype=np.int64))
         return int(np.prod(shape)) * self.lengths
@@ -33,10 +33,10 @@ class Words:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Places in a list of levels, which kernels multiply as bytes all the same.
+    """Storage as places in a list of levels, which kernels multiply as bytes all the same.
 
     Attributes:
-        levels: All that a weight may be, ascending. Shape [at most 256], int8.
+        levels: Levels that a weight may have, ascending. Shape [at most 256], int8.
     """
 
     levels: NDArray[np.int8]
@@ -47,15 +47,15 @@ class Alphabet:
 
     @property
     def num_bits(self) -> int:
-        """Word length of a place."""
+        """Word length of a place, bits."""
         return place_bits(len(self.levels))
 
     def size_in_bits(self, shape: Sequence[int]) -> int:
-        """Bits that the places take, and the list."""
+        """Count the bits that the places take, and the list."""
         return int(np.prod(shape)) * self.num_bits + 8 * len(self.levels)
 
     def places(self, codes: IntArray) -> NDArray[np.uint8]:
-        """Where each level stands in the list. Shape of `codes`."""
+        """Find where each code stands in the list. Shape of `codes`."""
         return np.searchsorted(self.levels, codes).astype(np.uint8)
 
 
@@ -64,5 +64,5 @@ Storage = Words | Alphabet
 
 
 def place_bits(count: int) -> int:
-    """Bits that tell so many things apart, at least 1."""
+    """Return the number of bits that tell so many things apart, at least 1."""
     return max((count - 1).bit_length(), 1)

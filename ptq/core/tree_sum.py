@@ -15,7 +15,7 @@ LEVELS = 64
 
 @dataclass(frozen=True)
 class TreeSum:
-    """A sum of numbered terms, added along a binary tree that the numbers alone decide.
+    """Sum of numbered terms, added along a binary tree that the numbers alone decide.
 
     Neighbors are added as soon as both are there, so parts may be summed anywhere and merged in any order: the same
     additions are made. Of n terms in a row at most log2 n sums are held.
@@ -37,8 +37,8 @@ class TreeSum:
         """Make a sum of one term.
 
         Args:
-            term: Any shape, the same for all terms.
-            number: Of the term, from 0.
+            term: Array to add. Any shape, the same for all terms.
+            number: Number of the term, from 0.
         """
         return TreeSum({number * LEVELS: np.asarray(term, np.float64)})
 

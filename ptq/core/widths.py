@@ -25,45 +25,45 @@ MAX_BITS = 8
 
 @dataclass(frozen=True)
 class Widths:
-    """Bits per weight, the larger of what its row and its column ask for.
+    """Bits of each weight, the larger of those that its row and its column ask for.
 
     Attributes:
-        rows: Per output feature, 0 to 8. Shape [out], int8.
-        columns: Per input, likewise; 0 asks for nothing. Shape [in].
+        rows: Bits for each output feature, 0 to 8. Shape [out], int8.
+        columns: Bits for each input, 0 to 8; 0 asks for nothing. Shape [in], int8.
     """
 
     rows: NDArray[np.int8]
     columns: NDArray[np.int8]
 
     def merge(self, other: Widths) -> Widths:
-        """The longer word of both for every row and every column."""
+        """Take the longer word of both for every row and every column."""
         return Widths(np.maximum(self.rows, other.rows), np.maximum(self.columns, other.columns))
 
     @staticmethod
     def in_rows(rows: NDArray[np.int8], num_columns: int) -> Widths:
-        """Words as long as each row asks for."""
+        """Make words as long as each row asks for."""
         return Widths(rows, np.zeros(num_columns, np.int8))
 
     @staticmethod
     def at_taps(shape: tuple[int, int], num_bits: int, taps: NDArray[np.bool_]) -> Widths:
-        """Words twice as long, up to a byte, at some taps of a kernel.
+        """Make words twice as long, up to a byte, at some taps of a kernel.
 
         Args:
             shape: Rows and columns; columns run over (channel, tap).
             num_bits: Word length of the other taps.
-            taps: Which of them have longer words.
+            taps: Mask of the taps with longer words. Shape [taps].
         """
         columns = np.where(taps.reshape(-1), min(2 * num_bits, MAX_BITS), 0).astype(np.int8)
         return Widths(np.full(shape[0], num_bits, np.int8), np.tile(columns, shape[1] // taps.size))
 
     @property
     def bits(self) -> NDArray[np.int8]:
-        """Bits per weight. Shape [out, in]."""
+        """Bits of each weight. Shape [out, in]."""
         bits: NDArray[np.int8] = np.maximum(self.rows[:, None], self.columns)
         return bits
 
     def extra_words(self, num_bits: int) -> int:
-        """Words of a length beyond one for each weight that hold as many bits: what kernels of that length would read.
+        """Count the words of a length, beyond one per weight, that hold as many bits: what kernels of that length add.
 
         Example:
             >>> Widths.in_rows(np.array([3, 8], np.int8), 10).extra_words(3)
@@ -73,7 +73,7 @@ class Widths:
         return int(np.maximum(words, 1).sum()) - words.size
 
     def limits(self, *, narrow_range: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Smallest and largest level per weight. Shapes [out, in].
+        """Return the smallest and the largest level of each weight. Shapes [out, in].
 
         Args:
             narrow_range: Whether the most negative code is dropped at every length, not of bytes alone.
