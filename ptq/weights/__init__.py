@@ -16,7 +16,7 @@ WeightMethod = Rtn | Gpfq | Gptq | Qronos | Hqq | Pot
 
 
 def methods_that_need(needs: Needs) -> tuple[str, ...]:
-    """Tags of the methods that look at all of some things."""
+    """Return the tags of the methods that need all of some things."""
     return tuple(tag_of(member) for member in members(WeightMethod) if needs in member().needs)
 
 

@@ -11,11 +11,11 @@ from ptq.weights._problem import Candidate, GroupedProblem
 
 
 class Descent:
-    """A candidate on its way down. J never rises.
+    """Descent of a candidate: J never rises.
 
     Args:
         problem: The layer.
-        start: Where to begin. Not modified.
+        start: Candidate to begin with. Not modified.
     """
 
     def __init__(self, problem: GroupedProblem, start: Candidate) -> None:
@@ -26,7 +26,7 @@ class Descent:
 
     @property
     def found(self) -> Candidate:
-        """Where it has got to."""
+        """Candidate that the descent has reached."""
         return Candidate(self._levels.copy(), self._scale.copy())
 
     @property

@@ -1,4 +1,4 @@
-"""Scales of least error at the output for weights that are rounded, before any solver looks at them."""
+"""Search for scales of least error at the output, for weights that are rounded before any solver looks at them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BLOCK_FITS = 2
 
 
 def best_grid(problem: GroupedProblem) -> tuple[GroupedProblem, Float]:
-    """Scales as `best_scale` finds them; for blocks that may have a zero point, the better of both, then fitted.
+    """Find scales by `best_scale`; for blocks that may have a zero point, the better of both, then fitted.
 
     Returns:
-        The problem with the limits that belong to the zero points, and scales. Shape [groups, out, blocks].
+        The problem with limits for its zero points, and scales. Shape [groups, out, blocks].
     """
     scale = best_scale(problem)
     if not isinstance(problem.spec.granularity, PerBlock):
@@ -37,7 +37,7 @@ def best_grid(problem: GroupedProblem) -> tuple[GroupedProblem, Float]:
 
 
 def best_scale(problem: GroupedProblem, ratios: Float = RATIOS) -> Float:
-    """Per row the clipped range whose rounded weights err least at the output.
+    """Find for each row the clipped range whose rounded weights err least at the output.
 
     Args:
         problem: The layer.
@@ -62,7 +62,7 @@ def best_scale(problem: GroupedProblem, ratios: Float = RATIOS) -> Float:
 
 
 def _best_zeros(problem: GroupedProblem, part: slice, even: Float) -> tuple[Float, Float, Float]:
-    """Scale, lowest and highest levels of a block: around a zero point, or even where that errs less."""
+    """Find scale, lowest and highest levels of a block: around a zero point, or even where that errs less."""
     own, spec = _block(problem, part), problem.spec
     low, high = np.minimum(own.target.min(-1), 0.0), np.maximum(own.target.max(-1), 0.0)
 
@@ -79,7 +79,7 @@ def _best_zeros(problem: GroupedProblem, part: slice, even: Float) -> tuple[Floa
 
 
 def _fit_block(own: GroupedProblem, scale: Float) -> Float:
-    """The scale by least squares for the levels that rounding gives, in turns, where the block errs less."""
+    """Fit the scale by least squares to the levels that rounding gives, in turns, where the block errs less."""
     found = own.rounded(own.target, scale)
     least = own.error(found)
     for _ in range(BLOCK_FITS):
@@ -92,7 +92,7 @@ def _fit_block(own: GroupedProblem, scale: Float) -> Float:
 
 
 def _block(problem: GroupedProblem, part: slice) -> GroupedProblem:
-    """Some columns as a problem of their own: come near the best weights, as seen through their own inputs."""
+    """Make some columns a problem of their own: come near the best weights, as seen through their own inputs."""
     gram, target = problem.gram[:, part, part], problem.target[..., part]
     return replace(
         problem,

@@ -1,4 +1,4 @@
-"""What the solvers share: a layer judged by the error that its integers cause at the output.
+"""Problem that the solvers share: a layer judged by the error that its integers cause at the output.
 
 With H the second moment of the quantized network's input and G its cross moment with the float one, weights Q err by
 J(Q) = tr(Q H Q^T) - 2 tr(Q P^T) + energy, where P = W G^T is what the output asks of each weight; if both networks
@@ -33,32 +33,32 @@ ROOMY = 1.25
 
 @dataclass(frozen=True)
 class Grid:
-    """The scales of all columns, in the order in which a solver meets them.
+    """Grid of all columns, in the order in which a solver meets them.
 
     Attributes:
-        scale: Exact in float32. Shape [groups, out, blocks].
-        block: Which of the scales each column has. Shape [in].
+        scale: Scales, exact in float32. Shape [groups, out, blocks].
+        block: Index of the scale that each column has. Shape [in].
     """
 
     scale: Float
     block: NDArray[np.intp]
 
     def along(self) -> Float:
-        """A scale for every column. Shape [groups, out, in], or [groups, out, 1] if they are alike."""
+        """Scale of every column. Shape [groups, out, in], or [groups, out, 1] if they are alike."""
         return self.scale if self.scale.shape[-1] == 1 else np.take(self.scale, self.block, -1)
 
     def at(self, column: int) -> Float:
-        """Scales of one column. Shape [groups, out]."""
+        """Return the scales of one column. Shape [groups, out]."""
         return self.scale[..., self.block[column]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight on a grid.
+    """Weight on a grid: levels times scales.
 
     Attributes:
-        levels: Shape [groups, out, in].
-        scale: Shape [groups, out, blocks].
+        levels: Integers. Shape [groups, out, in].
+        scale: Real units per level. Shape [groups, out, blocks].
     """
 
     levels: Float
@@ -67,21 +67,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class GroupedProblem:
-    """A layer problem as the solvers see it.
+    """Problem of one layer as the solvers see it.
 
     Attributes:
         weight: Float weight. Shape [groups, out, in].
         gram: H. Rows and columns of dead inputs are those of the identity, so that they keep their weights instead
             of being anything at no cost. Shape [groups, in, in].
         cross: G, its dead rows likewise; the same array as `gram` where both networks agree. Shape [groups, in, in].
-        energy: Of the float output. Shape [groups, out].
-        spec: The grid wished for.
+        energy: Energy of the float output. Shape [groups, out].
+        spec: Grid that is asked for.
         target: The real weight of least J; the float weight itself where both networks agree. Shape of `weight`.
         target_correlation: P = W G^T. Shape of `weight`.
         lowest: Smallest level of each weight. Shape of `weight`.
-        highest: Largest level, likewise.
-        block: Which scale each column has. Shape [in].
-        widths: Bits of each weight; None is the word length of the spec.
+        highest: Largest level of each weight. Shape of `weight`.
+        block: Index of the scale that each column has. Shape [in].
+        widths: Bits of each weight; None takes the word length of the spec.
         widest_scale: Scales wide enough, where neighbors share their levels. Shape [groups, out].
     """
 
@@ -137,7 +137,7 @@ class GroupedProblem:
 
     @property
     def parts(self) -> list[slice]:
-        """The columns of each block, as long as they are in their natural order."""
+        """Columns of each block, as long as they are in their natural order."""
         count = self.weight.shape[-1]
         size = _block_size(self.spec, count)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -150,11 +150,11 @@ class GroupedProblem:
         return np.asarray((np.abs(self.target) / self.highest).max(-1))
 
     def grid(self, scale: Float) -> Grid:
-        """Scales [groups, out, blocks] as the columns have them."""
+        """Give scales [groups, out, blocks] to the columns."""
         return Grid(scale, self.block)
 
     def encode(self, found: Candidate) -> WeightEncoding:
-        """A candidate as an encoding of the whole matrix."""
+        """Make a candidate an encoding of the whole matrix."""
         codes = found.levels.reshape(-1, found.levels.shape[-1]).astype(self.spec.storage_dtype)
         scale = found.scale.reshape(len(codes), -1).astype(np.float32)
         zero: IntArray = np.zeros(scale.shape, self.spec.storage_dtype)
@@ -168,12 +168,12 @@ class GroupedProblem:
         return IntegerWeight.of(codes, QuantParams(scale, zero, self.spec), self.widths)
 
     def error(self, found: Candidate) -> Float:
-        """J per output feature, the constant left out. Shape [groups, out]."""
+        """Compute J of each output feature, the constant left out. Shape [groups, out]."""
         values = found.levels * self.grid(found.scale).along()
         return np.asarray(np.einsum("goi,goi->go", np.matmul(values, self.gram) - 2 * self.target_correlation, values))
 
     def rounded(self, weight: Float, scale: Float) -> Candidate:
-        """The nearest levels of a real weight. Shapes [groups, out, in] and [groups, out, blocks]."""
+        """Round a real weight to the nearest levels; scales have shape [groups, out, blocks]."""
         return Candidate(nearest_level(weight / self.grid(scale).along(), self.lowest, self.highest), scale)
 
 
@@ -182,12 +182,12 @@ Start = Callable[[GroupedProblem, Grid], Candidate]
 
 
 def _block_size(spec: QuantSpec, count: int) -> int:
-    """Neighboring columns that share a scale; all of them where there are no blocks."""
+    """Return the number of neighboring columns that share a scale; all of them where there are no blocks."""
     return spec.granularity.block_size if isinstance(spec.granularity, PerBlock) else max(count, 1)
 
 
 def _revive(gram: Float) -> tuple[Float, NDArray[np.bool_]]:
-    """The moment with dead inputs put on the diagonal, and which they are. Shape [groups, in]."""
+    """Put dead inputs on the diagonal of the moment, and tell which they are. Shape [groups, in]."""
     diagonal = np.einsum("gii->gi", gram)
     dead = diagonal <= DEAD * diagonal.max(initial=0.0)
     if not dead.any():

@@ -1,4 +1,4 @@
-"""The sweep of GPTQ, and what the methods that use it have in common."""
+"""Sweep of GPTQ, and what the methods that use it have in common."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ptq.weights._solve import Order, solve
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """A method that sweeps over columns.
+    """Base of methods that sweep over columns.
 
     Attributes:
-        damping: Added to the diagonal, as a fraction of its mean; keeps the inverse stable on few samples.
+        damping: Fraction of the diagonal's mean that is added to it; keeps the inverse stable on few samples.
         num_sweeps: Sweeps of coordinate descent afterwards; 0 is the plain method.
-        order: In which order columns are met.
-        block: Columns whose errors reach the later ones in one matrix product; speed only.
+        order: Order in which columns are met.
+        block: Number of columns whose errors reach the later ones in one matrix product; speed only.
     """
 
     damping: float = 0.01
@@ -55,18 +55,18 @@ class SecondOrder:
 
     @abstractmethod
     def _start(self, problem: GroupedProblem, grid: Grid) -> Candidate:
-        """Levels by the method itself."""
+        """Find levels by the method itself."""
 
 
 def sweep(weight: Float, problem: GroupedProblem, grid: Grid, damping: float, block: int) -> Float:
     """Round the columns of a real weight, each error fed to the columns behind it.
 
     Args:
-        weight: Where to start from. Shape [groups, out, in]. Not modified.
+        weight: Real weight to start from. Shape [groups, out, in]. Not modified.
         problem: Second moment and limits.
         grid: Scales of the columns.
         damping: Share of the mean diagonal that is added to it.
-        block: Columns between two matrix products.
+        block: Number of columns between two matrix products.
 
     Returns:
         Levels. Shape of `weight`.
@@ -88,7 +88,7 @@ def sweep(weight: Float, problem: GroupedProblem, grid: Grid, damping: float, bl
 
 
 def _factor(gram: Float, mean: Float, damping: float) -> Float:
-    """Upper Cholesky factor of the inverse; damped more where inputs of very different size leave too few digits."""
+    """Compute the upper Cholesky factor of the inverse; damped more where unlike inputs leave too few digits."""
     for more in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
         inverse = np.linalg.inv(add_diagonal(gram, (damping + more) * mean))
         try:

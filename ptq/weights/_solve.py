@@ -1,4 +1,4 @@
-"""The frame that all solvers share: scales, the method's own levels, a descent, and rounding where that was better."""
+"""Frame that all solvers share: scales, the method's own levels, a descent, and rounding where that was better."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SWEEPS_PER_FIT = 2
 
 
 def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> WeightEncoding:
-    """What every solver does: choose scales, find levels its own way, polish them, refit the scales, keep the best.
+    """Choose scales, find levels by the method, polish them, refit the scales, and keep the best, as every solver does.
 
     Args:
         problem: Layer with statistics of its input.
-        start: The method.
+        start: Method that finds levels.
         num_sweeps: Sweeps of coordinate descent; 0 also leaves the scales alone.
-        order: In which order the method meets the columns.
+        order: Order in which the method meets the columns.
 
     Returns:
         Codes and one scale per row.
@@ -46,14 +46,14 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
 
 
 def settle(problem: GroupedProblem, start: Candidate, num_sweeps: int) -> Candidate:
-    """Levels for the scales and scales for the levels in turns.
+    """Find levels for the scales and scales for the levels in turns.
 
     The one scale of a row is fitted once, between two polishings; the many of blocks gain more, and are fitted every
     few sweeps.
 
     Args:
         problem: The layer.
-        start: Where to begin.
+        start: Candidate to begin with.
         num_sweeps: Sweeps of coordinate descent, at least 1: before the fit and behind it; for blocks altogether.
 
     Returns:
@@ -74,8 +74,8 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
 
     Args:
         problem: The layer.
-        scale: Shape [groups, out, blocks].
-        start: The method.
+        scale: Scales. Shape [groups, out, blocks].
+        start: Method that finds levels.
         order: `activation` takes the columns of the largest inputs first, `norm` those that contribute the most to
             the output, counting the weights.
     """

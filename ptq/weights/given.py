@@ -1,4 +1,4 @@
-"""A weight that somebody else has chosen; no member of the family: a stage that solves layers together hands it on."""
+"""Weight that somebody else has chosen; no member of the family: a stage that solves layers together hands it on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Given:
     """Take the weight as it is; the bias that belongs to it is found as for any other.
 
     Attributes:
-        encoding: The weight.
+        encoding: Weight that was chosen.
     """
 
     encoding: WeightEncoding
@@ -22,5 +22,5 @@ class Given:
     independent_rows: ClassVar[bool] = False
 
     def quantize(self, _problem: LayerProblem) -> WeightEncoding:
-        """Return the weight."""
+        """Return the weight that was chosen."""
         return self.encoding

@@ -1,4 +1,4 @@
-"""Greedy path following."""
+"""Greedy path following, column by column."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Gpfq:
     Attributes:
         num_sweeps: Sweeps of coordinate descent afterwards; 0 is the plain method. None follow sparse or stochastic
             rounding, which a descent to the nearest levels would undo.
-        order: In which order columns are met.
+        order: Order in which columns are met.
         step: `range` takes the scale that suits rounding, `search` the one of a dozen around it that suits the path.
         sparse: `soft` shrinks what is rounded by `threshold` towards 0; `hard` sets it to 0 within `threshold`. (The
             authors' hard levels start at the threshold, which no affine grid can store; here the rest is rounded.)
-        threshold: In steps.
+        threshold: Threshold of sparse rounding, in steps.
         stochastic: Round up or down at random, without bias.
         alphabet: `storage` fits the word length; `paper` is the authors': one step per layer and 2^b + 1 levels, which
             need b + 1 bits and are stored so.
-        seed: Of the stochastic rounding.
-        block: Columns handled between two matrix products; speed only.
+        seed: Seed of the stochastic rounding.
+        block: Number of columns handled between two matrix products; speed only.
     """
 
     num_sweeps: int = 8
@@ -65,11 +65,11 @@ class Gpfq:
 
     @property
     def independent_rows(self) -> bool:
-        """Not where chance runs through all rows, or one step is chosen for all."""
+        """Whether rows come out alike alone: not where chance runs through all rows, or one step is chosen for all."""
         return not self.stochastic and self.alphabet == "storage"
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
-        """Follow the path.
+        """Follow the path of each row.
 
         Args:
             problem: Layer with statistics of its input.
@@ -111,7 +111,7 @@ class Gpfq:
         return wide.encode(in_order(wide, scale, self._follow, self.order))
 
     def _follow(self, problem: GroupedProblem, grid: Grid) -> Candidate:
-        """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
+        """Run the recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
         gram = problem.gram
         random = np.random.default_rng(self.seed)
         rest = np.matmul(problem.weight, np.tril(problem.cross).transpose(0, 2, 1))
@@ -130,7 +130,7 @@ class Gpfq:
         return Candidate(levels, grid.scale)
 
     def _adjust(self, target: Float, random: np.random.Generator) -> Float:
-        """What is rounded to the nearest level instead of the target itself, in steps."""
+        """Return the reals to round to the nearest level instead of the target itself, in steps."""
         if self.sparse == "soft":
             target = np.sign(target) * np.maximum(np.abs(target) - self.threshold, 0.0)
         elif self.sparse == "hard":

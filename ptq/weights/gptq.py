@@ -1,4 +1,4 @@
-"""Second-order column sweep with error feedback."""
+"""Sweep over columns with error feedback from second moments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half-quadratic quantization: scales that leave large weights their errors. Looks at the weight alone."""
+"""Half-quadratic quantization: scales that leave large weights their errors, from the weight alone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Hqq:
         norm are not kept, and rows on which rounding has the smaller norm keep rounding.
 
     Attributes:
-        norm: p, of the error.
-        strength: beta at the start: larger sets less apart, in units of the largest weight.
-        growth: Of beta per round.
-        num_rounds: At most.
+        norm: Exponent p of the norm of the error.
+        strength: First value of beta: larger sets less apart, in units of the largest weight.
+        growth: Factor of beta from round to round.
+        num_rounds: Largest number of rounds.
     """
 
     norm: float = 0.7
@@ -49,7 +49,7 @@ class Hqq:
             problem: Layer; only its weight and spec are read.
 
         Returns:
-            Codes of shape [out, in] and one scale per row, block or tensor; words of several lengths, and codes that
+            Codes of shape [out, in] and one scale per row, block or tensor. Words of several lengths, and codes that
             must not overflow, as `rtn` finds them.
         """
         if problem.widths is not None or problem.saturation is not None:

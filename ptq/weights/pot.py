@@ -1,4 +1,4 @@
-"""Powers of two, whose products are shifts."""
+"""Powers of two as weights, whose products are shifts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pot:
     independent_rows = True
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
-        """Choose scales and round.
+        """Choose scales and round to powers of two.
 
         Args:
             problem: Layer; only its weight and spec are read.
@@ -55,13 +55,13 @@ class Pot:
 
 
 def _levels(num_bits: int) -> NDArray[np.int8]:
-    """0 and both signs of as many powers of two as fit the word and a byte, ascending."""
+    """Return 0 and both signs of as many powers of two as fit the word and a byte, ascending."""
     powers = LARGEST >> np.arange(min((1 << (num_bits - 1)) - 1, LARGEST.bit_length()))
     return np.concatenate([-powers, [0], powers[::-1]]).astype(np.int8)
 
 
 def _scales(rows: Float, levels: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Scales of least squared error: a search, and for each candidate the scale that suits its levels best."""
+    """Search scales of least squared error, each candidate followed by the scale that suits its levels best."""
     reach = np.abs(rows).max(1, initial=0.0) / LARGEST
 
     def candidate(scale: Float) -> tuple[Float, tuple[NDArray[np.float32]]]:

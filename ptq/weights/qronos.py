@@ -1,4 +1,4 @@
-"""Correct the past, shape the future."""
+"""Sweep that corrects the past and shapes the future."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round to nearest."""
+"""Rounding to the nearest code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Rtn:
         return IntegerWeight.of(quantize(problem.weight, params), params)
 
     def _quantize_widths(self, problem: LayerProblem, widths: Widths) -> IntegerWeight:
-        """Words of several lengths, each weight with limits of its own."""
+        """Round to words of several lengths, each weight with limits of its own."""
         weight, spec = problem.weight.astype(np.float64), problem.spec
         low, high = widths.limits(narrow_range=spec.narrow_range)
         shared = isinstance(spec.granularity, PerTensor)
@@ -96,7 +96,7 @@ class Rtn:
 
 
 def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncoding:
-    """The nearest levels that cannot overflow."""
+    """Round to the nearest levels that cannot overflow."""
     shared = isinstance(problem.spec.granularity, PerTensor)
     scale = (saturation.scale[:1].reshape(()) if shared else saturation.scale).astype(np.float32)
     steps: FloatArray = problem.weight / scale.reshape(-1, 1)
@@ -106,7 +106,7 @@ def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncodi
 
 
 def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:
-    """Per row the share of its range whose codes err least."""
+    """Find for each row the share of its range whose codes err least."""
 
     def errors(ratio: float, tried: NDArray[np.intp]) -> tuple[FloatArray, None]:
         params, weight = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), spec), rows[tried]
