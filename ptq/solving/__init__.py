@@ -1,1 +1,1 @@
-"""From statistics to a plan: choices, grids, and every weight in dataflow order."""
+"""Decisions from statistics: choices, grids, and every weight in dataflow order."""

@@ -1,4 +1,4 @@
-"""The bias that belongs to a weight: it takes up the mean error of the integers, and fits 32 bits."""
+"""Bias that belongs to a weight: it takes up the mean error of the integers, and fits 32 bits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ptq.core.spec import PerAxis, QuantSpec
 
 @dataclass(frozen=True)
 class InputMeans:
-    """Mean input of a layer in the float and in the quantized network, per column of its weight matrix.
+    """Mean input of a layer in the float and in the quantized network, for each column of its weight matrix.
 
     Attributes:
-        quantized: Shape [groups, in].
-        original: Shape [groups, in].
+        quantized: Means in the quantized network, real units. Shape [groups, in].
+        original: Means in the float network, real units. Shape [groups, in].
     """
 
     quantized: Float
@@ -32,10 +32,10 @@ class InputMeans:
 
     @staticmethod
     def of_moments(moments: LayerMoments, *, own: bool = False) -> InputMeans:
-        """The means behind a layer's moments.
+        """Return the means behind a layer's moments.
 
         Args:
-            moments: Of its input.
+            moments: Moments of the layer's input.
             own: Leave to the bias what this layer's weights do, not what earlier layers did. Behind the products of a
                 transformer come residual sums and normalizations: the mean error of a few tokens with huge values
                 would shift all others.
@@ -46,7 +46,7 @@ class InputMeans:
 
     @staticmethod
     def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:
-        """Every tap of a kernel sees its channel's mean; border effects of padding are neglected."""
+        """Give every tap of a kernel its channel's mean; border effects of padding are neglected."""
         shape, groups = layer.layout.shape, layer.unfold.groups
         num_taps = int(np.prod(shape)) // (shape[layer.layout.out_axis] * (len(channels.mean) // groups))
         met = 1 / float(np.prod(layer.unfold.strides)) if layer.unfold.transposed else 1.0  # the rest are zeros between
@@ -59,7 +59,7 @@ BIAS_LIMIT = 2.0**30
 
 
 def mean_error(decoded: Float, weight: NDArray[np.float32], means: InputMeans) -> Float:
-    """Mean error of the output: Q x~ - W x. Shape [out]."""
+    """Compute the mean error of the output: Q x~ - W x. Shape [out], real units."""
     by_group = (len(means.quantized), -1, means.quantized.shape[-1])
     after = np.einsum("goi,gi->go", decoded.reshape(by_group), means.quantized)
     before = np.einsum("goi,gi->go", weight.reshape(by_group).astype(np.float64), means.original)
@@ -75,9 +75,9 @@ def guard_bias(
     ordinary bias; a coarser grid costs its weights nothing that matters, an overflowing bias ruins the layer.
 
     Args:
-        encoding: The weight.
-        problem: What it was solved from.
-        bias: Real units. Shape [out].
+        encoding: Weight of the layer.
+        problem: Problem that it was solved from.
+        bias: Bias of the layer, real units. Shape [out].
         grid: Grid of the layer's input.
 
     Returns:
@@ -89,11 +89,11 @@ def guard_bias(
 
 
 def encode_bias(bias: Float, encoding: IntegerWeight, grid: QuantParams) -> BiasEncoding:
-    """A bias as integers at the scale of the sums it is added to.
+    """Round a bias to integers at the scale of the sums it is added to.
 
     Args:
-        bias: Real units. Shape [out].
-        encoding: The weight; its scales are per row or per tensor.
+        bias: Bias of the layer, real units. Shape [out].
+        encoding: Weight of the layer; its scales are per row or per tensor.
         grid: Grid of the layer's input.
     """
     scale = np.broadcast_to(np.float32(grid.scale) * encoding.scale, bias.shape).astype(np.float32)

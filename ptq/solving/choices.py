@@ -1,4 +1,4 @@
-"""What a recipe means for a model: how each weight is quantized, and one grid per group of activations."""
+"""Choices that a recipe makes for a model: how each weight is quantized, and one grid per group of activations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_FAN_IN = 6144
 
 BYTE = 8
 MORE_BITS = 2
-"""What the words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
+"""Bits that words of an embedding table have more than those of weights, up to a byte: nothing corrects its errors."""
 
 BLOCK_ZERO_BITS = 4
 """Longest words whose blocks have zero points: few weights are seldom centered, and few codes feel it."""
@@ -38,12 +38,12 @@ BLOCK_ZERO_BITS = 4
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """How the weight of one layer is quantized.
+    """Choice for the weight of one layer.
 
     Attributes:
-        method: Quantizes it.
-        spec: Its grid.
-        split: Which weights get words twice as long: the kernel's center where it is far wider than the rest, and then
+        method: Method that quantizes it.
+        spec: Grid of its integers.
+        split: Weights that get words twice as long: the kernel's center where it is far wider than the rest, and then
             only if that pays (`auto`); the center of any kernel (`center`); all weights (`whole`).
     """
 
@@ -53,7 +53,7 @@ class LayerChoice:
 
     @property
     def quantizer(self) -> WeightQuantizer:
-        """The method, asked for one weight by itself.
+        """Method that is asked for one weight by itself.
 
         Raises:
             TypeError: It solves all layers together.
@@ -66,13 +66,13 @@ class LayerChoice:
 
     @property
     def together(self) -> NetworkMethod | None:
-        """The method, if it solves all layers together."""
+        """Method that solves all layers together; None if this one does not."""
         return self.method if isinstance(self.method, NetworkMethod) else None
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How tensors are turned into integers.
+    """Choices for all tensors that are turned into integers.
 
     Attributes:
         observer: Chooses activation ranges.
@@ -101,11 +101,11 @@ class Choices:
     dynamic: bool = False
 
     def choice(self, site: WeightSite) -> LayerChoice:
-        """The choice for a weight; rounding with clipped ranges where a second moment would not fit into memory."""
+        """Return the choice for a weight; clipped rounding where a second moment would not fit into memory."""
         return self._of_layer(site) if isinstance(site, LinearLayer) else self._of_rows(site)
 
     def order_of(self, site: WeightSite) -> NDArray[np.intp] | None:
-        """Columns as integer kernels meet them, where sums of two neighbors may overflow; None where nothing can."""
+        """Return columns as integer kernels meet them, if sums of two neighbors may overflow; None if nothing can."""
         match site:
             case LinearLayer():
                 return site.order_in_kernels if self.saturates else None
@@ -115,7 +115,7 @@ class Choices:
                 return None
 
     def _of_rows(self, site: Table | StoredWeight) -> LayerChoice:
-        """Rounding with a scale per row: long words cost bytes and no time there, and nothing corrects their errors."""
+        """Choose rounding with a scale per row: long words cost bytes and no time, and no error is corrected."""
         spec, chosen = self.weights.spec, self.overrides.get(site.name)
         bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
         method: WeightQuantizer | NetworkMethod = Rtn("mse" if bits < BYTE else "absmax")
@@ -135,7 +135,7 @@ class Choices:
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 
     def observer_of(self, only_products: bool) -> Observer:
-        """The observer for a value; `auto` covers all of one that only products read.
+        """Return the observer for a value; `auto` covers all of one that only products read.
 
         What is rare there is not noise: a few tokens with huge values steer the attention of all others, and what a
         calibration set shows once, other data shows more often.
@@ -149,10 +149,10 @@ class Choices:
 
 
 def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
-    """What a recipe means for a model on a target.
+    """Work out the choices of a recipe for a model on a target.
 
     Args:
-        recipe: Decisions.
+        recipe: Decisions of the user.
         target: Deployment target.
         model: Prepared model, whose layers the rules of the recipe name.
 
@@ -190,7 +190,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
 
 
 def _planned(choices: Choices, plan: BitPlan, model: ir.Model) -> Choices:
-    """Word lengths of a plan over those that choices have; layers in float are left out by whoever places integers."""
+    """Put word lengths of a plan over those of choices; layers in float are left out by whoever places integers."""
     nodes, overrides, rows = linear_nodes(model), dict(choices.overrides), dict[str, NDArray[np.int8]]()
     for name, bits in plan.layers.items():
         if name not in nodes:

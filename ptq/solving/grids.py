@@ -1,4 +1,4 @@
-"""One grid per group of activations, and what is lost on it."""
+"""Grids of activations, one per group, and what is lost on them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ RIGHT_OPERAND = QuantSpec(signed=True, symmetric=True)
 
 @dataclass(frozen=True)
 class Grids:
-    """Grids of the activations.
+    """Grids of the activations, with what is lost on them.
 
     Attributes:
         of_value: Value name -> grid.
-        sqnr_db: Value name -> what its group keeps on that grid, dB.
+        sqnr_db: Value name -> signal over rounding noise of its group on that grid, dB.
         group: Value name -> first value of its group.
     """
 
@@ -45,11 +45,11 @@ class Grids:
 
 
 def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], settings: Choices) -> Grids:
-    """One grid per group of values.
+    """Choose one grid per group of values.
 
     Args:
-        placement: The groups.
-        histograms: Of `placement.sources`.
+        placement: Placement, whose groups of values have grids.
+        histograms: Value name of `placement.sources` -> its distribution.
         settings: Observer and grid of activations.
     """
     groups = _merge_groups(placement, histograms)
@@ -68,11 +68,11 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
 def grid_distributions(
     placement: Placement, histograms: Mapping[str, Histogram], plan: QuantPlan
 ) -> dict[str, Distribution]:
-    """What was seen on each grid of activations, by the first value of its group.
+    """Summarize the values seen on each grid of activations, by the first value of its group.
 
     Args:
-        placement: The groups.
-        histograms: Of `placement.sources`.
+        placement: Placement, whose groups of values have grids.
+        histograms: Value name of `placement.sources` -> its distribution.
         plan: Holds their grids.
     """
     spreads = {}
@@ -85,7 +85,7 @@ def grid_distributions(
 def wanted_of(
     placement: Placement, aside: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
 ) -> dict[str, tuple[Statistic, ...]]:
-    """What a plan needs to know: distributions of values with a grid, channel means of the inputs of layers.
+    """Return the statistics that a plan needs: distributions of values with a grid, channel means of layers' inputs.
 
     Args:
         placement: What becomes integers.
@@ -98,20 +98,20 @@ def wanted_of(
 
 
 def channel_axis(layer: LinearLayer) -> int:
-    """Axis of the channels in the input of a layer, of which bias correction needs means."""
+    """Return the axis of the channels in the input of a layer, whose means bias correction needs."""
     return 1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1
 
 
 def low_sqnr_inputs(
     placement: Placement, histograms: Mapping[str, Histogram], settings: Choices, min_input_sqnr_db: float
 ) -> dict[str, str]:
-    """Layers that one static grid for their whole input would ruin.
+    """Find the layers that one static grid for their whole input would ruin.
 
     Args:
-        placement: The layers.
-        histograms: Of `placement.sources`.
+        placement: Placement of the layers.
+        histograms: Value name of `placement.sources` -> its distribution.
         settings: Observer and grid of activations.
-        min_input_sqnr_db: What an input has to keep, dB.
+        min_input_sqnr_db: Least signal over rounding noise of an input, dB.
 
     Returns:
         Layer name -> reason to leave it in float.
@@ -135,12 +135,12 @@ def low_sqnr_inputs(
 
 
 def uneven_concats(model: ir.Model, placement: Placement, histograms: Mapping[str, Histogram]) -> tuple[str, ...]:
-    """Concats whose parts differ so much in range that the common grid leaves the smallest few codes.
+    """Find the Concats whose parts differ so much in range that the common grid leaves the smallest few codes.
 
     Args:
         model: Prepared model.
-        placement: Which Concats run on integers.
-        histograms: Of every value in a group.
+        placement: Placement, which says which Concats run on integers.
+        histograms: Value name -> its distribution, for every value in a group.
 
     Returns:
         A note for each, with what to try.
@@ -159,7 +159,7 @@ def uneven_concats(model: ir.Model, placement: Placement, histograms: Mapping[st
 
 
 def per_value(placement: Placement, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
-    """Histograms for every value of every group, so that leaving a layer out needs no second look at the data."""
+    """Give every value of every group its histogram, so that leaving a layer out needs no second look at the data."""
     groups = _merge_groups(placement, histograms)
     result = {name: groups[i] for i, members in enumerate(placement.groups) for name in members}
     return result | dict(histograms)

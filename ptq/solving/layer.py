@@ -1,4 +1,4 @@
-"""One linear layer from float arrays to codes: its weight by a method, and the bias that belongs to it."""
+"""Solving of one linear layer, from float arrays to codes: its weight by a method, and the bias that belongs to it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PRODUCT_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class LayerArrays:
-    """A layer with its float parameters.
+    """Layer with its float parameters.
 
     Attributes:
-        layer: The layer.
-        weight: Shape [out, in].
-        bias: Shape [out], or None.
+        layer: Layer as it was found in the graph.
+        weight: Float weight. Shape [out, in].
+        bias: Float bias, or None. Shape [out].
     """
 
     layer: LinearLayer
@@ -49,24 +49,24 @@ class LayerArrays:
 
     @property
     def takes_bias(self) -> bool:
-        """Whether a constant may be added to the output at no cost: a product without an Add behind it has no room."""
+        """Whether a constant may be added to the output at no cost: not to a product without an Add behind it."""
         return not self.layer.adds_bias_in_float or self.bias is not None
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What is known of a layer's input.
+    """Statistics of a layer's input.
 
     Attributes:
-        moments: For methods that need them.
-        means: The bias takes up the mean error that the integers cause; None leaves the bias alone.
+        moments: Moments for methods that need them.
+        means: Means by which the bias takes up the mean error that the integers cause; None leaves the bias alone.
     """
 
     moments: LayerMoments | None
     means: InputMeans | None
 
     def central(self, weight: NDArray[np.float32]) -> LayerMoments | None:
-        """The moments, if there are any, about their means where a bias takes up every mean error.
+        """Return the moments, if there are any, about their means where a bias takes up every mean error.
 
         Args:
             weight: Float weight of the layer. Shape [out, in].
@@ -86,12 +86,12 @@ def solve_layer(
     """Quantize one weight and the bias that belongs to it.
 
     Args:
-        arrays: The layer.
+        arrays: Layer to solve.
         choice: Method and grid of the weight.
         grid: Grid of the layer's input, which an integer bias depends on; None if the input stays float.
-        given: What is known of its input.
-        widths: Bits of each weight; None is the word length of the choice for all.
-        saturates: Integer products of two neighboring weights must not overflow.
+        given: Statistics of its input.
+        widths: Bits of each weight; None takes the word length of the choice for all.
+        saturates: Whether integer products of two neighboring weights can overflow, and must not.
 
     Returns:
         Codes, scales and bias.
@@ -122,7 +122,7 @@ def problem_of(
     *,
     saturates: bool,
 ) -> LayerProblem:
-    """What the method is given."""
+    """Return the problem that the method is given."""
     statistics = None if moments is None else _damped(moments, arrays, grid)
     order = arrays.layer.order_in_kernels if saturates else None
     return LayerProblem(arrays.layer.name, arrays.weight, choice.spec, statistics, widths, order)
@@ -135,7 +135,7 @@ def _bias_of(
     grid: QuantParams | None,
     means: InputMeans | None,
 ) -> BiasEncoding | FloatBias | None:
-    """The float bias without the mean error of the integers, on codes where its sum is."""
+    """Return the float bias without the mean error of the integers, on codes where its sum is."""
     bias = arrays.bias
     if means is not None:
         bias = (np.zeros(len(decoded)) if bias is None else bias) - mean_error(decoded, arrays.weight, means)
@@ -157,14 +157,14 @@ def _at_output(
 
 
 def _bound(seen: LayerStatistics, step: NDArray[np.float32]) -> float:
-    """Zhang, Zhou, Saab (arXiv 2201.11113): each step of the path leaves at most half a step times one column."""
+    """Bound the error as Zhang, Zhou, Saab (arXiv 2201.11113) do: each step leaves half a step times one column."""
     steps = np.broadcast_to(np.square(step, dtype=np.float64), seen.energy.size).reshape(seen.energy.shape)
     inputs = np.einsum("gii->g", seen.gram)[:, None]
     return float((steps / 4 * inputs).sum())
 
 
 def _damped(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -> LayerStatistics:
-    """What the method is given.
+    """Return the moments that the method is given.
 
     Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
     softmax, which turns scale into temperature, and normalizations. All products are held to their float weights, the

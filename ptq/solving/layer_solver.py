@@ -1,4 +1,4 @@
-"""One layer with everything that decides what becomes of it: solved once or twice, judged, reported."""
+"""Solver of one layer with everything that decides what becomes of it: solved once or twice, judged, reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ptq.weights.given import Given
 
 @dataclass(frozen=True)
 class LayerSolver:
-    """One layer to solve."""
+    """Solver of one layer."""
 
     arrays: LayerArrays
     layer: LinearLayer
@@ -43,25 +43,25 @@ class LayerSolver:
 
     @property
     def choice(self) -> LayerChoice:
-        """How its weight is quantized."""
+        """Choice for the layer's weight."""
         return self.settings.choice(self.layer)
 
     def with_bits(self, bits: LayerBits) -> LayerSolver:
-        """The same layer with words that are as long as asked for."""
+        """Return the solver of the layer with words that are as long as asked for."""
         rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
         return replace(self, rows=rows)
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
-        """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
+        """Solve from the weight and the means of the input; for a method that needs more, only to start its walk."""
         waits = bool(self.choice.method.needs)
         return self._started(replace(self.choice, method=Rtn(), split="never") if waits else self.choice, seen)
 
     def take(self, encoding: WeightEncoding, seen: ChannelMean | None) -> SolvedLayer:
-        """Go on with a weight that a stage for all layers has chosen."""
+        """Take a weight that a stage for all layers has chosen, and find its bias."""
         return self._started(replace(self.choice, method=Given(encoding), split="never"), seen)
 
     def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
-        """What a method for all layers is given of this one."""
+        """Return the problem that a method for all layers is given."""
         return problem_of(self.arrays, self.choice, self._grid, moments, None, saturates=self.settings.saturates)
 
     def _started(self, choice: LayerChoice, seen: ChannelMean | None) -> SolvedLayer:
@@ -77,11 +77,11 @@ class LayerSolver:
         return self._best(self.choice, InputStatistics(moments, means))
 
     def settled(self, moments: LayerMoments) -> SolvedLayer:
-        """The same without what is as large as the weight and no longer needed."""
+        """Solve with the moments of the input, and drop what is as large as the weight and no longer needed."""
         return self.solve(moments).settled()
 
     def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
-        """With words of one length, or with the longer ones that were asked for where they err less."""
+        """Solve with words of one length, and with the longer ones that were asked for; keep what errs less."""
         rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None
         own = None if rows is None else Widths.in_rows(rows, self.layer.fan_in)
         single = solve_layer(self.arrays, choice, self._grid, seen, own, saturates=self.settings.saturates)
@@ -96,7 +96,7 @@ class LayerSolver:
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
     def rounded(self, solved: SolvedLayer) -> PlacedLayer:
-        """What its errors are, for whoever looks at what they do to the network's outputs.
+        """Return the layer's errors, for whoever looks at what they do to the network's outputs.
 
         Raises:
             RuntimeError: It was solved from its weight alone.
@@ -119,7 +119,7 @@ class LayerSolver:
         return self.grids.of_value.get(self.layer.source)
 
     def row(self, solved: SolvedLayer, output_size: int) -> LayerRow:
-        """What to report."""
+        """Describe the layer for the report."""
         macs = output_size * self.layer.fan_in
         error, signal = solved.weight_error
         encoding, output = solved.encoding, solved.output
@@ -159,13 +159,13 @@ class LayerSolver:
 
 
 def start_layer(_common: None, task: tuple[LayerSolver, ChannelMean | None]) -> SolvedLayer:
-    """What a layer's walk starts from, on whatever machine this runs."""
+    """Solve a layer for its walk to start from, on whatever machine this runs."""
     job, seen = task
     return job.start(seen)
 
 
 def _described(solved: SolvedLayer) -> str:
-    """Where the longer words are, counted in points as the paper does where they are sums of points."""
+    """Say where the longer words are, counted in points as the paper does where they are sums of points."""
     widths, num_bits = solved.encoding.widths, solved.encoding.num_bits
     several = "" if widths is None else _longer(widths.rows, num_bits)
     return ", ".join(part for part in (several, solved.note) if part)
@@ -179,4 +179,4 @@ def _longer(rows: NDArray[np.int8], num_bits: int) -> str:
 
 
 WORTH_DB = 3.0
-"""What a split has to gain at the layer's output to be made without being asked for."""
+"""Gain that a split needs at the layer's output to be made without being asked for, dB."""

@@ -1,4 +1,4 @@
-"""From statistics to a plan: one weight problem per linear layer, solved in the order in which data flows."""
+"""Plan from statistics: one weight problem per linear layer, solved in the order in which data flows."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ WIDE = 2048
 
 @dataclass(frozen=True)
 class Problem:
-    """What there is to solve.
+    """Problem of finding every grid and every code of a model.
 
     Attributes:
         model: Prepared float model; only its weights are read.
-        placement: Which nodes and values become integers.
-        histograms: Of `placement.sources`.
-        means: Of the channels of the layers' inputs, for bias correction.
+        placement: Nodes and values that become integers.
+        histograms: Value name of `placement.sources` -> its distribution.
+        means: Value name -> means of its channels, of the layers' inputs, for bias correction.
         settings: Observer, method and grids.
         samples: The calibration set again, for methods that look at a layer's input.
         feed: One sample.
         checkpoints: Layers that an interrupted run has solved.
-        progress: Told how many layers are solved.
+        progress: Called with how many layers are solved.
     """
 
     model: ir.Model
@@ -102,7 +102,7 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
 
 
 def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
-    """A weight whose input nobody looks at."""
+    """Round a weight whose input nobody looks at."""
     choice, weight = problem.settings.choice(site), matrix_of(problem.model, site)
     order = problem.settings.order_of(site)
     encoding: WeightEncoding = choice.quantizer.quantize(LayerProblem(site.name, weight, choice.spec, order=order))
@@ -158,7 +158,7 @@ def _solve(
 
 
 def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, SolvedLayer]:
-    """What the walk starts from: every layer solved from its weight."""
+    """Solve every layer from its weight, for the walk to start from."""
     means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(start_layer, None, tasks)
@@ -166,7 +166,7 @@ def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, Sol
 
 
 def _together(problem: Problem, jobs: Mapping[str, LayerSolver], start: QuantPlan) -> dict[str, SolvedLayer]:
-    """Layers whose method sees all of them, and the network around them; float but for their weights."""
+    """Solve the layers whose method sees all of them, and the network around them; float but for their weights."""
     chosen = {name: job for name, job in jobs.items() if job.choice.together is not None}
     if not chosen:
         return {}
@@ -187,7 +187,7 @@ def _together(problem: Problem, jobs: Mapping[str, LayerSolver], start: QuantPla
 
 
 def _walked(jobs: Mapping[str, LayerSolver]) -> list[LinearLayer]:
-    """Layers whose method looks at what the layers before them give, one after the other."""
+    """Solve the layers whose method looks at what the layers before them give, one after the other."""
     choices = {name: job.choice for name, job in jobs.items()}
     return [
         jobs[name].layer
@@ -197,7 +197,7 @@ def _walked(jobs: Mapping[str, LayerSolver]) -> list[LinearLayer]:
 
 
 def _threads(layer: LinearLayer) -> threadpool_limits:
-    """As many threads in a matrix product as are worth it for a layer."""
+    """Return as many threads in a matrix product as are worth it for a layer."""
     return threadpool_limits(1 if layer.fan_in < WIDE else None, "blas")
 
 

@@ -1,4 +1,4 @@
-"""How one layer's weight is quantized, and whether its kernel is worth splitting into a coarse and a fine part."""
+"""Split of a layer's kernel into a coarse and a fine part: longer words at its center, where they are worth it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ptq.core.widths import MAX_BITS, Widths
 from ptq.solving.choices import LayerChoice
 
 FAR_WIDER = 2.0
-"""How far the center tap has to reach beyond the others, in most output features, for a split to be tried."""
+"""Times the others' reach that the center tap needs, in most output features, for a split to be tried."""
 
 
 def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Widths | str:
-    """The longer words to try for a layer, or why there are none; an empty reason if nobody asked.
+    """Return the longer words to try for a layer, or why there are none; an empty reason if nobody asked.
 
     Source:
         Coarse & fine weight splitting for re-parameterized networks: a branch of 1x1 and one of the identity, merged
@@ -27,7 +27,7 @@ def choose_split(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerC
 
 
 def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoice) -> Widths | str:
-    """The longer words that a choice asks for, or why there are none; an empty reason if nothing speaks for them."""
+    """Return the longer words that a choice asks for, or why there are none; empty if nothing speaks for them."""
     if choice.split == "whole":
         longer = min(2 * choice.spec.num_bits, MAX_BITS)
         rows, columns = np.full(len(weight), choice.spec.num_bits, np.int8), np.full(weight.shape[1], longer, np.int8)
@@ -43,7 +43,7 @@ def candidate(layer: LinearLayer, weight: NDArray[np.float32], choice: LayerChoi
 
 
 def _center_over_rest(weight: NDArray[np.float32], center: NDArray[np.bool_], spec: QuantSpec) -> float:
-    """Reach of the center tap over that of the others, where they share a scale: the median feature's."""
+    """Return the median feature's reach of the center tap over that of the others, where they share a scale."""
     taps = np.abs(weight.reshape(len(weight), -1, len(center)))
     if isinstance(spec.granularity, PerTensor):
         taps = taps.reshape(1, -1, len(center))
