@@ -1,4 +1,4 @@
-"""Where bits and products are spent."""
+"""Allocation of bits and of products to layers."""
 
 from __future__ import annotations
 

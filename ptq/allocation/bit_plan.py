@@ -1,4 +1,4 @@
-"""Word lengths of layers, and of single output features where these differ: what an allocator decides.
+"""Plan of word lengths of layers, and of single output features where these differ: what an allocator decides.
 
 A plan lies beside a recipe as JSON, each layer with a word length, one for every output feature, or the word float:
 
@@ -25,7 +25,7 @@ IN_FLOAT = "float"
 EXPECTED = f"expected {SHORTEST} to {LONGEST}, a list of them with one for each output feature, or {IN_FLOAT}"
 
 MAX_BYTES = 2**26
-"""Of a plan's file."""
+"""Largest size of a plan's file, bytes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class BitPlan:
         return BitPlan({name: _bits_from(name, each) for name, each in table["layers"].items()})
 
     def to_table(self) -> dict[str, Any]:
-        """The plan as `from_table` reads it."""
+        """Return the plan as `from_table` reads it."""
         return {"layers": {name: _bits_to(bits) for name, bits in self.layers.items()}}
 
     @staticmethod
@@ -117,7 +117,7 @@ class BitPlan:
 
 
 def shortest_of(bits: LayerBits) -> int:
-    """The shortest word of a layer."""
+    """Return the shortest word of a layer, bits."""
     return min(bits) if isinstance(bits, tuple) else bits
 
 
@@ -135,7 +135,7 @@ def _bits_to(bits: LayerBits) -> int | list[int] | str:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one that names a layer twice says nothing about it."""
+    """Make a JSON object; one that names a layer twice says nothing about it."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]

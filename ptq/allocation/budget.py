@@ -1,4 +1,4 @@
-"""What words cost, and what an allocator is: errors and costs and a limit in, word lengths out.
+"""Protocols of costs and allocators: errors and costs and a limit in, word lengths out.
 
 A cost is a frozen dataclass with a unit and one verb, `of`; anyone may write one. An allocator is a file of this room
 with one frozen dataclass and one verb, `allocate`.
@@ -16,26 +16,26 @@ from ptq.sensitivity.table import SensitivityTable
 
 
 class Cost(Protocol):
-    """What the words of a layer cost."""
+    """Protocol of costs: what the words of a layer cost."""
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """Name of the unit in which costs are counted."""
         ...
 
     def of(self, layer: str, bits: LayerBits) -> float:
-        """Count it for one layer; never less for longer words.
+        """Count the cost of one layer; never less for longer words.
 
         Args:
-            layer: Its name.
-            bits: Of its weights; with bits for each output feature, the features' costs add up.
+            layer: Name of the layer.
+            bits: Word length of its weights; with bits for each output feature, the features' costs add up.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Weights in the file, without scales.
+    """Cost in bytes of weights in the file, without scales.
 
     Attributes:
         num_weights: Layer -> how many weights it has.
@@ -45,7 +45,7 @@ class Bytes:
     unit: ClassVar[str] = "bytes"
 
     def of(self, layer: str, bits: LayerBits) -> float:
-        """Bytes of a layer."""
+        """Return the bytes of a layer."""
         if isinstance(bits, tuple):
             return self.num_weights[layer] // len(bits) * sum(bits) / 8
         return self.num_weights[layer] * bits / 8
@@ -53,7 +53,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Macs:
-    """Products that longer words add in kernels whose words are as short as the layer's shortest.
+    """Cost in products that longer words add in kernels whose words are as short as the layer's shortest.
 
     Attributes:
         num_macs: Layer -> products per sample with one word for each weight.
@@ -65,25 +65,25 @@ class Macs:
     unit: ClassVar[str] = "extra products per sample"
 
     def of(self, layer: str, bits: LayerBits) -> float:
-        """Extra products of a layer."""
+        """Return the extra products of a layer."""
         rows = bits if isinstance(bits, tuple) else (bits,)
         extra = sum(max(-(-each // self.num_bits[layer]), 1) - 1 for each in rows)
         return self.num_macs[layer] * extra / len(rows)
 
 
 class Bound(Enum):
-    """What a limit is a limit of."""
+    """Kind of a limit: on cost, or on error."""
 
     COST = "cost"
     ERROR = "error"
 
 
 class Allocator(Protocol):
-    """The family's one verb."""
+    """Protocol of allocators, which choose word lengths."""
 
     @property
     def bounds(self) -> Bound:
-        """What `limit` bounds; the other one is made as small as the allocator can."""
+        """Kind of quantity that `limit` bounds; the other one is made as small as the allocator can."""
         ...
 
     def allocate(self, table: SensitivityTable, cost: Cost, limit: float) -> BitPlan:
@@ -91,7 +91,7 @@ class Allocator(Protocol):
 
         Args:
             table: Errors by layer and word length. A layer never gets a word length that is ruled out there.
-            cost: What words cost.
+            cost: Cost of words.
             limit: Most cost of all layers, in the cost's unit; or most error, in the table's.
 
         Returns:

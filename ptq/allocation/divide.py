@@ -1,4 +1,4 @@
-"""Which nodes run on integers and which in float, so that the whole takes the least time.
+"""Division of nodes into those that run on integers and those in float, so that the whole takes the least time.
 
 Between a float node and an integer one lies a conversion, so the cheapest division of a graph is a minimum cut.
 """
@@ -18,32 +18,32 @@ from ptq.target import INTEGER_OPS
 
 @dataclass(frozen=True)
 class Price:
-    """Of a conversion between float and codes.
+    """Price of a conversion between float and codes.
 
     Attributes:
         fixed: Microseconds, however little is converted.
-        rate: Microseconds for every number.
+        rate: Microseconds for every number that is converted.
     """
 
     fixed: float
     rate: float
 
     def of(self, size: int) -> float:
-        """Microseconds for so many numbers."""
+        """Return the microseconds for so many numbers."""
         return self.fixed + self.rate * size
 
     def times(self, factor: float) -> Price:
-        """A price so many times as high."""
+        """Return a price so many times as high."""
         return Price(self.fixed * factor, self.rate * factor)
 
 
 @dataclass(frozen=True)
 class NodeTimes:
-    """Microseconds of nodes by name, both ways.
+    """Times of nodes by name, in float and on codes.
 
     Attributes:
-        floats: In float.
-        integers: On codes.
+        floats: Node -> microseconds in float.
+        integers: Node -> microseconds on codes.
     """
 
     floats: Mapping[str, float]
@@ -58,9 +58,9 @@ def divide(
     Args:
         model: Prepared float model.
         placement: Everything that can be integers.
-        times: Of its nodes.
-        sizes: Numbers in every value.
-        price: Of conversions.
+        times: Times of its nodes.
+        sizes: Value name -> how many numbers it has.
+        price: Price of a conversion.
 
     Returns:
         Names of nodes.
@@ -81,7 +81,7 @@ def divide(
 
 
 def converted_values(model: ir.Model, placement: Placement) -> list[str]:
-    """Values that are converted between float and codes."""
+    """Find the values that are converted between float and codes."""
     names, with_grid = [], _with_grid(placement)
     for value, readers in values_and_readers(model):
         name, able = str(value.name), sum(reader in placement.integer_nodes for reader in readers)
@@ -93,7 +93,7 @@ def converted_values(model: ir.Model, placement: Placement) -> list[str]:
 
 
 def values_and_readers(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | None]]]:
-    """Every value with the names of its readers, None for the caller."""
+    """Yield every value with the names of its readers, None for the caller."""
     for value in (*model.graph.inputs, *(each for node in model.graph for each in node.outputs)):
         readers: list[str | None] = [name_of(use.node) for use in value.uses()]
         yield value, readers + ([None] if value.is_graph_output() else [])
@@ -102,7 +102,7 @@ def values_and_readers(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | N
 def _add_conversions(
     problem: Division, value: ir.Value, readers: list[str | None], placement: Placement, cost: float
 ) -> None:
-    """A value is converted once for all its readers of the other kind; None among them is one that stays float."""
+    """Price one conversion of a value for all readers of the other kind; None among them is one that stays float."""
     able, producer = [name for name in readers if name in placement.integer_nodes], value.producer()
     maker = name_of(producer) if producer is not None and str(value.name) in placement.produced else None
     to_codes, to_float = ("codes", value.name), ("float", value.name)
@@ -120,7 +120,7 @@ def _add_conversions(
 
 
 def _leaders(node: ir.Node, placement: Placement) -> list[str]:
-    """Nodes without whose codes a node that is no linear layer cannot run on integers."""
+    """Return the nodes without whose codes a node that is no linear layer cannot run on integers."""
     if not node.domain and node.op_type in INTEGER_OPS:
         return []
     producers = [value.producer() for value in node.inputs if value is not None]
@@ -129,11 +129,11 @@ def _leaders(node: ir.Node, placement: Placement) -> list[str]:
 
 
 def _is_absorbed(node: ir.Node, placement: Placement) -> bool:
-    """Whether it disappears into the zero point of the node before it."""
+    """Whether a node disappears into the zero point of the node before it."""
     source = node.inputs[0] if node.inputs else None
     return node.op_type in ("Relu", "Clip") and source is not None and str(source.name) not in _with_grid(placement)
 
 
 def _with_grid(placement: Placement) -> set[str]:
-    """Values that are codes where everything is."""
+    """Return the values that are codes where everything is."""
     return {name for group in placement.groups for name in group}

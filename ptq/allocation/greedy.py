@@ -1,4 +1,4 @@
-"""Longer words where they take away most error for their price, until the budget is spent."""
+"""Allocation of longer words to where they take away most error for their price, until the budget is spent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Greedy:
 
         Args:
             table: Errors by layer, or by output feature.
-            cost: What words cost. An output feature's price is its part of what all of the layer's together cost.
+            cost: Cost of words. An output feature's price is its part of what all of the layer's together cost.
             limit: Most cost of all layers.
 
         Returns:
@@ -57,13 +57,14 @@ class Greedy:
 
 @dataclass(frozen=True)
 class _Options:
-    """What the output features of one layer may have.
+    """Options of the output features of one layer.
 
     Attributes:
-        name: The layer.
+        name: Name of the layer.
         bits: Word lengths, ascending.
-        error: Shape [features, bits]; [1, bits] of a layer that goes as a whole. Infinite where it is ruled out.
-        price: Of each word length in one feature. Shape [bits].
+        error: Error at each word length, infinite where that is ruled out. Shape [features, bits]; [1, bits] of a layer
+            that goes as a whole.
+        price: Price of each word length in one feature. Shape [bits].
         by_feature: Whether features were told apart.
     """
 
@@ -90,14 +91,14 @@ class _Options:
         return start
 
     def at(self, reached: Index) -> LayerBits:
-        """The word lengths at some columns."""
+        """Return the word lengths at some columns."""
         words = tuple(min(self.bits[column], LONGEST) for column in reached)
         if self.by_feature:
             return words
         return FLOAT if self.bits[reached[0]] == FLOAT else words[0]
 
     def steps(self) -> Iterator[tuple[Index, Index, Index, Float, Float]]:
-        """First steps of all features, then second ones, and so on: features, columns before and behind, gain, price.
+        """List first steps of all features, then second ones, and so on: features, columns before, behind, gain, price.
 
         Each is the best bargain that lies ahead of its feature. Features that have nothing to gain stop.
         """
@@ -117,15 +118,15 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps of all layers. Shapes [steps].
+    """Steps that all layers could take. Shapes [steps].
 
     Attributes:
         layer: Index of the layer.
-        row: Its feature.
+        row: Index of the feature in its layer.
         start: Column that the step leaves.
         end: Column that it reaches.
         gain: Error that goes.
-        price: What it costs.
+        price: Price of the step.
     """
 
     layer: Index

@@ -1,4 +1,4 @@
-"""The cheapest way to divide things into two kinds.
+"""Division of things into two kinds at the least cost.
 
 A thing costs more as one kind than as the other, and neighbors of different kinds cost extra: a minimum cut, found as
 a maximum flow.
@@ -19,7 +19,7 @@ TINY = 1e-12
 
 @dataclass
 class Division:
-    """The problem under construction.
+    """Division problem under construction.
 
     Example:
         >>> problem = Division()
@@ -33,7 +33,7 @@ class Division:
     _room: dict[Hashable, dict[Hashable, float]] = field(default_factory=dict)
 
     def cost(self, thing: Hashable, here: float, there: float) -> None:
-        """What a thing costs on either side.
+        """Add the costs of a thing on either side.
 
         Args:
             thing: Any name.
@@ -44,11 +44,11 @@ class Division:
         self._edge(thing, _SINK, here)
 
     def apart(self, inside: Hashable, outside: Hashable, cost: float) -> None:
-        """What it costs if one is in the set and the other is not; `FORBIDDEN` makes the second follow the first."""
+        """Add a cost if one is in the set and the other is not; `FORBIDDEN` makes the second follow the first."""
         self._edge(inside, outside, cost)
 
     def solve(self) -> set[Hashable]:
-        """The set of least cost; of several such sets the smallest."""
+        """Find the set of least cost; of several such sets the smallest."""
         while path := self._path():
             room = min(self._room[a][b] for a, b in path)
             if room == FORBIDDEN:
@@ -66,7 +66,7 @@ class Division:
         self._room[a][b] += cost
 
     def _reached(self) -> dict[Hashable, Hashable]:
-        """Everything that flow can still reach from the source -> where it comes from."""
+        """Return everything that flow can still reach from the source -> where it comes from."""
         came: dict[Hashable, Hashable] = {_SOURCE: _SOURCE}
         queue = deque([_SOURCE])
         while queue:
@@ -78,7 +78,7 @@ class Division:
         return came
 
     def _path(self) -> list[tuple[Hashable, Hashable]]:
-        """A way from source to sink with room for more; empty if there is none."""
+        """Find a way from source to sink with room for more; empty if there is none."""
         came = self._reached()
         path, here = [], _SINK
         while here in came and here != _SOURCE:

@@ -1,4 +1,4 @@
-"""Longer words, or float, for the layers in which they take away most error for their price, until that is enough."""
+"""Allocation of longer words, or float, to layers that gain most for their price, until the error is small enough."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MoreBits:
 
         Args:
             table: Errors by layer.
-            cost: What words cost.
+            cost: Cost of words.
             limit: Most error of all layers and of the rest.
 
         Returns:

@@ -6,7 +6,7 @@ from ptq.core.widths import MAX_BITS
 
 
 def point_bits(num_bits: int) -> tuple[int, ...]:
-    """Bits of one, two, ... points of a word length, until a byte is full.
+    """Return the bits of one, two, ... points of a word length, until a byte is full.
 
     Args:
         num_bits: Word length of a point, 2 to 8.

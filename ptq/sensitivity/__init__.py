@@ -1,4 +1,4 @@
-"""What shorter and longer words of each layer do to the network's outputs: in one unit, whoever measured it."""
+"""Sensitivity of the network's outputs to shorter and longer words of each layer, in one unit, whoever measured it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error that each output feature's rounding causes at the network's outputs: measured set by set of features."""
+"""Influence of each output feature's rounding on the network's outputs, measured set by set of features."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class FeatureInfluence:
     max_sets: int = 32
 
     def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Attribution[Layer]) -> SensitivityTable:
-        """Measure by feature.
+        """Measure the error that each output feature causes.
 
         Args:
-            layers: As they were rounded, features told apart.
+            layers: Rounded layers, features told apart.
             bits: Word lengths to tell the errors for.
             network: The network in float, in which nothing else errs.
 
@@ -40,7 +40,7 @@ class FeatureInfluence:
         return SensitivityTable.of_rows(rows, bits)
 
     def _by_feature(self, layer: Layer, network: Attribution[Layer]) -> Float:
-        """What each feature is responsible for: its part of its set, by what it errs at the layer's output."""
+        """Divide each set's error among its features, by what each errs at the layer's output."""
         energy = layer.weight_error
         sets = np.array_split(np.argsort(-energy, kind="stable"), min(self.max_sets, len(energy)))
         found = np.zeros(len(energy))

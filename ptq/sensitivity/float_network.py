@@ -1,4 +1,4 @@
-"""The network in float, standing before a layer: what comes behind it is run with that layer's errors."""
+"""Network in float, standing before a layer: what comes behind it is run with that layer's errors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Values = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedLayer(RoundedLayer):
-    """A rounded layer with its place in the graph.
+    """Rounded layer with its place in the graph.
 
     Attributes:
         layer: Names of its values.
-        rounding: Errors of its weight. Shape [out, in].
+        rounding: Errors of its weight, real units. Shape [out, in].
         centered: Whether a bias takes up the mean of what they add to the layer's output.
     """
 
@@ -45,7 +45,7 @@ class PlacedLayer(RoundedLayer):
 
 @dataclass(frozen=True)
 class FloatNetwork:
-    """A walk of the float network over the calibration set, on which layers are looked at as it comes to them.
+    """Float network over the calibration set, on which layers are looked at as the walk comes to them.
 
     Attributes:
         model: Prepared float model.
@@ -63,7 +63,7 @@ class FloatNetwork:
 
     @property
     def total(self) -> float:
-        """The float network itself errs nowhere."""
+        """Error of the float network itself: 0."""
         return 0.0
 
     def errors(self, layer: PlacedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
@@ -82,7 +82,7 @@ class FloatNetwork:
         return total / len(self._probes)
 
     def positions(self, layer: PlacedLayer) -> int:
-        """At how many positions the layer computes each feature, per sample."""
+        """Count the positions at which the layer computes each feature, per sample."""
         last = self._probes[-1]
         with self._alone(layer) as exact:
             (output,) = run(exact, {layer.layer.source: self.walk.held(last)[layer.layer.source]})
@@ -95,7 +95,7 @@ class FloatNetwork:
     def _alone(
         self, layer: PlacedLayer, weight: NDArray[np.float32] | None = None
     ) -> AbstractContextManager[InferenceSession]:
-        """The layer by itself; with another weight if one is given, and then without bias."""
+        """Open the layer by itself; with another weight if one is given, and then without bias."""
         tensor = None if weight is None else layer.layer.layout.to_tensor(weight)
         return session_of(_model_of(self.model, layer.layer, tensor), custom_ops=self.custom_ops)
 
@@ -110,13 +110,13 @@ class FloatNetwork:
 
 @dataclass(frozen=True)
 class _Behind:
-    """What is left to run behind a layer.
+    """Part of the network that is left to run behind a layer.
 
     Attributes:
-        layer: The layer.
-        session: Runs it; None where there is nothing.
+        layer: Layer that it is behind.
+        session: Session that runs it; None where there is nothing.
         reads: Values that it reads, perhaps the layer's output among them.
-        outputs: Of the network.
+        outputs: Outputs of the network.
     """
 
     layer: LinearLayer
@@ -127,7 +127,7 @@ class _Behind:
     def errors(
         self, held: Values, output: NDArray[Any], changed: NDArray[Any], sets: Sequence[NDArray[np.intp]]
     ) -> list[float]:
-        """Relative energy of the errors at the outputs with some features of the layer's output changed, set by set."""
+        """Return relative energies of errors at the outputs with some of the layer's features changed, set by set."""
         reference = self._forward(held, output)
         axis = _feature_axis(self.layer, output.ndim)
         shape = [-1 if i == axis else 1 for i in range(output.ndim)]
@@ -142,7 +142,7 @@ class _Behind:
         ]
 
     def _forward(self, held: Values, output: NDArray[Any]) -> Values:
-        """The layer's output and everything behind it."""
+        """Run everything behind the layer's output, and return that too."""
         own = {self.layer.name: output}
         if self.session is None:
             return own
@@ -152,12 +152,12 @@ class _Behind:
 
 
 def _feature_axis(layer: LinearLayer, rank: int) -> int:
-    """Axis of the output features in the layer's output."""
+    """Return the axis of the output features in the layer's output."""
     return (1 if layer.unfold.kernel else -2 if layer.unfold.columns else -1) % rank
 
 
 def _centered(change: NDArray[Any], layer: LinearLayer) -> NDArray[Any]:
-    """A change of the layer's output without its mean in every feature."""
+    """Return a change of the layer's output without its mean in every feature."""
     others = tuple(axis for axis in range(change.ndim) if axis != _feature_axis(layer, change.ndim))
     return np.asarray(change - change.mean(others, keepdims=True))
 
@@ -170,7 +170,7 @@ def _relative(reference: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _model_of(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | None) -> bytes:
-    """The layer's node as a model; with another weight if one is given, and then without bias."""
+    """Make the layer's node a model; with another weight if one is given, and then without bias."""
     node = next(ir.to_proto(node) for node in model.graph if node.outputs[0].name == layer.name)
     if weight is None:
         arrays = {name: initializer_of(model, name) for name in node.input if name and name != layer.source}

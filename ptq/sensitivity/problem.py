@@ -1,4 +1,4 @@
-"""What a sensitivity is, and what today's are given: layers as they were rounded, and a network that tells their parts.
+"""Protocols of sensitivities and of what they are given: rounded layers, and a network that tells their parts.
 
 A sensitivity is a file of this room with one frozen dataclass and one verb, `measure`.
 """
@@ -18,10 +18,10 @@ from ptq.sensitivity.table import SensitivityTable
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """One layer as it came out at one word length; at others its errors are larger or smaller.
+    """Layer as it came out at one word length; at others its errors are larger or smaller.
 
     Attributes:
-        name: The layer.
+        name: Name of the layer.
         num_bits: Word length of its weight.
         weight_error: Energy that rounding of the weight adds, by output feature, in a unit of the layer's own. Shape
             [out]; [1] where features are not told apart.
@@ -41,7 +41,7 @@ Network_contra = TypeVar("Network_contra", contravariant=True)
 
 
 class Attribution(Protocol[Layer_contra]):
-    """The network around the layers, in whatever form can be asked for the part of single ones in its error.
+    """Protocol of a network around layers that can be asked for the part of single ones in its error.
 
     In float with one layer erring at a time, or quantized with a switch at every layer. `ptq.calibration.network` is
     another thing: it tells the error of whole sets of weights.
@@ -56,7 +56,7 @@ class Attribution(Protocol[Layer_contra]):
         """Find the error at the outputs that a layer is responsible for.
 
         Args:
-            layer: As it was rounded.
+            layer: Layer as it was rounded.
             sets: Output features whose errors are looked at, set by set.
 
         Returns:
@@ -66,7 +66,7 @@ class Attribution(Protocol[Layer_contra]):
 
 
 class Sensitivity(Protocol[Seen_contra, Network_contra]):
-    """The family's one verb. What has to be known of layers and asked of a network is each member's own."""
+    """Protocol of sensitivities. What has to be known of layers and asked of a network is each member's own."""
 
     def measure(self, layers: Iterable[Seen_contra], bits: Sequence[int], network: Network_contra) -> SensitivityTable:
         """Measure what each layer's errors do to the outputs.
@@ -76,11 +76,11 @@ class Sensitivity(Protocol[Seen_contra, Network_contra]):
         sensitivity scales an error that was really made.
 
         Args:
-            layers: The next one is asked for when the one before is measured.
+            layers: Rounded layers; the next one is asked for when the one before is measured.
             bits: Word lengths to tell the errors for, ascending.
-            network: The network that the layers are of.
+            network: Network that the layers are of.
 
         Returns:
-            The errors of all layers at all those word lengths.
+            Errors of all layers at all those word lengths.
         """
         ...

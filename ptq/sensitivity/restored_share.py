@@ -1,4 +1,4 @@
-"""The error that goes from the quantized network's outputs when one of its layers is restored to float."""
+"""Share of each layer: the error that goes from the quantized network's outputs when it is restored to float."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class RestoredShare:
     """Divide each layer's share of the final error between its weight and its input; longer words help the weight."""
 
     def measure(self, layers: Iterable[Layer], bits: Sequence[int], network: Attribution[Layer]) -> SensitivityTable:
-        """Measure by layer.
+        """Measure the error that each layer causes.
 
         Args:
-            layers: As they were rounded.
+            layers: Rounded layers.
             bits: Word lengths to tell the errors for.
             network: The quantized network, with a switch at every layer.
 

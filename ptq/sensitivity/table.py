@@ -1,4 +1,4 @@
-"""What a sensitivity gives and an allocator takes: the error at the network's outputs for every word length."""
+"""Table between sensitivities and allocators: the error at the network's outputs for every word length."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FLOAT = 32
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """The error that each layer by itself causes at the outputs, by word length.
+    """Table of the error that each layer by itself causes at the outputs, by word length.
 
     Attributes:
-        layers: Names.
+        layers: Names of the layers.
         bits: Word lengths, ascending, each once; `FLOAT` stands for float.
         error: Energy of the error over that of the outputs; infinite where a layer must not have that word length.
             Shape [layers, bits].
-        rows: Layer -> the same for each of its output features, where they were told apart. Shapes [out, bits].
+        rows: Layer -> error of each of its output features, where they were told apart. Shapes [out, bits].
         rest: Error that comes from none of the layers, in the same unit.
     """
 
@@ -40,12 +40,12 @@ class SensitivityTable:
 
     @staticmethod
     def of_rows(rows: Mapping[str, Float], bits: Sequence[int]) -> SensitivityTable:
-        """The table of layers whose output features were told apart: their errors add up to the layer's."""
+        """Make the table of layers whose output features were told apart: their errors add up to the layer's."""
         error = np.array([each.sum(0) for each in rows.values()]).reshape(len(rows), len(bits))
         return SensitivityTable(tuple(rows), tuple(bits), error, rows)
 
     def among(self, bits: Mapping[str, Collection[int]]) -> SensitivityTable:
-        """The same table with all other word lengths ruled out.
+        """Rule out all word lengths but some.
 
         Args:
             bits: Layer -> word lengths that it may have.
@@ -77,10 +77,10 @@ class SensitivityTable:
 
 
 def at_other_bits(energy: Float, num_bits: int, bits: Sequence[int]) -> Float:
-    """Energy of a rounding error at other word lengths: each bit halves the steps and quarters the energy.
+    """Scale the energy of a rounding error to other word lengths: each bit halves the steps and quarters it.
 
     Args:
-        energy: At `num_bits`. Any shape.
+        energy: Energy at `num_bits`. Any shape.
         num_bits: Word length at which it was seen.
         bits: Other word lengths; nothing is left at `FLOAT`.
 
