@@ -1,1 +1,1 @@
-"""Weights as bytes and back: arrays in, arrays out, no graph and no file."""
+"""Codecs of weights, to bytes and back: arrays in, arrays out, no graph and no file."""

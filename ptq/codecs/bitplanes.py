@@ -1,4 +1,4 @@
-"""Codes of any word length as bytes that are full.
+"""Packing of codes of any word length into bytes that are full.
 
 A word of b bits is cut into planes of 8, 4, 2 and 1 bits, the binary digits of b; each plane fills bytes on its own, so
 that no field crosses a byte. Packed words are codes + 2^(b-1): what is read back is the sum of its fields, of which the
@@ -16,10 +16,10 @@ BYTE = 8
 
 
 def pack(codes: IntArray, num_bits: int) -> NDArray[np.uint8]:
-    """Signed codes as full bytes.
+    """Pack signed codes into full bytes.
 
     Args:
-        codes: Within -2^(b-1) .. 2^(b-1) - 1. Any shape, taken in C order.
+        codes: Integers within -2^(b-1) .. 2^(b-1) - 1. Any shape, taken in C order.
         num_bits: Word length b, 1 to 8.
 
     Returns:
@@ -34,12 +34,12 @@ def pack(codes: IntArray, num_bits: int) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8], num_bits: int, count: int) -> NDArray[np.int8]:
-    """The inverse of `pack`, by the tables that graphs use.
+    """Unpack what `pack` made, by the tables that graphs use.
 
     Args:
-        packed: Bytes.
-        num_bits: Word length.
-        count: How many codes.
+        packed: Bytes that `pack` made.
+        num_bits: Word length b, 1 to 8.
+        count: Number of codes.
 
     Returns:
         Codes. Shape [count].
@@ -54,7 +54,7 @@ def unpack(packed: NDArray[np.uint8], num_bits: int, count: int) -> NDArray[np.i
 
 
 def planes(num_bits: int) -> list[tuple[int, int]]:
-    """Width and place of each plane: the binary digits of the word length, widest first and lowest in the word."""
+    """Return width and place of each plane: binary digits of the word length, widest first and lowest in the word."""
     found, shift = [], 0
     for width in (8, 4, 2, 1):
         if num_bits & width:
@@ -64,12 +64,12 @@ def planes(num_bits: int) -> list[tuple[int, int]]:
 
 
 def field_divisors(width: int) -> NDArray[np.int32]:
-    """What moves each field of a byte to its low end. Shape [8 / width]."""
+    """Return the divisors that move each field of a byte to its low end. Shape [8 / width]."""
     return np.left_shift(1, np.arange(0, BYTE, width, dtype=np.int32), dtype=np.int32)
 
 
 def field_values(width: int, shift: int, num_bits: int) -> NDArray[np.int8]:
-    """What each field adds to its code. Shape [2^width]."""
+    """Return what each field adds to its code. Shape [2^width]."""
     lowest = 1 << (width - 1) if width + shift == num_bits else 0
     return ((np.arange(1 << width) - lowest) << shift).astype(np.int8)
 
@@ -83,7 +83,7 @@ def _check(codes: IntArray, num_bits: int) -> None:
 
 
 def _filled(words: NDArray[np.uint8], width: int, shift: int) -> NDArray[np.uint8]:
-    """One plane of the words, the first field lowest in its byte."""
+    """Pack one plane of the words, the first field lowest in its byte."""
     per_byte = BYTE // width
     fields = words >> np.uint8(shift) & np.uint8((1 << width) - 1)
     padded = np.pad(fields, (0, -len(fields) % per_byte)).reshape(-1, per_byte)

@@ -1,4 +1,4 @@
-"""A whole weight as bytes: what any form of storage comes to, without the graph that decodes it."""
+"""Packing of a whole weight into bytes, in any form of storage, without the graph that decodes it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Packed = Mapping[int, NDArray[np.uint8]]
 
 
 def pack_words(encoding: WeightEncoding) -> Packed:
-    """The words of a weight, without scales, tables and alphabets.
+    """Pack the words of a weight, without scales, tables and alphabets.
 
     Args:
-        encoding: The weight.
+        encoding: Weight in any form of storage.
 
     Returns:
         Bytes. `size_in_bits` counts them, but for padding of less than a byte per plane.
@@ -41,11 +41,11 @@ def pack_words(encoding: WeightEncoding) -> Packed:
 
 
 def unpack_words(packed: Packed, storage: Storage, shape: tuple[int, int]) -> NDArray[np.int8]:
-    """The codes of a weight of integers, from its words.
+    """Unpack the codes of a weight of integers.
 
     Args:
-        packed: What `pack_words` gave.
-        storage: How they are stored.
+        packed: Bytes that `pack_words` made.
+        storage: Storage of the codes.
         shape: Output features and inputs.
     """
     match storage:
@@ -64,7 +64,7 @@ def unpack_words(packed: Packed, storage: Storage, shape: tuple[int, int]) -> ND
 
 
 def unpack_places(packed: Packed, count: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Places in a table, or an alphabet, of so many entries, from their words."""
+    """Unpack places in a table, or an alphabet, of so many entries."""
     bits = place_bits(count)
     words = unpack(packed[bits], bits, shape[0] * shape[1]).astype(np.int16)
     return (words + (1 << (bits - 1))).astype(np.uint8).reshape(shape)
@@ -75,5 +75,5 @@ def _pack_places(places: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _lengths(widths: Widths) -> list[int]:
-    """Word lengths of all weights that are stored at all."""
+    """Return the word lengths of all weights that are stored at all."""
     return [int(bits) for bits in np.unique(widths.bits) if bits]

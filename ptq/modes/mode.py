@@ -1,4 +1,4 @@
-"""The protocol of modes, and what most of them have in common."""
+"""Protocol of modes, and what most of them have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ptq.transforms.rewritten import Rewritten, Transform
 
 
 class Mode(Protocol):
-    """A row of the table of modes; see `RecipeMode` for what they have in common."""
+    """Protocol of modes, the rows of their table; see `RecipeMode` for what they have in common."""
 
     @property
     def rounds_activations(self) -> bool:

@@ -18,7 +18,7 @@ class WeightOnly(RecipeMode):
 
     @property
     def rounds_activations(self) -> bool:
-        """Whether sums are made of codes: no, inputs stay float."""
+        """Whether sums are made of codes: never, as inputs stay float."""
         return False
 
     @property

@@ -24,7 +24,7 @@ def run_streamed(context: Context, start: float) -> Result:
         start: When the run began, seconds of `time.perf_counter`.
 
     Returns:
-        As `ptq.pipeline.run`.
+        Model and report, as `ptq.pipeline.run` returns them.
 
     Raises:
         UnsupportedModelError: The recipe asks for more than weights.

@@ -97,12 +97,12 @@ def prepare_streaming(model: ir.Model) -> ir.Model:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A streamed model in integers.
+    """Streamed model in integers.
 
     Attributes:
-        model: Its graph; the tensors are in the workspace.
-        placement: What became integers.
-        rows: For the report.
+        model: Graph; the tensors are in the workspace.
+        placement: Placement of the integers.
+        rows: Rows of the report, a layer each.
     """
 
     model: ir.Model
@@ -117,9 +117,9 @@ def stream(
 
     Args:
         prepared: Not modified.
-        settings: What the recipe means.
+        settings: Choices of the recipe.
         excluded: The user's exclusions.
-        workspace: Where tensors and solved layers go.
+        workspace: Folder for tensors and solved layers.
         progress: Called before each layer.
 
     Returns:

@@ -35,10 +35,10 @@ def verify_streamed(
     """Run the delivered file, and the float model segment by segment, never both at once.
 
     Args:
-        prepared: The float model.
-        streamed: What it became.
-        path: The quantized model on disk.
-        samples: What to compare on.
+        prepared: Float model.
+        streamed: Model in integers that it became.
+        path: File of the quantized model.
+        samples: Samples to compare on.
 
     Returns:
         Outputs, kernels and the quantized model's time; the float model, read from disk piece by piece, has none. And

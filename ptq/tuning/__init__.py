@@ -1,4 +1,4 @@
-"""Recipes that are found by measuring: which layers are faster as integers, which need more to reach a goal."""
+"""Tuning of recipes by measuring: which layers are faster as integers, which need more to reach a goal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tune(job: Job, progress: Progress = silent) -> Result:
         progress: Called with the name of each step.
 
     Returns:
-        As `run`. The recipe in its report makes the same model without measuring.
+        Model and report, as `run` returns them. The recipe in the report makes the same model without measuring.
     """
     plans: tuple[TimedPlan, ...] = ()
     if job.recipe.optimize == "latency":

@@ -1,4 +1,4 @@
-"""The smallest model that meets a goal: what costs the output most gets more bits, or stays float, until it holds.
+"""Search for the smallest model that meets a goal: the costliest layers get more bits, or stay float, until it holds.
 
 What costs nothing is tried first: a weight method that sees the data, scales per channel, the default choice of ranges.
 Then each layer's part of the final error is measured once, and bits go where they take away most error for their bytes.
@@ -37,16 +37,16 @@ from ptq.sensitivity.table import FLOAT, SensitivityTable
 from ptq.weights import Gptq
 
 SAMPLES = 8
-"""On which each layer's part of the error is measured."""
+"""Samples on which each layer's part of the error is measured."""
 
 MOST_RUNS = 14
-"""After which the best that was found is taken."""
+"""Runs after which the best that was found is taken."""
 
 REFINED = 2
 """Runs that look for a smaller model once the goal is met."""
 
 HALF, STRIDE = 0.5, 0.05
-"""How much lower the next try aims when nothing is known, and at most: far ahead the model of the error is no help."""
+"""Factors by which the next try aims lower, when nothing is known and at most: far off the error's model is no help."""
 
 WHOLE = 8
 BITS = (*range(2, WHOLE + 1), FLOAT)
@@ -61,7 +61,7 @@ def reach(job: Job, progress: Progress = silent) -> Result:
         progress: Called with the name of each step.
 
     Returns:
-        The smallest model that meets the goals, its report with a recipe that makes it in one go. If none does, the
+        Smallest model that meets the goals, its report with a recipe that makes it in one go. If none does, the
         best one, whose verdict says what is missing. After an interruption, the smallest so far, if there is one.
     """
     search = _Search(replace(job, recipe=replace(job.recipe, search=False)), progress)
@@ -78,7 +78,7 @@ def reach(job: Job, progress: Progress = silent) -> Result:
 
 
 class _Search:
-    """Runs of one job with several recipes."""
+    """Search over recipes, each run with one job."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
@@ -88,18 +88,18 @@ class _Search:
 
     @property
     def best(self) -> Result:
-        """The smallest that meets the goals, or the nearest."""
+        """Smallest model that meets the goals, or the nearest to them."""
         return self.met or min(self._runs.values(), key=_error)
 
     def free_of_charge(self) -> None:
-        """Everything that costs no bytes, at once."""
+        """Try everything that costs no bytes, at once."""
         self._run("as given", self._job.recipe)
         better = _better(self._job.recipe)
         if self.met is None and better != self._job.recipe:
             self._run("better choices at no cost", better)
 
     def with_more_bits(self) -> None:
-        """More bits for layers, or float, aiming lower until the goal is met, then a little higher again."""
+        """Give layers more bits, or float, aiming lower until the goal is met, then a little higher again."""
         base, recipe = self.best, self._recipe_of(self.best)
         table, cost = self._table(base), Bytes({row.name: row.num_weights for row in base.report.layers})
         fails, holds, refined = _error(base), None, 0
@@ -125,7 +125,7 @@ class _Search:
             aim = aim * missed if holds is None else math.sqrt(holds * fails)
 
     def at_eight_bits(self) -> None:
-        """Short codes have to be unpacked, which costs some bytes: in a very small model more than they save."""
+        """Try whole bytes: short codes need unpacking, whose bytes can be more than they save in a very small model."""
         base, recipe = self.best, self._recipe_of(self.best)
         if sum(row.num_weights for row in base.report.layers) < base.delivery.num_bytes:
             layers = tuple(rule for rule in recipe.layers if rule.bits is None)
@@ -135,7 +135,7 @@ class _Search:
                 self._run("all at 8 bits", asked)
 
     def _run(self, name: str, recipe: Recipe) -> Result:
-        """One try."""
+        """Run the job with a recipe, as one try."""
         number = len(self.tries) + 1
         job = replace(self._job, recipe=recipe, shards=CalibrationShards())
         result = run(job, within(self._progress, f"try {number}, {name}"))
@@ -150,12 +150,12 @@ class _Search:
         return next(recipe for recipe, each in self._runs.items() if each is result)
 
     def _wanted(self, base: Result) -> float | None:
-        """The error that an SQNR goal allows, if that is what was missed."""
+        """Return the error that an SQNR goal allows, if that is what was missed."""
         goal = self._job.recipe.goals.min_sqnr_db
         return None if goal is None or goal <= base.report.proof.comparison.sqnr_db else 10 ** (-goal / 10)
 
     def _table(self, base: Result) -> SensitivityTable:
-        """What each layer does to the output at its word length and at longer ones: measured where it can be."""
+        """Tabulate what each layer does to the output at its word length and at longer ones, measured if it can be."""
         rows, samples = base.report.layers, itertools.islice(self._job.evaluation or self._job.data, SAMPLES)
         layers = [RoundedLayer(row.name, row.num_bits, *_errors(row)) for row in rows]
         network = SwitchedNetwork(_error(base), {})
@@ -168,7 +168,7 @@ class _Search:
 
 
 def _better(recipe: Recipe) -> Recipe:
-    """What costs no bytes: a method that sees the data, scales per channel, the default ranges and corrections."""
+    """Return a recipe with all that costs no bytes: a method that sees data, scales per channel, default ranges."""
     weights = replace(recipe.weights, bias_correction=True)
     if Needs.MOMENTS not in weights.method.needs:
         weights = replace(weights, method=Gptq())
@@ -191,10 +191,10 @@ def _called(bits: Mapping[str, int]) -> str:
 
 
 def _errors(row: LayerRow) -> tuple[NDArray[np.float64], float]:
-    """Energies of the errors of a layer's weight and input, relative to theirs."""
+    """Return the energies of the errors of a layer's weight and input, relative to theirs."""
     return np.array([10 ** (-row.weight_sqnr_db / 10)]), 10 ** (-row.input_sqnr_db / 10)
 
 
 def _error(result: Result) -> float:
-    """Energy of the error at the worst output, relative."""
+    """Return the energy of the error at the worst output, relative."""
     return float(10 ** (-result.report.proof.comparison.sqnr_db / 10))

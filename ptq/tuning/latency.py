@@ -1,4 +1,4 @@
-"""Which layers run on integers, so that the model is as fast as it can be: measured node by node, then end to end.
+"""Choice of layers that run on integers for the fastest model: measured node by node, then end to end.
 
 The float and the all-integer model are profiled. Between a float node and an integer one lies a conversion, so the
 cheapest division of the graph is a minimum cut. What a conversion costs in company is not known exactly; divisions for
@@ -62,7 +62,7 @@ SAME = 0.01
 
 MARK = "ptq"
 BLOCKED = "_nchwc"
-"""What follows a value's name in that of the node that makes it, where onnxruntime chose blocks of channels."""
+"""Suffix of a value's name in that of the node that makes it, where onnxruntime chose blocks of channels."""
 
 ROUNDS = 2
 FASTER = "faster in float"
@@ -70,11 +70,11 @@ FASTER = "faster in float"
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of measuring.
+    """Choice that measuring led to.
 
     Attributes:
-        recipe: Makes the fastest model without measuring.
-        plans: What was timed, float first.
+        recipe: Recipe that makes the fastest model without measuring.
+        plans: Divisions that were timed, float first.
     """
 
     recipe: Recipe
@@ -89,8 +89,8 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
         progress: Called with the name of each step.
 
     Returns:
-        The choice. Layers that are faster in float are excluded by name; if nothing is faster than float, the recipe
-        leaves all activations in float.
+        Recipe and timings. Layers that are faster in float are excluded by name; if nothing is faster than float,
+        the recipe leaves all activations in float.
 
     Raises:
         RecipeError: The recipe has no static activations, or the model takes no batch of that size.
@@ -115,7 +115,7 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """The model with some nodes left in float."""
+    """Model with some nodes left in float."""
 
     placement: Placement
     form: bytes
@@ -131,7 +131,7 @@ class _Mixed:
 
 @dataclass(frozen=True)
 class LatencyTrial:
-    """A model that is tried out; what its layers compute does not matter here, only how long they take."""
+    """Model that is tried out; what its layers compute does not matter here, only how long they take."""
 
     context: Context
     state: Rewritten
@@ -167,15 +167,15 @@ class LatencyTrial:
 
     @property
     def model(self) -> ir.Model:
-        """The prepared model in float."""
+        """Prepared model in float."""
         return self.state.model
 
     def placed(self, floats: frozenset[str]) -> Placement:
-        """Where integers go with some nodes in float."""
+        """Place integers with some nodes in float."""
         return self.context.mode.place(self.state, dict.fromkeys(floats, FASTER))
 
     def mixed(self, floats: frozenset[str]) -> _Mixed:
-        """The model with some nodes in float."""
+        """Build the model with some nodes in float."""
         placement = self.placed(floats)
         with ArrayStore(0) as store:
             samples = SampleReplay(store, self.context.job.custom_ops)
@@ -185,11 +185,11 @@ class LatencyTrial:
         return _Mixed(placement, proto.SerializeToString())
 
     def float_form(self) -> bytes:
-        """The prepared model in float."""
+        """Serialize the prepared model in float."""
         return bytes(ir.to_proto(self.model).SerializeToString())
 
     def times(self, form: bytes) -> dict[str, float]:
-        """Microseconds of each of our nodes; of several that became one, the one whose name it has."""
+        """Measure the microseconds of each of our nodes; of several that became one, the one whose name it has."""
         names = {f"{MARK}{index}": name_of(node) for index, node in enumerate(self.model.graph)}
         names |= {f"{name}{BLOCKED}": name for name in names.values()}
         found: dict[str, float] = {}
@@ -201,7 +201,7 @@ class LatencyTrial:
         return found
 
     def price(self, mixed: _Mixed) -> Price:
-        """What conversions cost in a model."""
+        """Estimate what conversions cost in a model."""
         nodes = [each for each in self._profile(mixed.form) if not each.name.startswith(MARK)]
         spent = sum(each.microseconds for each in nodes if each.op_type in CONVERSIONS)
         converted = [self.sizes[name] for name in converted_values(self.model, mixed.placement)]
@@ -227,7 +227,7 @@ class LatencyTrial:
         return Choice(replace(recipe, exclude=to_exclude), tuple(plans))
 
     def _to_exclude(self, whole: _Mixed, chosen: _Mixed) -> list[str]:
-        """The least that has to be excluded: linear layers, and what would still be integers without them."""
+        """Return as little as has to be excluded: linear layers, and what would still be integers without them."""
         layers = whole.layers - chosen.layers
         more = self.placed(layers).integer_nodes - chosen.key
         return [name_of(node) for node in self.model.graph if name_of(node) in layers | more]
