@@ -1,4 +1,4 @@
-"""Constants of a quantized graph: which values are, what decodes them, and their numbers.
+"""Constants of a quantized graph: where they are, how they are decoded, and their numbers.
 
 Only what decodes a constant is read from the graph; the numbers onnxruntime computes, as it does when a session opens,
 so that every way to store codes is read by the one that runs them.
@@ -22,13 +22,13 @@ RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "Random
 
 @dataclass(frozen=True)
 class Decoding:
-    """What makes reals of constant codes: real = scale * (code - zero), or real = table[code].
+    """Decoding of constant codes: real = scale * (code - zero), or real = table[code].
 
     Attributes:
         codes: Integers.
         scale: Reals per code, or a table of reals.
         zero: Zero points, or None.
-        node: What decodes them.
+        node: Node that decodes them.
     """
 
     codes: ir.Value
@@ -43,18 +43,18 @@ class Decoding:
 
     @property
     def axis(self) -> int | None:
-        """The axis along which every position has a scale, if a DequantizeLinear says so."""
+        """Axis along which every position has a scale, if a DequantizeLinear says so."""
         many = self.scale.shape is not None and len(self.scale.shape) == 1
         return self.node.attributes.get_int("axis", 1) if many and self.node.op_type == "DequantizeLinear" else None
 
     @property
     def block_size(self) -> int:
-        """Neighbors that share a scale; 0 where they do so along whole axes."""
+        """Number of neighbors that share a scale; 0 where they do so along whole axes."""
         return self.node.attributes.get_int("block_size", 0)
 
 
 def constants(graph: ir.Graph) -> dict[ir.Value, bool]:
-    """Values that do not depend on an input -> whether they come out of codes."""
+    """Find the values that do not depend on an input -> whether they come out of codes."""
     inputs = set(graph.inputs)
     fixed = {value: False for value in graph.initializers.values() if value not in inputs}
     for node in graph:
@@ -75,11 +75,11 @@ def constants(graph: ir.Graph) -> dict[ir.Value, bool]:
 def arrays_of(
     model: ir.Model, values: Collection[ir.Value], custom_ops: Sequence[str | Path] = ()
 ) -> dict[ir.Value, NDArray[Any]]:
-    """Numbers of values that depend on constants alone.
+    """Compute the numbers of values that depend on constants alone.
 
     Args:
         model: Not modified.
-        values: Of its graph.
+        values: Values of its graph.
         custom_ops: Libraries that computing them needs.
     """
     arrays = {value: value.const_value.numpy() for value in values if value.const_value is not None}
@@ -94,7 +94,7 @@ def arrays_of(
 
 
 def decoding_of(value: ir.Value | None) -> Decoding | None:
-    """What makes a value of codes; None if it is made otherwise."""
+    """Find what makes a value of codes; None if it is made otherwise."""
     node = None if value is None else value.producer()
     if node is None or node.domain or len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return None
@@ -110,12 +110,12 @@ def decoding_of(value: ir.Value | None) -> Decoding | None:
 
 @dataclass(frozen=True)
 class PickedRows:
-    """Mul(Cast(Gather(codes, i)), Cast(Gather(scales, i))), which picks rows of a table.
+    """Rows picked of a table: Mul(Cast(Gather(codes, i)), Cast(Gather(scales, i))).
 
     Attributes:
-        codes: Of all rows.
-        scale: Of each row.
-        index: Which rows.
+        codes: Codes of all rows.
+        scale: Scale of each row.
+        index: Rows that are picked.
     """
 
     codes: ir.Value
@@ -124,7 +124,7 @@ class PickedRows:
 
 
 def picked_rows(node: ir.Node) -> PickedRows | None:
-    """What a node picks rows of codes and their scales from; None if it does something else."""
+    """Find codes, scales and index that a node picks rows by; None if it does something else."""
     parts = []
     for value in node.inputs if node.op_type == "Mul" else ():
         cast = None if value is None else value.producer()

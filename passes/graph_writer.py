@@ -1,4 +1,4 @@
-"""Nodes and constants that lowering adds to a graph, under names that nothing else has."""
+"""Writer of nodes and constants that lowering adds to a graph, under names that nothing else has."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from ptq.passes.graph import add_initializer
 
 Store = Callable[[str, NDArray[Any]], ir.TensorProtocol]
-"""Where a new constant's numbers go."""
+"""Function that stores a new constant's numbers."""
 
 
 @dataclass
 class GraphWriter:
-    """Writes into one graph.
+    """Writer into one graph.
 
     Attributes:
-        graph: Changed in place.
-        store: Where numbers go; None keeps them in memory.
-        first: The node in front of which constants are decoded; None before there are any.
+        graph: Graph that is changed in place.
+        store: Store that numbers go to; None keeps them in memory.
+        first: Node in front of which constants are decoded; None before there are any.
     """
 
     graph: ir.Graph
@@ -43,14 +43,14 @@ class GraphWriter:
         kind: tuple[ir.DataType | None, ir.Shape | None],
         attributes: dict[str, int] | None = None,
     ) -> ir.Value:
-        """A node of one result, not yet in the graph.
+        """Make a node of one result, not yet in the graph.
 
         Args:
-            op_type: The operator.
-            inputs: What it reads.
-            name: Of the result, which gets a number if it is taken.
+            op_type: Operator.
+            inputs: Values that it reads.
+            name: Name of the result, which gets a number if it is taken.
             kind: Element type and shape of the result, as far as they are known.
-            attributes: Of the node.
+            attributes: Attributes of the node.
         """
         made = ir.node(op_type, inputs, attributes or {}, name="")  # in small models names outweigh weights
         out, (dtype, out.shape) = made.outputs[0], kind
@@ -60,7 +60,7 @@ class GraphWriter:
         return out
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """A constant; its name gets a number if it is taken."""
+        """Add a constant; its name gets a number if it is taken."""
         value = add_initializer(self.graph, self.fresh(name), array)
         if self.store is not None:
             value.const_value = self.store(str(value.name), array)
@@ -73,7 +73,7 @@ class GraphWriter:
         self.graph.insert_before(self.first, [node for value in values if (node := value.producer()) is not None])
 
     def fresh(self, name: str) -> str:
-        """A name that is not in use yet, and is from now on."""
+        """Return a name that is not in use yet, and is from now on."""
         candidate, count = name, 1
         while candidate in self.names:
             candidate, count = f"{name}_{count}", count + 1

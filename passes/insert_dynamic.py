@@ -1,4 +1,4 @@
-"""Products whose inputs become integers while the model runs."""
+"""Lowering of products whose inputs become integers while the model runs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class InsertDynamic(ir.passes.InPlacePass):
     Ensures: LSTM layers run on integers too; products that read the same value share what its range costs.
 
     Attributes:
-        plan: What the graph was lowered with.
-        placement: Its layers.
+        plan: Plan that the graph was lowered with.
+        placement: Layers of the graph.
         words: Word lengths of weights whose products run on operators of our own: one range per row of the input
             instead of one for all.
     """
@@ -46,7 +46,7 @@ class InsertDynamic(ir.passes.InPlacePass):
     words: Collection[int]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every layer."""
+        """Rewrite the products of all layers, and LSTMs."""
         writer = _Writer(model.graph)
         nodes = {name_of(node): node for node in model.graph}
         for layer in self.placement.layers:
@@ -106,7 +106,7 @@ class _Writer:
     quantized: dict[ir.Value, ir.Node] = field(default_factory=dict)
 
     def rewrite(self, node: ir.Node, layer: LinearLayer) -> None:
-        """One product on stock operators; nothing where its weight is not codes times scales."""
+        """Write one product on stock operators; nothing where its weight is not codes times scales."""
         found = _codes_and_scale(node)
         source = node.inputs[0]
         if found is None or source is None:
@@ -147,7 +147,7 @@ class _Writer:
 
 
 def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None:
-    """What a weight is made of: int8 codes, and one scale per feature; None if it is made otherwise."""
+    """Find what a weight is made of: int8 codes, and one scale per feature; None if it is made otherwise."""
     found = decoding_of(node.inputs[1])
     if found is None or found.node.op_type != "Mul" or found.scale.const_value is None:
         return None

@@ -1,4 +1,4 @@
-"""Lowering: the float graph and the plan become one graph with QuantizeLinear / DequantizeLinear pairs.
+"""Lowering of the float graph and the plan to one graph with QuantizeLinear / DequantizeLinear pairs.
 
 This is the only pass that writes integers. onnxruntime turns each integer node between such pairs into an integer
 kernel; what it fuses, and what must not be written because it would quietly run in float, is noted where it matters.
@@ -46,7 +46,7 @@ class InsertQdq(ir.passes.InPlacePass):
 
     Attributes:
         plan: Grids and codes.
-        placement: Which nodes run on integers.
+        placement: Nodes that run on integers.
     """
 
     plan: QuantPlan
@@ -66,11 +66,11 @@ def lower_layers(
     Args:
         model: The graph that `placement` was made from.
         plan: Grids and codes.
-        placement: Which nodes run on integers.
+        placement: Nodes that run on integers.
         compact: Store codes at their word length; without it they are plain int8 and can be rewritten.
 
     Returns:
-        Where each layer went.
+        Place of each layer in the graph.
     """
     lowering = _Lowering(model.graph, plan, placement, WeightWriter(GraphWriter(model.graph), compact))
     lowering.activations()
@@ -98,7 +98,7 @@ def lower_one_by_one(
         model: The graph that `placement` was made from; activations stay float.
         placement: Its layers.
         plans: Each layer with a plan that holds it.
-        store: Where the codes go.
+        store: Store that the codes go to.
     """
     weights = WeightWriter(GraphWriter(model.graph, store))
     lowering = _Lowering(model.graph, QuantPlan({}, {}, {}), placement, weights)
@@ -201,7 +201,7 @@ class _Lowering:
             self._become_output(value, back)
 
     def _clipped(self, value: ir.Value, params: QuantParams) -> ir.Value:
-        """Short words have no type of their own: a QuantizeLinear to bytes has to find values in their range."""
+        """Clip short words, which have no type: a QuantizeLinear to bytes has to find values in their range."""
         spec = params.spec
         if spec.num_bits == BYTE:
             return value
@@ -214,7 +214,7 @@ class _Lowering:
         return self.writer.node("Clip", [value, *ends], f"{name}_clipped", (FLOAT, value.shape))
 
     def _become_output(self, value: ir.Value, back: ir.Value) -> None:
-        """The decoded value takes the name and place of a graph output."""
+        """Give the decoded value the name and place of a graph output."""
         name = str(value.name)
         outputs = self.graph.outputs
         outputs[list(outputs).index(value)] = back
@@ -240,7 +240,7 @@ class _Lowering:
         self.graph.remove(node, safe=True)
 
     def _grid(self, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point as initializers; equal grids are stored once."""
+        """Return scale and zero point as initializers; equal grids are stored once."""
         key = (params.scale.tobytes(), params.zero_point.tobytes(), str(params.zero_point.dtype))
         if key not in self.scales:
             self.scales[key] = (

@@ -1,4 +1,4 @@
-"""The inverse of lowering: the weights of a graph on integers, whatever form they lie in."""
+"""Inverse of lowering: the weights of a graph on integers, whatever form they lie in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LSTM_WEIGHTS = {"W": (1, 8), "R": (2, 10)}
 
 @dataclass(frozen=True)
 class _Site:
-    """A weight to be read: constants, and what they come to."""
+    """Place of a weight to be read: constants, and what they come to."""
 
     name: str
     parts: tuple[ir.Value | None, ...]
@@ -82,7 +82,7 @@ def _sites(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
 
 
 def _linear(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
-    """A layer that reads a decoded weight; inside bodies the weight has a name of its own."""
+    """Find a layer that reads a decoded weight; inside bodies the weight has a name of its own."""
     for index in (1, 0) if node.op_type == "MatMul" else (1,):
         value = node.inputs[index] if index < len(node.inputs) else None
         found = decoding_of(value)
@@ -99,7 +99,7 @@ def _linear(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
 
 
 def _of_layer(found: Decoding, axis: int) -> Callable[[Array, Array, Array | None], WeightEncoding]:
-    """What the codes, scales and zero points of a layer come to."""
+    """Return what the codes, scales and zero points of a layer come to."""
 
     def build(codes: Array, scale: Array, zero: Array | None) -> WeightEncoding:
         matrix, size = WeightLayout(axis, codes.shape).to_matrix(codes), found.block_size
@@ -116,7 +116,7 @@ def _of_layer(found: Decoding, axis: int) -> Callable[[Array, Array, Array | Non
 
 
 def _stored(value: ir.Value | None, fixed: Fixed, axes: tuple[int, ...]) -> Iterator[_Site]:
-    """A weight that float kernels read, with a scale for every position along some axes."""
+    """Find a weight that float kernels read, with a scale for every position along some axes."""
     found = decoding_of(value)
     if value is None or found is None or found.codes not in fixed:
         return
@@ -129,7 +129,7 @@ def _stored(value: ir.Value | None, fixed: Fixed, axes: tuple[int, ...]) -> Iter
 
 
 def _table(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
-    """An embedding table whose rows are picked, as codes or as reals."""
+    """Find an embedding table whose rows are picked, as codes or as reals."""
     picked = picked_rows(node)
     if picked is not None and picked.codes in fixed and picked.index not in fixed:
         yield _Site(str(picked.codes.name).removesuffix("_quantized"), (picked.codes, picked.scale), _integers)
@@ -140,7 +140,7 @@ def _table(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
 
 
 def _at_run_time(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
-    """A product whose input gets its range at run time: MatMulInteger, Cast, Mul with both scales."""
+    """Find a product whose input gets its range at run time: MatMulInteger, Cast, Mul with both scales."""
     wide = next((use.node for use in node.outputs[0].uses() if use.node.op_type == "Cast"), None)
     product = next((use.node for use in wide.outputs[0].uses() if use.node.op_type == "Mul"), None) if wide else None
     steps = product.inputs[1].producer() if product is not None and product.inputs[1] is not None else None
@@ -151,7 +151,7 @@ def _at_run_time(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
 
 
 def _convolution(node: ir.Node) -> Iterator[_Site]:
-    """Operators of our own that hold a convolution, or two of them."""
+    """Find operators of our own that hold a convolution, or two of them."""
     name = name_of(node).removesuffix("_conv")
 
     def build(codes: Array, scale: Array) -> WeightEncoding:
@@ -163,7 +163,7 @@ def _convolution(node: ir.Node) -> Iterator[_Site]:
 
 
 def _product(node: ir.Node) -> Iterator[_Site]:
-    """Operators of our own that hold a packed product."""
+    """Find operators of our own that hold a packed product."""
     if node.op_type not in PRODUCTS:
         return
     names = ["N", "K", "bits", "block_size"]
@@ -179,14 +179,14 @@ def _product(node: ir.Node) -> Iterator[_Site]:
 
 
 def _gates(codes: Array, scale: Array) -> WeightEncoding:
-    """Codes [directions, in, gates] as rows of gates."""
+    """Arrange codes [directions, in, gates] as rows of gates."""
     return _integers(np.swapaxes(codes, 1, 2).reshape(-1, codes.shape[1]), scale)
 
 
 def _integers(
     matrix: Array, scale: Array, zero: Array | None = None, granularity: Granularity | None = None
 ) -> IntegerWeight:
-    """Integers and their grid; without blocks there is one scale for all, or one for each row."""
+    """Make integers and their grid a weight; without blocks there is one scale for all, or one for each row."""
     if granularity is None or not isinstance(granularity, PerBlock):
         granularity = PerTensor() if scale.ndim == 0 else PerAxis(0)
         scale = scale.reshape(() if scale.ndim == 0 else (-1,))
@@ -197,20 +197,20 @@ def _integers(
 
 
 def _lookup(indices: Array, table: Array) -> LookupWeight:
-    """Places in a table; negative ones are counted from its end."""
+    """Make places in a table a weight; negative ones are counted from its end."""
     ascending, place = np.unique(table, return_inverse=True)
     return LookupWeight(place.reshape(-1)[indices % len(table)].astype(np.uint8), ascending.astype(np.float32))
 
 
 def _shortest(codes: Array) -> int:
-    """Bits of the shortest word, 2 at least, that holds all codes."""
+    """Return the bits of the shortest word, 2 at least, that holds all codes."""
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     signed = codes.dtype == np.int8
     return max(2, max(high, -low - 1).bit_length() + signed)
 
 
 def _called(node: ir.Node) -> str:
-    """A layer's name: its first output, or the output of the model that it is rounded to."""
+    """Return a layer's name: its first output, or the output of the model that it is rounded to."""
     end = quantizer(node)
     for use in end.outputs[0].uses() if end is not None else ():
         if use.node.op_type == "DequantizeLinear" and use.node.outputs[0].is_graph_output():

@@ -75,7 +75,7 @@ def _is_quantizable(opset: int) -> bool:
 
 
 def _is_same(node: ir.Node, opset: int, older: int) -> bool:
-    """Whether both sets hold the same version of its operator; those of other domains have versions of their own."""
+    """Whether both sets hold one version of a node's operator; those of other domains have versions of their own."""
     if node.domain:
         return True
     try:

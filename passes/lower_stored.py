@@ -1,4 +1,4 @@
-"""Weights that no integer kernel multiplies: embedding tables, and what recurrent layers and bodies read."""
+"""Lowering of weights that no integer kernel multiplies: embedding tables, and those of recurrent layers and bodies."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def lower_table(weights: WeightWriter, name: str, readers: dict[str, ir.Node], t
             a table of reals are picked as they are, once these are decoded
 
     Args:
-        weights: Writes into the graph.
-        name: Of the table.
-        readers: What picks its rows, by name.
-        table: Its rows.
+        weights: Writer into the graph.
+        name: Name of the table.
+        readers: Nodes that pick its rows, by name.
+        table: Rows of the table.
 
     Returns:
-        What stands for the readers' results.
+        Values that stand for the readers' results.
     """
     layout = WeightLayout(0, table.shape)
     if isinstance(table, LookupWeight):
@@ -46,10 +46,10 @@ def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, e
     """Let float kernels, of bodies too, read codes times scales that are computed in front of everything.
 
     Args:
-        weights: Writes into the main graph of `model`.
-        model: Changed in place.
-        weight: Which constant.
-        encoding: What becomes of it.
+        weights: Writer into the main graph of `model`.
+        model: Model that is changed in place.
+        weight: Constant that is replaced.
+        encoding: Weight on codes that it becomes.
     """
     value, layout = value_in(model, weight.name), weight.layout
     if isinstance(encoding, LookupWeight):
@@ -63,7 +63,7 @@ def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, e
 
 
 def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value, ir.Value]) -> ir.Value:
-    """One reader of a table."""
+    """Replace one reader of a table."""
     writer, (codes, scale), index, shape = weights.writer, parts, node.inputs[1], node.outputs[0].shape
     rows = writer.node("Gather", [codes, index], f"{name}_codes", (ir.DataType.INT8, shape))
     wide = writer.node("Cast", [rows], f"{name}_wide", (ir.DataType.FLOAT, shape), {"to": 1})
@@ -79,6 +79,6 @@ def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value
 
 
 def short_scale(scale: NDArray[np.float32]) -> NDArray[Any]:
-    """Scales as float16 where it is precise enough: 11 bits, next to words of 8, are."""
+    """Return scales as float16 where that is precise enough: 11 bits, next to words of 8, are."""
     smallest, largest = np.finfo(np.float16).smallest_normal, np.finfo(np.float16).max
     return scale.astype(np.float16) if scale.min() >= smallest and scale.max() <= largest else scale

@@ -1,4 +1,4 @@
-"""Weights as constants of a graph: as short on disk as their storage says, and what decodes them when a session opens.
+"""Lowering of weights to constants, as short on disk as their storage says, and to what decodes them at load.
 
 onnxruntime evaluates what is computed from constants before it looks for integer kernels, so that to them every weight
 is an int8 tensor behind a DequantizeLinear.
@@ -39,10 +39,10 @@ INT8, FLOAT = ir.DataType.INT8, ir.DataType.FLOAT
 
 @dataclass
 class WeightWriter:
-    """Writes weights into one graph.
+    """Writer of weights into one graph.
 
     Attributes:
-        writer: Of that graph.
+        writer: Writer of nodes and constants into that graph.
         compact: Store codes at their word length; without it they are plain int8 and can be rewritten.
     """
 
@@ -53,11 +53,11 @@ class WeightWriter:
     tables: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
 
     def of_layer(self, layer: LinearLayer, weight: WeightEncoding, *, on_codes: bool) -> ir.Value:
-        """The decoded weight of a layer; one that several layers share stays shared.
+        """Write the decoded weight of a layer; one that several layers share stays shared.
 
         Args:
-            layer: The layer.
-            weight: Its weight.
+            layer: Layer that reads it.
+            weight: Weight of the layer.
             on_codes: Whether its input is codes, so that a kernel may multiply integers.
         """
         key = (layer.weight, layer.layout.out_axis, _digest(weight))
@@ -83,13 +83,13 @@ class WeightWriter:
     def codes(
         self, name: str, layout: WeightLayout, weight: IntegerWeight, shape: Sequence[int] | None = None
     ) -> ir.Value:
-        """The codes of a weight as one int8 tensor to whoever reads them.
+        """Write the codes of a weight as one int8 tensor to whoever reads them.
 
         Args:
-            name: Of the tensor.
-            layout: How the matrix of codes becomes a tensor.
-            weight: The codes.
-            shape: Of the tensor, where it is not that of the layout.
+            name: Name of the tensor.
+            layout: Layout by which the matrix of codes becomes a tensor.
+            weight: Weight that has the codes.
+            shape: Shape of the tensor, where it is not that of the layout.
         """
         tensor = layout.to_tensor(weight.codes).reshape(shape or layout.shape)
         if not self.compact:
@@ -107,14 +107,14 @@ class WeightWriter:
     def reals(
         self, name: str, layout: WeightLayout, weight: LookupWeight, shape: Sequence[int] | None = None
     ) -> ir.Value:
-        """A weight of a table as one float tensor; arguments as those of `codes`."""
+        """Write a weight of a table as one float tensor; arguments as those of `codes`."""
         tensor = layout.to_tensor(weight.indices).reshape(shape or layout.shape)
         if not self.compact:
             return self.writer.initializer(name, weight.table[tensor])
         return self._looked_up(name, tensor, weight.table)
 
     def multiplied(self, name: str, codes: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
-        """Constant codes times scales.
+        """Multiply constant codes by scales.
 
         onnxruntime evaluates this once and runs its float kernel at full speed; a DequantizeLinear it would evaluate on
         every run.
@@ -127,7 +127,7 @@ class WeightWriter:
         return product
 
     def words(self, name: str, codes: NDArray[Any], num_bits: int) -> ir.Value:
-        """Codes as 8-bit integers to whoever reads them, on disk as short as they are.
+        """Write codes as 8-bit integers to whoever reads them, on disk as short as they are.
 
         A DequantizeLinear of int4 itself would run in float.
         """
@@ -150,14 +150,14 @@ class WeightWriter:
                 stream.write(self.writer.graph)
 
     def _stream(self, num_bits: int, count: int) -> CodeStream:
-        """The stream that takes some more codes."""
+        """Return the stream that takes some more codes."""
         streams = self.streams.setdefault(num_bits, [CodeStream(num_bits)])
         if sum(part.size for part in streams[-1].parts) + count > STREAM_LIMIT and streams[-1].parts:
             streams.append(CodeStream(num_bits))
         return streams[-1]
 
     def _in_blocks(self, layer: LinearLayer, weight: IntegerWeight, size: int) -> ir.Value:
-        """Codes with scales per block of inputs, which onnxruntime makes its MatMulNBits.
+        """Write codes with scales per block of inputs, which onnxruntime makes its MatMulNBits.
 
         Codes of 4 bits stay as they are: that kernel reads them so.
         """
@@ -178,7 +178,7 @@ class WeightWriter:
         return back
 
     def _joined(self, name: str, layout: WeightLayout, weight: IntegerWeight, widths: Widths) -> ir.Value:
-        """Words of several lengths, those of one length together; joined once, when the session opens."""
+        """Join words of several lengths, those of one length together; done once, when the session opens."""
         writer, parts, blocks = self.writer, [], cut(weight.codes, widths, layout)
         for block in blocks:
             pieces = [self.words(f"{name}_{piece.num_bits}", piece.codes, piece.num_bits) for piece in block.pieces]
@@ -198,7 +198,7 @@ class WeightWriter:
         return whole
 
     def _looked_up(self, name: str, places: NDArray[np.uint8], table: NDArray[Any]) -> ir.Value:
-        """Entries of a table, int8 levels or float32 reals, by their place in it; looked up when the session opens."""
+        """Look entries of a table, int8 levels or float32 reals, up by their place; done once, as the session opens."""
         writer, num_bits, shape = self.writer, max((len(table) - 1).bit_length(), 1), ir.Shape(places.shape)
         half = 1 << (num_bits - 1)  # places are signed words; Gather counts negative ones from the end
         words = self.words(f"{name}_places", (places.astype(np.int16) - half).astype(np.int8), num_bits)
@@ -210,14 +210,14 @@ class WeightWriter:
         return found
 
     def _table(self, name: str, table: NDArray[Any]) -> ir.Value:
-        """A table as a constant; equal ones are stored once."""
+        """Write a table as a constant; equal ones are stored once."""
         key = (str(table.dtype), table.tobytes())
         if key not in self.tables:
             self.tables[key] = self.writer.initializer(name, table)
         return self.tables[key]
 
     def _zeros(self, name: str, shape: Sequence[int]) -> ir.Value:
-        """Codes that are all 0 and lie nowhere."""
+        """Write codes that are all 0 and lie nowhere."""
         zero = self._table(f"{name}_zero", np.zeros(1, np.int8))
         extents = self.writer.initializer(f"{name}_shape", np.array(shape, np.int64))
         zeros = self.writer.node("Expand", [zero, extents], name, (INT8, ir.Shape(shape)))
@@ -225,7 +225,7 @@ class WeightWriter:
         return zeros
 
     def _shaped(self, name: str, role: str, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-        """Codes in another shape, if they have not got it."""
+        """Bring codes into another shape, if they have not got it."""
         if value.shape == ir.Shape(shape):
             return value
         extents = self.writer.initializer(f"{name}_shape", np.array(shape, np.int64))
@@ -237,13 +237,13 @@ class WeightWriter:
 def dequantized(
     writer: GraphWriter, name: str, grid: tuple[ir.Value, NDArray[np.float32], NDArray[Any] | None], axis: int | None
 ) -> ir.Value:
-    """Constant codes behind a DequantizeLinear.
+    """Write constant codes behind a DequantizeLinear.
 
     Args:
-        writer: Of the graph.
-        name: What the names of the constants begin with.
+        writer: Writer into the graph.
+        name: Beginning of the names of the constants.
         grid: Codes, scales, and zero points if the reader wants to see them.
-        axis: Which axis has scales of its own; None if there is one for all.
+        axis: Axis that has scales of its own; None if there is one for all.
     """
     codes, scale, zero = grid
     inputs: Sequence[ir.Value] = [codes, writer.initializer(f"{name}_scale", scale)]
@@ -256,7 +256,7 @@ def dequantized(
 
 
 def _digest(weight: WeightEncoding) -> bytes:
-    """What tells two weights apart."""
+    """Compute what tells two weights apart."""
     arrays = (weight.codes, weight.scale) if isinstance(weight, IntegerWeight) else (weight.indices, weight.table)
     content = hashlib.sha256()
     for array in arrays:

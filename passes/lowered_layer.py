@@ -1,4 +1,4 @@
-"""Where a layer is found in a lowered graph, so that its numbers can be replaced."""
+"""Place of a layer in a lowered graph, so that its numbers can be replaced."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ptq.passes.graph import add_initializer, fresh_name
 
 @dataclass(frozen=True)
 class LoweredLayer:
-    """Where a layer is found in the lowered graph.
+    """Layer in the lowered graph.
 
     Attributes:
-        layer: The layer.
-        node: What computes it.
+        layer: Layer of the float graph.
+        node: Node that computes it.
         source: Value that it reads: codes if its input has a grid, else the float input.
         weight: Its decoded weight.
         bias: Its bias, decoded or float, or None. That of a product is the constant of the Add behind it.
@@ -37,7 +37,7 @@ class LoweredLayer:
 
     @staticmethod
     def of(layer: LinearLayer, node: ir.Node, bias: ir.Value | None) -> LoweredLayer:
-        """Where a layer is, once its weight and bias are written."""
+        """Find a layer once its weight and bias are written."""
         pair, weight = decoder(node.inputs[1 - layer.weight_index]), node.inputs[layer.weight_index]
         assert weight is not None  # it was just written
         source = layer.source if pair is None or pair.inputs[0] is None else str(pair.inputs[0].name)
@@ -79,12 +79,12 @@ class LoweredLayer:
 
 
 def along_blocks(values: NDArray[Any], layout: WeightLayout) -> NDArray[Any]:
-    """Scales or zero points as the graph stores them: those of blocks lie along the weight's axes."""
+    """Arrange scales or zero points as the graph stores them: those of blocks lie along the weight's axes."""
     return values if values.ndim < 2 or layout.out_axis == 0 else np.ascontiguousarray(values.T)
 
 
 def _root(value: ir.Value | None) -> ir.Value:
-    """The initializer behind the operators that widen it."""
+    """Find the initializer behind the operators that widen it."""
     while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
         value = node.inputs[0]
     if value is None or value.const_value is None:
@@ -93,7 +93,7 @@ def _root(value: ir.Value | None) -> ir.Value:
 
 
 def _overwrite(value: ir.Value | None, array: NDArray[Any]) -> None:
-    """Other numbers in the shape of the present ones."""
+    """Write other numbers in the shape of the present ones."""
     if value is None or value.const_value is None:
         raise RuntimeError("a constant that is to be replaced is none")
     shape = value.const_value.shape.numpy()

@@ -1,4 +1,4 @@
-"""Products with constant weights as one operator of domain ai.ptq, whose weight is packed as its kernels read it."""
+"""Lowering of products to one operator of domain ai.ptq, whose weight is packed as its kernels read it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ STRIP, LANE = 16, 4
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight as the operators take it.
+    """Weight as the operators take it.
 
     Attributes:
-        codes: uint8. Shape [ceil(N / 16), groups, 16, 4].
-        scale: float32, real units per code. Shape [ceil(N / 16), blocks, 16].
-        table: The value of each code, int8. Shape [2^bits].
+        codes: Packed words, uint8. Shape [ceil(N / 16), groups, 16, 4].
+        scale: Real units per code, float32. Shape [ceil(N / 16), blocks, 16].
+        table: Value of each code, int8. Shape [2^bits].
     """
 
     codes: NDArray[np.uint8]
@@ -40,12 +40,12 @@ class Packed:
 
 @dataclass(frozen=True)
 class Fields:
-    """A weight as kernels unpack it.
+    """Words of a weight as kernels unpack them.
 
     Attributes:
-        words: Within -2^(b-1) .. 2^(b-1) - 1. Shape [N, K].
+        words: Integers within -2^(b-1) .. 2^(b-1) - 1. Shape [N, K].
         num_bits: Word length b: 2, 4 or 8.
-        table: What each word stands for, the smallest first. Shape [2^bits].
+        table: Value that each word stands for, the smallest first. Shape [2^bits].
     """
 
     words: NDArray[np.int8]
@@ -54,10 +54,10 @@ class Fields:
 
     @staticmethod
     def of(weight: WeightEncoding | None, lengths: Collection[int]) -> Fields | None:
-        """The codes of a weight, or its places in a short alphabet; None where no kernel reads such words.
+        """Return the codes of a weight, or its places in a short alphabet; None where no kernel reads such words.
 
         Args:
-            weight: The weight.
+            weight: Weight of the product.
             lengths: Word lengths that there are kernels for. Others would lie in the file as wider ones, and gain
                 nothing.
         """
@@ -71,13 +71,13 @@ class Fields:
 
     @staticmethod
     def plain(codes: NDArray[Any], num_bits: int) -> Fields:
-        """Codes that stand for themselves."""
+        """Make words of codes that stand for themselves."""
         half = 1 << (num_bits - 1)
         return Fields(codes.astype(np.int8), num_bits, np.arange(-half, half).astype(np.int8))
 
     @staticmethod
     def placed(codes: NDArray[Any], alphabet: Alphabet, num_bits: int) -> Fields:
-        """Places in an alphabet."""
+        """Make words of places in an alphabet."""
         words = alphabet.places(codes).astype(np.int16) - (1 << (num_bits - 1))
         table = np.pad(alphabet.levels, (0, (1 << num_bits) - len(alphabet.levels)), "edge")
         return Fields(words.astype(np.int8), num_bits, table)
@@ -87,8 +87,8 @@ def pack_weight(fields: Fields, scale: NDArray[np.float32]) -> Packed:
     """Lay a weight out for the kernels.
 
     Args:
-        fields: Its words.
-        scale: Shape [N, blocks].
+        fields: Words of the weight.
+        scale: Real units per code. Shape [N, blocks].
 
     Returns:
         The packed weight; what pads it stands for the value of code 0 and is never multiplied with an input.
@@ -109,15 +109,15 @@ def pack_weight(fields: Fields, scale: NDArray[np.float32]) -> Packed:
 def unpack_weight(
     packed: Packed, shape: tuple[int, int], num_bits: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The inverse of `pack_weight`.
+    """Unpack what `pack_weight` laid out.
 
     Args:
-        packed: As an operator takes it.
+        packed: Weight as an operator takes it.
         shape: Features N and inputs K.
         num_bits: Word length b.
 
     Returns:
-        What the words stand for [N, K], and scales [N, blocks].
+        Values that the words stand for [N, K], and scales [N, blocks].
     """
     (rows, columns), per_byte = shape, BYTE // num_bits
     shifts = np.arange(0, BYTE, num_bits, dtype=np.uint8)
@@ -137,7 +137,7 @@ def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, wo
     Args:
         graph: Lowered; changed in place.
         node: The product.
-        encoding: Its weight.
+        encoding: Weight of the product.
         words: Word lengths of weights that are rewritten.
 
     Returns:
@@ -161,7 +161,7 @@ def rewrite_dynamic(graph: ir.Graph, node: ir.Node, encoding: WeightEncoding, wo
 
 
 def _by_row(encoding: IntegerWeight) -> NDArray[np.float32]:
-    """One scale for each feature. Shape [N, 1]."""
+    """Return one scale for each feature. Shape [N, 1]."""
     return np.broadcast_to(encoding.scale.reshape(-1, 1), (encoding.shape[0], 1))
 
 
@@ -171,7 +171,7 @@ def _attributes(fields: Fields, block: int) -> dict[str, Any]:
 
 
 def _constants(graph: ir.Graph, node: ir.Node, weight: Packed, bias: NDArray[np.float32]) -> list[ir.Value]:
-    """Packed weight, scales, table and bias of an operator."""
+    """Add packed weight, scales, table and bias of an operator."""
     arrays: dict[str, NDArray[Any]] = {
         "weight": weight.codes,
         "weight_scale": weight.scale,
@@ -204,7 +204,7 @@ def rewrite_product(
     Args:
         graph: Lowered; changed in place.
         node: The product.
-        encoding: Its weight.
+        encoding: Weight of the product.
         words: Word lengths of weights that are rewritten.
 
     Returns:
@@ -234,7 +234,7 @@ def rewrite_product(
 
 
 def _bias(node: ir.Node, features: int) -> tuple[NDArray[np.float32], ir.Node] | None:
-    """What is added to a product, and the node that adds it; None if that is nothing constant."""
+    """Find what is added to a product, and the node that adds it; None if that is nothing constant."""
     if node.op_type == "Gemm":
         given = node.inputs[2] if len(node.inputs) > 2 else None
         if given is None:
@@ -254,7 +254,7 @@ def _bias(node: ir.Node, features: int) -> tuple[NDArray[np.float32], ir.Node] |
 
 
 def _absorb_relu(last: ir.Node, attributes: dict[str, Any]) -> ir.Node:
-    """A Relu behind the product becomes the operator's lower end."""
+    """Make a Relu behind the product the operator's lower end."""
     reader = only_reader(last)
     if reader is None or reader.op_type != "Relu" or reader.domain:
         return last

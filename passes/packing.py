@@ -1,4 +1,4 @@
-"""Codes that no type of ONNX holds as bytes that are full, and the standard operators that unpack them.
+"""Packing of codes that no type of ONNX holds into full bytes, and the standard operators that unpack them.
 
 All layers of one word length share a stream of bytes, see `ptq.codecs.bitplanes`: the operators that unpack it are
 written once, and one Split hands every layer its part. onnxruntime evaluates all of it when the session opens, before
@@ -31,10 +31,10 @@ PACKING_OPSET = 18
 
 @dataclass
 class CodeStream:
-    """Codes of several layers under construction.
+    """Stream of the codes of several layers, under construction.
 
     Attributes:
-        num_bits: Their word length.
+        num_bits: Word length of the codes.
         parts: Codes in the shape of each layer's weight.
         places: Values that stand for them in the graph; `write` gives them producers.
     """
@@ -91,7 +91,7 @@ class CodeStream:
         graph.insert_before(graph[0], writer.made)
 
     def _groups(self, writer: _Writer, codes: NDArray[np.int8]) -> ir.Value:
-        """Codes in groups of eight. Shape [size / 8, 2, 2, 2]."""
+        """Arrange codes in groups of eight. Shape [size / 8, 2, 2, 2]."""
         packed = pack(codes, self.num_bits)
         ends = [writer.constant(np.array(end, np.int32)) for end in (0, 1 << BYTE, 1)]
         every_byte = writer.node("Range", ends)
@@ -117,7 +117,7 @@ class CodeStream:
 
 @dataclass
 class _Writer:
-    """Nodes and constants of one stream, not yet in the graph.
+    """Writer of the nodes and constants of one stream, not yet in the graph.
 
     In small models names outweigh weights: those of values are short, and those of nodes are empty, because onnx-ir
     makes one up for a node that has none.
@@ -130,11 +130,11 @@ class _Writer:
     count: int = 0
 
     def node(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
-        """A node with one output."""
+        """Make a node with one output."""
         return self.nodes(op_type, inputs, 1, **attributes)[0]
 
     def nodes(self, op_type: str, inputs: Sequence[ir.Value], num_outputs: int, **attributes: int) -> list[ir.Value]:
-        """A node with numbered outputs."""
+        """Make a node with numbered outputs."""
         node = ir.node(op_type, inputs, attributes, num_outputs=num_outputs, name="")
         for value in node.outputs:
             value.name = self._name()
@@ -142,14 +142,14 @@ class _Writer:
         return list(node.outputs)
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
-        """An initializer; equal ones are stored once."""
+        """Make an initializer; equal ones are stored once."""
         key = array.tobytes(), f"{array.dtype}{array.shape}"
         if key not in self.constants:
             self.constants[key] = add_initializer(self.graph, self._name(), array)
         return self.constants[key]
 
     def _name(self) -> str:
-        """A name that is not in use yet."""
+        """Return a name that is not in use yet."""
         while (name := f"p{self.count}") in self.taken:
             self.count += 1
         self.taken.add(name)
@@ -157,7 +157,7 @@ class _Writer:
 
 
 def _names(graph: ir.Graph) -> set[str]:
-    """All names that a graph and the bodies of its control flow use."""
+    """Collect all names that a graph and the bodies of its control flow use."""
     values = [value for body in (graph, *graph.subgraphs()) for value in (*body.inputs, *body.initializers.values())]
     values += [value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
     return {str(value.name) for value in values}

@@ -1,4 +1,4 @@
-"""Weights of several word lengths, cut into tensors of one length each and joined again when the session opens."""
+"""Cutting of weights of several word lengths into tensors of one length each, joined again when the session opens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ptq.core.widths import Widths
 
 @dataclass(frozen=True)
 class Piece:
-    """Codes of one word length.
+    """Part of a weight with one word length.
 
     Attributes:
-        codes: A part of the weight tensor: whole output features, or [features, channels, taps] of a kernel.
-        num_bits: Word length.
+        codes: Codes of a part of the weight tensor: whole output features, or [features, channels, taps] of a kernel.
+        num_bits: Word length of the codes.
     """
 
     codes: NDArray[Any]
@@ -27,12 +27,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """Output features that are cut alike.
+    """Block of output features that are cut alike.
 
     Attributes:
-        rows: Which features, ascending.
-        pieces: One, or several to be joined along their last axis.
-        shape: Of their part of the weight tensor.
+        rows: Indices of the features, ascending.
+        pieces: One part, or several to be joined along their last axis.
+        shape: Shape of the features' part of the weight tensor.
     """
 
     rows: NDArray[np.intp]
@@ -46,9 +46,9 @@ def cut(codes: NDArray[Any], widths: Widths, layout: WeightLayout) -> tuple[Bloc
     Where inputs differ otherwise, all words of a feature are as long as its longest.
 
     Args:
-        codes: Shape [out, in].
-        widths: Their bits.
-        layout: How the graph stores the weight.
+        codes: Codes of the weight. Shape [out, in].
+        widths: Bits of the codes.
+        layout: Layout by which the graph stores the weight.
 
     Returns:
         Blocks; every feature is in one of them.
@@ -68,7 +68,7 @@ def cut(codes: NDArray[Any], widths: Widths, layout: WeightLayout) -> tuple[Bloc
 
 
 def _by_tap(codes: NDArray[Any], bits: NDArray[np.int8], taps: int) -> tuple[Piece, ...]:
-    """Neighboring taps of one length together."""
+    """Put neighboring taps of one length together."""
     kernel, by_tap = codes.reshape(len(codes), -1, taps), bits[:taps]
     ends = [*np.flatnonzero(np.diff(by_tap)) + 1, taps]
     starts = [0, *ends[:-1]]

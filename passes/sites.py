@@ -1,4 +1,4 @@
-"""Everything in a graph that lies on codes: weights of layers, embedding tables, weights that float kernels read."""
+"""Sites of codes in a graph: weights of layers, embedding tables, weights that float kernels read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WeightSite = LinearLayer | Table | StoredWeight
 
 
 def matrix_of(model: ir.Model, site: WeightSite) -> NDArray[np.float32]:
-    """The float weight of a site. Shape [rows, columns], rows with scales of their own.
+    """Return the float weight of a site. Shape [rows, columns], rows with scales of their own.
 
     Raises:
         KeyError: The model has no such weight.
@@ -38,7 +38,7 @@ def matrix_of(model: ir.Model, site: WeightSite) -> NDArray[np.float32]:
 
 
 def rows_and_columns(site: WeightSite) -> tuple[int, int]:
-    """Shape of the matrix of a site."""
+    """Return the shape of the matrix of a site."""
     match site:
         case LinearLayer():
             return site.layout.shape[site.layout.out_axis], site.fan_in

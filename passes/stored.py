@@ -1,4 +1,4 @@
-"""Weights that shrink in the file and are decoded when the session opens: of recurrent layers, and inside bodies."""
+"""Search for weights that shrink in the file and are decoded at load: of recurrent layers, and inside bodies."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ INSIDE = "inside If, Loop or Scan: its weight is on codes, its kernel float"
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A constant that float kernels read.
+    """Constant that float kernels read.
 
     Attributes:
-        name: Of the value.
-        shape: Its extents.
-        axes: Those along which every position has a scale of its own.
+        name: Name of the value.
+        shape: Shape of the value.
+        axes: Axes along which every position has a scale of its own.
     """
 
     name: str
@@ -39,38 +39,38 @@ class StoredWeight:
 
     @property
     def layout(self) -> WeightLayout:
-        """How the matrix of its rows becomes the tensor, all axes that have scales taken as one."""
+        """Layout by which the matrix of its rows becomes the tensor, all axes that have scales taken as one."""
         if len(self.axes) == 1:
             return WeightLayout(self.axes[0], self.shape)
         return WeightLayout(0, (self.num_rows, *(n for axis, n in enumerate(self.shape) if axis not in self.axes)))
 
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Shape [scales, weights under each]."""
+        """Arrange a tensor as rows that share a scale. Shape [scales, weights under each]."""
         return np.moveaxis(array, self.axes, range(len(self.axes))).reshape(self.num_rows, -1)
 
     def to_tensor(self, matrix: NDArray[Any]) -> NDArray[Any]:
-        """The inverse."""
+        """Arrange rows as the tensor, the inverse of `to_matrix`."""
         rest = [n for i, n in enumerate(self.shape) if i not in self.axes]
         tensor = matrix.reshape([self.shape[i] for i in self.axes] + rest)
         return np.ascontiguousarray(np.moveaxis(tensor, range(len(self.axes)), self.axes))
 
     def along(self, scale: NDArray[Any]) -> NDArray[Any]:
-        """One scale per row as it broadcasts against the tensor."""
+        """Reshape one scale per row so that it broadcasts against the tensor."""
         return scale.reshape([n if i in self.axes else 1 for i, n in enumerate(self.shape)])
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a recurrent layer reads it, with a scale for every gate's feature of each direction."""
+        """Whether a recurrent layer reads the weight, with a scale for every gate's feature of each direction."""
         return self.axes == GATES
 
     @property
     def num_rows(self) -> int:
-        """How many scales it has."""
+        """Number of scales, one per row."""
         return int(np.prod([self.shape[i] for i in self.axes]))
 
 
 def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
-    """Weights of recurrent layers anywhere, and of linear layers inside the bodies of If, Loop and Scan.
+    """Find weights of recurrent layers anywhere, and of linear layers inside the bodies of If, Loop and Scan.
 
     Args:
         model: Prepared float model.
@@ -92,19 +92,19 @@ def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> t
 
 
 def inner_layers(model: ir.Model) -> Iterator[ir.Node]:
-    """Linear layers with constant weights inside bodies."""
+    """Find the linear layers with constant weights inside bodies."""
     for node in model.graph.all_nodes():
         if node.graph is not model.graph and node.op_type not in RECURRENT and any(_weights(node, inside=True)):
             yield node
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """What a value is, if it is a constant of any graph: an initializer, or made by a Constant node."""
+    """Return the tensor of a value that is a constant of any graph: an initializer, or made by a Constant node."""
     return ir.convenience.get_const_tensor(value)
 
 
 def value_in(model: ir.Model, name: str) -> ir.Value:
-    """The value of a name that a weight was found under.
+    """Find the value of a name that a weight was found under.
 
     Raises:
         KeyError: There is none.
@@ -117,7 +117,7 @@ def value_in(model: ir.Model, name: str) -> ir.Value:
 
 
 def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
-    """Inputs of a node that are weights, with the axes that have scales."""
+    """Find the inputs of a node that are weights, with the axes that have scales."""
     if node.domain:
         return
     if node.op_type in RECURRENT:
@@ -134,7 +134,7 @@ def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[i
 
 
 def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int, on_integers: Collection[str]) -> str:
-    """One line for the report."""
+    """Describe stored weights in one line for the report."""
     names = {weight.name for weight in weights}
     readers = [
         node

@@ -1,4 +1,4 @@
-"""Embedding tables: which constants are."""
+"""Search for embedding tables among the constants of a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SMALLEST = 4096
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers that Gather nodes pick.
+    """Table of numbers whose rows Gather nodes pick.
 
     Attributes:
-        name: The initializer.
+        name: Name of the initializer.
         readers: Names of the Gather nodes.
         shape: Rows and columns.
     """
@@ -29,7 +29,7 @@ class Table:
 
 
 def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
-    """Constant float tables of two axes that nothing but Gather along the first one reads.
+    """Find constant float tables of two axes that nothing but Gather along the first one reads.
 
     Args:
         model: Prepared float model.

@@ -1,4 +1,4 @@
-"""Operators of domain ai.ptq where onnxruntime's own integer kernels are slower, or hold more memory."""
+"""Lowering to operators of domain ai.ptq where onnxruntime's own integer kernels are slower, or hold more memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UseNative(ir.passes.InPlacePass):
     Ensures: every operator carries a function of standard operators, which runs where the library is absent.
 
     Attributes:
-        plan: What the graph was lowered with.
+        plan: Plan that the graph was lowered with.
         words: Word lengths of weights whose products are rewritten.
     """
 
@@ -66,14 +66,14 @@ class UseNative(ir.passes.InPlacePass):
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution between Q/DQ pairs.
+    """Convolution between Q/DQ pairs.
 
     Attributes:
-        node: The Conv.
-        x: What decodes its input.
-        w: What decodes its weight.
-        b: What decodes its bias.
-        end: What encodes its output.
+        node: Conv that computes in float.
+        x: Node that decodes its input.
+        w: Node that decodes its weight.
+        b: Node that decodes its bias.
+        end: Node that encodes its output.
     """
 
     node: ir.Node
@@ -89,13 +89,13 @@ class _Conv:
 
     @property
     def reach(self) -> list[int]:
-        """From a kernel's edge to its center, in input steps."""
+        """Steps of the input from a kernel's edge to its center."""
         kernel = [int(extent) for extent in list(self.node.inputs[1].shape)[2:]]  # type: ignore[union-attr, arg-type]
         return [rate * (size // 2) for rate, size in zip(self.attributes["dilations"], kernel, strict=True)]
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Those of the operator."""
+        """Attributes of the operator."""
         given = self.node.attributes
         return {
             "group": given.get_int("group", 1),
@@ -106,7 +106,7 @@ class _Conv:
 
 
 def _read_conv(node: ir.Node | None) -> _Conv | None:
-    """A convolution in two axes whose input, weight, bias and output are 8-bit codes, with pads that are given."""
+    """Read a convolution in two axes whose input, weight, bias and output are 8-bit codes, with pads that are given."""
     if node is None or node.op_type != "Conv" or node.domain or len(node.inputs) < 3:
         return None
     x, w, b = (decoder(value) for value in node.inputs)
@@ -129,7 +129,7 @@ def _rewrite_conv(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _rewrite_sum(graph: ir.Graph, add: ir.Node) -> bool:
-    """A convolution and one with its kernel's center, added."""
+    """Rewrite a convolution and one with its kernel's center, added."""
     ends = [decoder(value) for value in add.inputs]
     if any(end is None or only_reader(end) is not add or end.inputs[0] is None for end in ends):
         return False
