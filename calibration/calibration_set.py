@@ -22,7 +22,7 @@ class RoundEnds(Exception):  # noqa: N818 - no error: there is no more to do on 
     """Raised when this shard has seen its share and the next pass depends on what all shards have seen.
 
     Attributes:
-        record: What was seen here.
+        record: Statistics of this shard's share.
     """
 
     def __init__(self, record: CalibrationRecord) -> None:
@@ -35,17 +35,17 @@ class CalibrationSet:
 
     Args:
         split: The set being read, a part of it held out.
-        samples: Where samples wait for further passes.
-        shards: What is known already, and what is to be looked at here.
-        progress: Told how far each pass is.
+        samples: Store in which samples wait for further passes.
+        shards: Parts that are known already, and those that are run here.
+        progress: Called with how far each pass is.
         is_random: Whether the samples are random numbers.
 
     Attributes:
-        split: See above.
-        samples: See above.
-        record: What was seen so far, pass by pass.
-        progress: See above.
-        is_random: See above.
+        split: Set being read.
+        samples: Store of samples.
+        record: Statistics so far, pass by pass.
+        progress: Called with how far each pass is.
+        is_random: Whether the samples are random numbers.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CalibrationSet:
 
         Args:
             model: Prepared float model.
-            wanted: Which values to observe, and what to ask of each.
+            wanted: Value name -> statistics to take of it.
             stage: Name of the pass, under which its record is kept.
             again: Whether the samples will be wanted once more.
 

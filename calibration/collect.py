@@ -38,7 +38,7 @@ class StatisticsCollector:
     """Statistics of several values under construction.
 
     Args:
-        wanted: What is asked of each.
+        wanted: Value name -> statistics to take of it.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -74,9 +74,9 @@ def contribution_of(wanted: Wanted, arrays: Sequence[NDArray[Any]], number: int)
     """Compute what one sample adds to the statistics.
 
     Args:
-        wanted: What is asked of each value.
+        wanted: Value name -> statistics to take of it.
         arrays: The values on that sample, in the order of `wanted`.
-        number: Of the sample in the set.
+        number: Number of the sample in the set.
 
     Raises:
         CalibrationError: A tensor holds NaN or infinity; names it and the sample.
@@ -107,17 +107,17 @@ def collect(
     Args:
         model: Prepared float model.
         feeds: Samples; consumed once, one after the other.
-        wanted: Which values to observe, and what to ask of each.
+        wanted: Value name -> statistics to take of it.
         custom_ops: Libraries the model needs.
-        engine: Where samples run. Threads hand on single tensors, machines the statistics of parts of the set.
-        shards: Which parts are done already, and which are to be done here; default: all, here.
+        engine: Executor that runs samples. Threads hand on single tensors, machines the statistics of parts of the set.
+        shards: Parts that are done already, and those to be done here; default: all, here.
 
     Returns:
         The statistics; the same, bit for bit, with any engine and however the parts were shared out.
 
     Raises:
         CalibrationError: There was no sample, or a tensor is not finite.
-        InputError: What the shards know is about something else.
+        InputError: The shards' records are about something else.
     """
     shards = shards or StageShards()
     form = ir.to_proto(exposed(model, tuple(wanted))).SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""The whole network behind one interface, for methods that judge weights by what they do to its outputs."""
+"""Network behind one interface, for methods that judge weights by what they do to its outputs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NUDGE = 1e-2
 
 
 class RunnableNetwork:
-    """The float network with any weights in the place of its own, run on a few samples.
+    """Float network with any weights in the place of its own, run on a few samples.
 
     Args:
         model: Prepared float model.
-        layers: Its layers.
-        feeds: Samples.
+        layers: Layers of the model.
+        feeds: Samples that it is run on.
         custom_ops: Libraries the model needs.
     """
 
@@ -45,7 +45,7 @@ class RunnableNetwork:
         self._reference = self._run(model, self._outputs)
 
     def error(self, weights: Mapping[str, WeightEncoding]) -> float:
-        """Energy of the error at the network's outputs over that of the outputs; activations stay float.
+        """Measure the energy of the error at the outputs over that of the outputs; activations stay float.
 
         Args:
             weights: Layer name -> weight; the others keep their own.
@@ -56,7 +56,7 @@ class RunnableNetwork:
         return _energy(self._reference, self._run(changed, self._outputs)) / signal
 
     def gain(self, layer: str) -> float:
-        """Energy at the network's outputs for each unit of energy that an error has at a layer's output.
+        """Measure the energy at the outputs for each unit of energy that an error has at a layer's output.
 
         Measured with weight errors of random signs, the same at every call.
         """
@@ -68,7 +68,7 @@ class RunnableNetwork:
         return _energy(self._reference, self._run(changed, self._outputs)) / max(_energy(before, after), 1e-300)
 
     def gradient(self, layer: str) -> Float:
-        """Gradient of the error at the network's outputs by a layer's weight. Shape [out, in].
+        """Refuse to give the gradient of the error at the outputs by a layer's weight. Shape [out, in].
 
         Raises:
             UnsupportedModelError: Always: this network is run, not differentiated.
@@ -76,7 +76,7 @@ class RunnableNetwork:
         raise UnsupportedModelError(f"the gradient of layer {layer!r} needs a network that can be differentiated")
 
     def _with(self, weights: Mapping[str, NDArray[np.float32]]) -> ir.Model:
-        """A copy with other weights, each the layer's own even where it shared one with others."""
+        """Copy the model with other weights, each the layer's own even where it shared one with others."""
         changed = self._model.clone()
         nodes = {str(value.name): node for node in changed.graph for value in node.outputs}
         for name, matrix in weights.items():
@@ -92,7 +92,7 @@ class RunnableNetwork:
 
 
 def _energy(reference: Sequence[Sequence[NDArray[Any]]], others: Sequence[Sequence[NDArray[Any]]]) -> float:
-    """Energy of the differences between values that are floats."""
+    """Sum the energy of the differences between values that are floats."""
     return sum(
         float(np.square(b.astype(np.float64) - a).sum())
         for one, other in zip(reference, others, strict=True)

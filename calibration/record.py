@@ -28,7 +28,7 @@ class CalibrationStatistics:
 
     Attributes:
         values: Value name -> tag of a statistic -> what was seen. A value that was empty in all samples has no mean.
-        num_samples: How many samples were run.
+        num_samples: Number of samples that were run.
     """
 
     values: Mapping[str, Mapping[str, Any]]
@@ -73,7 +73,7 @@ class StageRecord:
     Attributes:
         origin: What the statistics depend on besides the samples: name -> hash or version.
         parts: Number of a part of the calibration set -> SHA-256 of its samples.
-        statistics: Of all these parts together.
+        statistics: Statistics of all these parts together.
     """
 
     origin: Mapping[str, str]

@@ -40,9 +40,9 @@ class SampleReplay:
     """The calibration set, kept so that it can be run over again.
 
     Args:
-        store: Where the samples wait, and later what the networks make of them.
+        store: Store in which the samples wait, and later what the networks make of them.
         custom_ops: Libraries the model needs.
-        engine: Where moments are computed.
+        engine: Executor that computes moments.
     """
 
     def __init__(self, store: ArrayStore, custom_ops: Sequence[str | Path] = (), engine: Executor = LOCAL) -> None:

@@ -51,8 +51,8 @@ class StageShards:
     """The parts of one pass over a calibration set, known or to be done here.
 
     Attributes:
-        shard: Which parts are to be done here.
-        known: What is done already.
+        shard: Share of the parts that is to be done here.
+        known: Record of the parts that are done already; None if there are none.
         source: File that `known` came from and that has to cover the whole set: nothing is run here. Empty if not.
         checkpoints: What an interrupted pass goes on from.
         part_size: Samples of a part.
@@ -114,8 +114,8 @@ class StageShards:
         """Keep, once in a while, what an interrupted run can go on from.
 
         Args:
-            samples: How many of the pending ones are in the statistics.
-            statistics: Gives them.
+            samples: Number of pending samples that are in the statistics.
+            statistics: Function that gives the statistics.
         """
         whole = [done for done in self._done if done.samples <= samples]
         if self.checkpoints.due and whole and whole[-1].samples == samples:
@@ -125,7 +125,7 @@ class StageShards:
         """Return the record of all parts, those known before included.
 
         Args:
-            statistics: Of all pending samples; None if there was none.
+            statistics: Statistics of all pending samples; None if there was none.
 
         Raises:
             CalibrationError: There is nothing.
@@ -171,8 +171,8 @@ class CalibrationShards:
     made. A shard of several cannot begin the second pass before the first is known of all parts.
 
     Attributes:
-        shard: Which parts are to be done here.
-        known: What is done already.
+        shard: Share of the parts that is to be done here.
+        known: Record of what is done already.
         source: File that `known` came from. Empty if there is none.
         checkpoints: What an interrupted pass goes on from.
         complete: Whether `known` has to cover everything: nothing is run here.
@@ -188,7 +188,7 @@ class CalibrationShards:
         """Return the parts of one pass; if the pass is known, all parts have to be.
 
         Args:
-            name: Of the pass.
+            name: Name of the pass.
 
         Raises:
             InputError: Everything has to be known, and this pass is not.

@@ -54,7 +54,7 @@ class Statistic(Protocol):
 
         Args:
             values: The value on that sample, finite.
-            number: Of the sample in the set.
+            number: Number of the sample in the set.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""`python -m ptq`."""
+"""Entry point of `python -m ptq`."""
 
 from ptq.cli import main
 

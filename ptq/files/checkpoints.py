@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 SUFFIX = ".kept"
 SAVE_SECONDS = 5.0
-"""How much work an interruption may cost, roughly."""
+"""Seconds of work that an interruption may cost, roughly."""
 
 
 class Checkpoints:
     """A store of values of a run that may be interrupted; written seldom, so that short runs write nothing.
 
     Args:
-        folder: Where they go; made when there is something to keep. None for nowhere.
+        folder: Folder for them, made when there is something to keep. None for nowhere.
         base: All that the whole run depends on, as a hash: values follow from it and from their names.
     """
 
@@ -47,7 +47,7 @@ class Checkpoints:
         """Return a value that an earlier run kept; None if there is none, or its file was cut short.
 
         Args:
-            name: Of the value.
+            name: Name of the value.
             kinds: Dataclasses that may be in it.
         """
         path = self._path(name)
@@ -71,10 +71,10 @@ class Checkpoints:
         """Return a value as an interrupted run kept it, or else solve it now and keep it.
 
         Args:
-            name: Of the value.
-            kind: Its class.
+            name: Name of the value.
+            kind: Class of the value.
             parts: Other dataclasses that may be in it.
-            solve: Makes it.
+            solve: Function that makes the value.
         """
         found = self.restore(name, (kind, *parts))
         if isinstance(found, kind):

@@ -22,7 +22,7 @@ MOVES = frozenset(
 
 
 def decoding(value: ir.Value) -> tuple[int | None, NDArray[Any] | None]:
-    """How many scales a constant is decoded with, and its codes if they are at hand."""
+    """Find how many scales a constant is decoded with, and its codes if they are at hand."""
     found = decoding_of(value)
     if found is None or found.is_table:
         return None, None
@@ -31,13 +31,13 @@ def decoding(value: ir.Value) -> tuple[int | None, NDArray[Any] | None]:
 
 
 def at_limits(codes: NDArray[np.int32]) -> int:
-    """How many codes are as large as 32 bits allow, which saturated ones are."""
+    """Count the codes that are as large as 32 bits allow, as saturated ones are."""
     ends = np.iinfo(np.int32)
     return int(((codes >= ends.max - 1) | (codes <= ends.min + 1)).sum())
 
 
 def grid_of(quantizer: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Scale and zero point."""
+    """Return the scale and zero point of a quantizer."""
     scale = constant(quantizer.inputs[1])
     zero = constant(quantizer.inputs[2]) if len(quantizer.inputs) > 2 else None
     return np.asarray(1.0 if scale is None else scale), np.asarray(np.uint8(0) if zero is None else zero)
@@ -49,7 +49,7 @@ def same_grid(one: ir.Node, other: ir.Node) -> bool:
 
 
 def limits_of(quantizer: ir.Node) -> tuple[float, float]:
-    """Smallest and largest value that a grid holds."""
+    """Return the smallest and largest value that a grid holds."""
     scale, zero = grid_of(quantizer)
     kind = ir.DataType.from_numpy(zero.dtype)
     signed = kind.is_signed()

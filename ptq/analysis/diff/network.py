@@ -43,7 +43,7 @@ class SwitchedNetwork:
         Args:
             pair: The float model and the quantized one.
             samples: Data.
-            total: See the attribute.
+            total: Energy of the error at the outputs, over that of the outputs.
             say: Called with the name of each step.
         """
         shares: dict[str, float] = {}
@@ -53,7 +53,7 @@ class SwitchedNetwork:
         return SwitchedNetwork(total, shares)
 
     def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
-        """The same network if any layer could be switched; else the error divided as their weights' errors are."""
+        """Return this network if any layer could be switched; else the error divided as their weights' errors are."""
         if any(self.shares.get(layer.name) for layer in layers):
             return self
         errors = {layer.name: float(layer.weight_error.sum()) for layer in layers}

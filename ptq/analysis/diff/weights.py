@@ -1,4 +1,4 @@
-"""The float numbers behind what a quantized model decodes: found by name, believed only if they explain the codes."""
+"""Search for the float numbers behind what a quantized model decodes: found by name, believed if they explain codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BELIEVED_DB = 1.5
 """SQNR from which on decoded weights count as those of the float model; two bits have some 6 dB."""
 
 WORTH_DB = 3.0
-"""What scales per channel have to explain, so that the weights count as evened out."""
+"""Gain in SQNR from scales per channel, dB, from which on weights count as evened out."""
 
 UNCERTAIN = 0.01
 """Relative error of a scale that is estimated from rounded weights."""
@@ -35,10 +35,10 @@ ROUNDS = 12
 
 @dataclass(frozen=True)
 class Restored:
-    """A constant of the float network.
+    """Constant of the float network, as it was found.
 
     Attributes:
-        parameter: What the quantized model has in its place.
+        parameter: Constant that the quantized model has in its place.
         value: The float numbers, with the scales that evening out has moved into them; None if none were found.
         plain: The float numbers as they are.
         rows: Scale of each output feature that was moved in. Shape [out]; all 1 where nothing was.
@@ -55,11 +55,11 @@ class Restored:
 
     @property
     def best(self) -> Array:
-        """What the float network computes with, as far as it is known."""
+        """Numbers that the float network computes with, as far as they are known."""
         return self.parameter.value if self.value is None else self.value
 
     def without(self, features: Sequence[int]) -> Restored:
-        """The same, where the scales of some features are faults and no evening out."""
+        """Return the constant where scales of some features, being faults and no evening out, are the median."""
         if self.value is None or self.rows is None:
             return self
         rows = self.rows.copy()
@@ -69,7 +69,7 @@ class Restored:
 
     @property
     def outliers(self) -> list[int]:
-        """Features whose scale is far from the others', the farthest first."""
+        """Find the features whose scale is far from the others', the farthest first."""
         if self.rows is None:
             return []
         away = np.abs(np.log(self.rows / np.median(self.rows)))
@@ -80,11 +80,11 @@ def restore(board: Switchboard, floats: FloatNodes) -> dict[str, Restored]:
     """Find the float numbers of every parameter.
 
     Args:
-        board: The quantized model.
-        floats: The float model.
+        board: Quantized model.
+        floats: Float model.
 
     Returns:
-        Key of the parameter -> what was found.
+        Key of the parameter -> constant that was found.
     """
     found: dict[str, Restored] = {}
     for site in board.sites:
@@ -102,7 +102,7 @@ def restore(board: Switchboard, floats: FloatNodes) -> dict[str, Restored]:
 
 
 def _restore_bias(parameter: Parameter, node: ir.Node, floats: FloatNodes, weight: Restored) -> Restored:
-    """A bias goes with its weight; one that the float model does not have corrects rounding."""
+    """Restore a bias with its weight; one that the float model does not have corrects rounding."""
     if weight.value is None or weight.rows is None or len(weight.rows) != parameter.value.size:
         return Restored(parameter, None)
     plain = next(_candidates(parameter, node, floats), np.zeros_like(parameter.value))
@@ -127,7 +127,7 @@ def _candidates(parameter: Parameter, node: ir.Node, floats: FloatNodes) -> Iter
 
 
 def _likeness(fit: Restored) -> float:
-    """SQNR of the decoded numbers: over all, or of the median feature, as faults may be in some alone. dB."""
+    """Return the SQNR of the decoded numbers: over all, or of the median feature, as some may be faulty alone. dB."""
     whole = _db(fit.best, fit.parameter.value)
     if fit.out_axis is None:
         return whole
@@ -141,7 +141,7 @@ def _db(reference: Array, value: Array) -> float:
 
 
 def _constants(other: ir.Node, parameter: Parameter, node: ir.Node) -> list[Array]:
-    """Constants of the float node in the shape of the parameter."""
+    """Find the constants of the float node in the shape of the parameter."""
     if node.op_type in ("Add", "Sum", "MatMul"):  # either side
         values = list(other.inputs)
     else:
@@ -153,7 +153,7 @@ def _constants(other: ir.Node, parameter: Parameter, node: ir.Node) -> list[Arra
 
 
 def _fit(parameter: Parameter, plain: Array, node: ir.Node) -> Restored:
-    """The float weight, or rows and columns of it scaled where that explains much more."""
+    """Return the float weight, or rows and columns of it scaled where that explains much more."""
     axis = _out_axis(parameter, node)
     if axis is None:
         return Restored(parameter, plain, plain)
@@ -178,13 +178,13 @@ def _out_axis(parameter: Parameter, node: ir.Node) -> int | None:
 
 
 def _in_groups(weight: Array, axis: int, groups: int) -> Array:
-    """Shape [groups, features, channels, taps]."""
+    """Arrange a weight by groups. Shape [groups, features, channels, taps]."""
     first = np.moveaxis(weight, axis, 0).astype(np.float64)
     return first.reshape(groups, len(first) // groups, first.shape[1], -1)
 
 
 def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
-    """Positive scales of features and channels with the least squared error: alternating least squares."""
+    """Fit positive scales of features and channels with the least squared error: alternating least squares."""
     reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
     taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
     original = np.where(taken_out, 0.0, original)
@@ -200,7 +200,7 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
 
 
 def _spread(scales: Array) -> float:
-    """Median distance from the median, which is 1 for the side that was left alone."""
+    """Return the median distance from the median, which is 1 for the side that was left alone."""
     return float(np.median(np.abs(np.log(np.maximum(scales / np.median(scales), 1e-30)))))
 
 
