@@ -1,4 +1,4 @@
-"""Which nodes run on integers and which in float, so that the whole takes the least time.
+"""The division of a graph into nodes on integers and nodes in float that takes the least time.
 
 Between a float node and an integer one lies a conversion, so the cheapest division of a graph is a minimum cut.
 """
@@ -18,7 +18,7 @@ from ptq.target import INTEGER_OPS
 
 @dataclass(frozen=True)
 class Price:
-    """Of a conversion between float and codes.
+    """Price of a conversion between float and codes.
 
     Attributes:
         fixed: Microseconds, however little is converted.
@@ -93,7 +93,7 @@ def converted_values(model: ir.Model, placement: Placement) -> list[str]:
 
 
 def values_and_readers(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | None]]]:
-    """Every value with the names of its readers, None for the caller."""
+    """Yield every value with the names of its readers, None for the caller."""
     for value in (*model.graph.inputs, *(each for node in model.graph for each in node.outputs)):
         readers: list[str | None] = [name_of(use.node) for use in value.uses()]
         yield value, readers + ([None] if value.is_graph_output() else [])
@@ -102,7 +102,7 @@ def values_and_readers(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | N
 def _add_conversions(
     problem: Division, value: ir.Value, readers: list[str | None], placement: Placement, cost: float
 ) -> None:
-    """A value is converted once for all its readers of the other kind; None among them is one that stays float."""
+    """Add a price for converting a value, once for all its readers of the other kind; None among them stays float."""
     able, producer = [name for name in readers if name in placement.integer_nodes], value.producer()
     maker = name_of(producer) if producer is not None and str(value.name) in placement.produced else None
     to_codes, to_float = ("codes", value.name), ("float", value.name)

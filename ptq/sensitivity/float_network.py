@@ -1,4 +1,4 @@
-"""The network in float, standing before a layer: what comes behind it is run with that layer's errors."""
+"""The network in float, standing before a layer: the rest of it is run with that layer's errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FloatNetwork:
 
     @property
     def total(self) -> float:
-        """The float network itself errs nowhere."""
+        """Nothing: the float network itself errs nowhere."""
         return 0.0
 
     def errors(self, layer: PlacedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
@@ -82,7 +82,7 @@ class FloatNetwork:
         return total / len(self._probes)
 
     def positions(self, layer: PlacedLayer) -> int:
-        """At how many positions the layer computes each feature, per sample."""
+        """Count the positions at which the layer computes each feature, per sample."""
         last = self._probes[-1]
         with self._alone(layer) as exact:
             (output,) = run(exact, {layer.layer.source: self.walk.held(last)[layer.layer.source]})
@@ -95,7 +95,7 @@ class FloatNetwork:
     def _alone(
         self, layer: PlacedLayer, weight: NDArray[np.float32] | None = None
     ) -> AbstractContextManager[InferenceSession]:
-        """The layer by itself; with another weight if one is given, and then without bias."""
+        """Open the layer by itself; with another weight if one is given, and then without bias."""
         tensor = None if weight is None else layer.layer.layout.to_tensor(weight)
         return session_of(_model_of(self.model, layer.layer, tensor), custom_ops=self.custom_ops)
 
@@ -110,7 +110,7 @@ class FloatNetwork:
 
 @dataclass(frozen=True)
 class _Behind:
-    """What is left to run behind a layer.
+    """The rest of the network behind a layer.
 
     Attributes:
         layer: The layer.
@@ -132,17 +132,17 @@ class _Behind:
         axis = _feature_axis(self.layer, output.ndim)
         shape = [-1 if i == axis else 1 for i in range(output.ndim)]
 
-        def found(features: NDArray[np.intp]) -> Values:
+        def erring(features: NDArray[np.intp]) -> Values:
             mask = np.isin(np.arange(output.shape[axis]), features).reshape(shape)
             return self._forward(held, np.where(mask, changed, output))
 
         return [
             sum(_relative(reference[name], values[name]) for name in self.outputs if name in values)
-            for values in in_order(found, sets, os.cpu_count() or 1)
+            for values in in_order(erring, sets, os.cpu_count() or 1)
         ]
 
     def _forward(self, held: Values, output: NDArray[Any]) -> Values:
-        """The layer's output and everything behind it."""
+        """Run the rest on an output of the layer; that output is among what it gives."""
         own = {self.layer.name: output}
         if self.session is None:
             return own
@@ -162,15 +162,15 @@ def _centered(change: NDArray[Any], layer: LinearLayer) -> NDArray[Any]:
     return np.asarray(change - change.mean(others, keepdims=True))
 
 
-def _relative(reference: NDArray[Any], found: NDArray[Any]) -> float:
+def _relative(reference: NDArray[Any], output: NDArray[Any]) -> float:
     if reference.dtype.kind != "f":
         return 0.0
     signal = float(np.square(reference, dtype=np.float64).sum())
-    return float(np.square(found - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
+    return float(np.square(output - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
 
 
 def _model_of(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | None) -> bytes:
-    """The layer's node as a model; with another weight if one is given, and then without bias."""
+    """Serialize the layer's node as a model; with another weight if one is given, and then without bias."""
     node = next(ir.to_proto(node) for node in model.graph if node.outputs[0].name == layer.name)
     if weight is None:
         arrays = {name: initializer_of(model, name) for name in node.input if name and name != layer.source}

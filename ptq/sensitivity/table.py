@@ -1,4 +1,4 @@
-"""What a sensitivity gives and an allocator takes: the error at the network's outputs for every word length."""
+"""Errors at the network's outputs for every word length: sensitivities give them, allocators take them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 FLOAT = 32
-"""The word length of what stays float."""
+"""Word length of a layer that stays float."""
 
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """The error that each layer by itself causes at the outputs, by word length.
+    """Error that each layer by itself causes at the outputs, by word length.
 
     Attributes:
         layers: Names.
@@ -41,7 +41,7 @@ class SensitivityTable:
 
     @staticmethod
     def of_rows(rows: Mapping[str, Float], bits: Sequence[int]) -> SensitivityTable:
-        """The table of layers whose output features were told apart: their errors add up to the layer's."""
+        """Make the table of layers whose output features were told apart: their errors add up to the layer's."""
         error = np.array([each.sum(0) for each in rows.values()]).reshape(len(rows), len(bits))
         return SensitivityTable(tuple(rows), tuple(bits), error, rows)
 

@@ -45,7 +45,7 @@ class LayerSolver:
         return self.settings.choice(self.layer)
 
     def with_bits(self, bits: LayerBits) -> LayerSolver:
-        """The same layer with words that are as long as asked for."""
+        """The same layer with words of these lengths."""
         rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
         return replace(self, rows=rows)
 
@@ -84,7 +84,7 @@ class LayerSolver:
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
     def rounded(self, solved: SolvedLayer) -> PlacedLayer:
-        """What its errors are, for whoever looks at what they do to the network's outputs.
+        """Describe its errors, for a look at what they do to the network's outputs.
 
         Raises:
             RuntimeError: It was solved from its weight alone.

@@ -150,7 +150,7 @@ def _solve(
 
 
 def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, SolvedLayer]:
-    """What the walk starts from: every layer solved from its weight."""
+    """Solve every layer from its weight alone: the walk starts from that."""
     means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(start_layer, None, tasks)

@@ -168,6 +168,13 @@ def test_a_plan_by_layer_makes_what_rules_make() -> None:
     assert [row.num_bits for row in planned.report.layers] == [8, 3, 8]
 
 
+def test_short_words_of_a_plan_are_packed_like_any_others() -> None:
+    base = Recipe(target="cpu-x86")
+    ruled = quantize(conv_net(), DATA, replace(base, layers=(LayerRule("c", bits=3),)))
+    planned = quantize(conv_net(), DATA, replace(base, bit_plan=BitPlan({"c": 3})))
+    assert planned.delivery.data == ruled.delivery.data
+
+
 def test_a_plan_has_the_last_word_on_bits_and_no_other() -> None:
     rules = (LayerRule("c", method=Rtn("mse"), bits=8),)
     rows = quantize(conv_net(), DATA, recipe({"c": 3}, weights=Weights(Gptq(), 4), layers=rules)).report.layers
