@@ -27,6 +27,7 @@ from ptq.passes.lifting import weights_of
 from ptq.passes.lower_stored import short_scale
 from ptq.passes.lower_weight import WeightWriter
 from ptq.passes.placement import Placement
+from ptq.passes.sites import rows_and_columns
 from ptq.recipe import Weights
 from ptq.target import NATIVE
 from tests.builders import attention, conv_net, feeds, model_from_text, random
@@ -171,13 +172,9 @@ def any_plan(model: ir.Model, placement: Placement, seed: int, *, blocks: bool =
         weights[layer.name] = drawn(
             shape, int(rng.integers(1 << 30)), taps=taps, blocks=blocks and layer.op_type == "MatMul"
         )
-    rows = {table.name: model.graph.initializers[table.name].shape.numpy() for table in placement.tables}
-    tables = {name: by_row(shape, int(rng.integers(1 << 30))) for name, shape in rows.items()}
-    stored = {
-        each.name: by_row(each.to_matrix(np.empty(each.shape)).shape, int(rng.integers(1 << 30)))
-        for each in placement.stored
-    }
-    return QuantPlan(grids, weights, {}, tables, stored)
+    for site in (*placement.tables, *placement.stored):
+        weights[site.name] = by_row(rows_and_columns(site), int(rng.integers(1 << 30)))
+    return QuantPlan(grids, weights, {})
 
 
 def by_row(shape: tuple[int, int], seed: int) -> WeightEncoding:
