@@ -26,7 +26,7 @@ from ptq.modes import StaticRanges
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
 from ptq.recipe import LayerRule, Weights
-from ptq.weights import Gptq, Rtn
+from ptq.weights import Gptq, Hqq, Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
 
@@ -208,6 +208,7 @@ def test_bits_go_where_they_gain_and_cost_what_was_granted() -> None:
         ({"extra_macs": -0.1, "bits": 4, "method": Gptq()}, "expected a share"),
         ({"extra_macs": 0.1, "bits": 8, "method": Gptq()}, "less than 8 bits"),
         ({"extra_macs": 0.1, "bits": 4}, "rtn does not see"),
+        ({"extra_macs": 0.1, "bits": 4, "method": Hqq()}, "hqq does not see; expected gpfq, gptq, qronos"),
     ],
 )
 def test_budgets_that_cannot_be_spent_are_refused(weights: dict[str, Any], word: str) -> None:
