@@ -30,7 +30,7 @@ class RoundEnds(Exception):  # noqa: N818 - no error: there is no more to do on 
 
 
 class CalibrationSet:
-    """A calibration set that is run over in passes: each runs all samples, or a shard's, but those known already.
+    """A calibration set that is run over in passes: each runs all samples, or a shard's, except those known already.
 
     Args:
         split: The set being read, a part of it held out.

@@ -29,7 +29,7 @@ MAX_SIDE = 8192
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Choices of how pixels become numbers.
+    """Options for turning pixels into numbers.
 
     Attributes:
         resize: Shorter side, or (height, width), in pixels; default: what the model's fixed extents ask for.
@@ -123,7 +123,7 @@ def _check(options: ImageOptions) -> None:
 
 
 def _list(folder: Path) -> list[tuple[Path, int | None]]:
-    """Image files with labels, in an order that does not depend on the file system."""
+    """List image files with labels, in an order that does not depend on the file system."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if classes:
         columns = [[(path, label) for path in _images(each)] for label, each in enumerate(classes)]

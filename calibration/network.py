@@ -53,10 +53,12 @@ class RunnableNetwork:
             weights: Layer name -> weight; the others keep their own.
         """
         changed = self._with({name: weight.decode() for name, weight in weights.items()})
-        return _relative(self._reference, self._run(changed, self._outputs))
+        nothing = [[np.zeros_like(array) for array in arrays] for arrays in self._reference]
+        signal = max(_energy(self._reference, nothing), 1e-300)
+        return _energy(self._reference, self._run(changed, self._outputs)) / signal
 
     def gain(self, layer: str) -> float:
-        """Relative error at the network's outputs for each unit of relative error at the layer's own.
+        """Energy at the network's outputs for each unit of energy that an error has at a layer's output.
 
         Measured with weight errors of random signs, the same at every call.
         """
@@ -64,8 +66,8 @@ class RunnableNetwork:
         signs = np.random.default_rng(0).integers(0, 2, weight.shape) * 2 - 1
         nudged = {layer: (weight + NUDGE * np.sqrt(np.mean(np.square(weight))) * signs).astype(np.float32)}
         changed = self._with(nudged)
-        own = _relative(self._run(self._model, (layer,)), self._run(changed, (layer,)))
-        return _relative(self._reference, self._run(changed, self._outputs)) / max(own, 1e-300)
+        before, after = (self._run(model, (layer,)) for model in (self._model, changed))
+        return _energy(self._reference, self._run(changed, self._outputs)) / max(_energy(before, after), 1e-300)
 
     def gradient(self, layer: str) -> Float:
         """Gradient of the error at the network's outputs by a layer's weight. Shape [out, in].
@@ -91,13 +93,11 @@ class RunnableNetwork:
             return [run(session, dict(feed), names) for feed in self._feeds]
 
 
-def _relative(reference: Sequence[Sequence[NDArray[Any]]], others: Sequence[Sequence[NDArray[Any]]]) -> float:
-    """Energy of the differences over that of the reference, of values that are floats."""
-    pairs = [
-        (a.astype(np.float64), b.astype(np.float64))
+def _energy(reference: Sequence[Sequence[NDArray[Any]]], others: Sequence[Sequence[NDArray[Any]]]) -> float:
+    """Energy of the differences between values that are floats."""
+    return sum(
+        float(np.square(b.astype(np.float64) - a).sum())
         for one, other in zip(reference, others, strict=True)
         for a, b in zip(one, other, strict=True)
         if a.dtype.kind == "f"
-    ]
-    signal = sum(float(np.square(a).sum()) for a, _ in pairs)
-    return sum(float(np.square(b - a).sum()) for a, b in pairs) / max(signal, 1e-300)
+    )

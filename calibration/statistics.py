@@ -69,7 +69,7 @@ Wanted = Mapping[str, tuple[Statistic, ...]]
 
 @dataclass(frozen=True)
 class HistogramOf:
-    """The distribution of all numbers of a value.
+    """Statistic: the distribution of all numbers of a value.
 
     Attributes:
         without: Channels (last axis) that are left out.
@@ -89,7 +89,7 @@ class HistogramOf:
 
 @dataclass(frozen=True)
 class MeanOf:
-    """The mean of each channel.
+    """Statistic: the mean of each channel.
 
     Attributes:
         axis: Where the channels are.
@@ -109,7 +109,7 @@ class MeanOf:
 
 @dataclass(frozen=True)
 class ExtremesOf:
-    """Extremes and energy of each channel, over two halves of the set.
+    """Statistic: extremes and energy of each channel, over two halves of the set.
 
     Attributes:
         axis: Where the channels are.

@@ -46,7 +46,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
 
 def _fold_into_matmul(graph: ir.Graph, node: ir.Node) -> None:
-    """MatMul has no bias: its weight takes g, and the shift becomes an Add."""
+    """Fold into a MatMul, which has no bias: its weight takes g, and the shift becomes an Add."""
     product = node.inputs[0].producer() if node.inputs[0] is not None else None
     numbers = [_constant(value) for value in node.inputs[1:5]]
     if product is None or product.op_type != "MatMul" or len(product.outputs[0].uses()) != 1:

@@ -93,7 +93,7 @@ def _bias(node: ir.Node, weight_index: int) -> ir.Value | None:
 
 
 def out_axis(node: ir.Node, weight_index: int) -> int:
-    """Which axis of a layer's weight its output features are along."""
+    """Return the axis of a layer's weight that its output features are along."""
     if node.op_type == "MatMul":
         return 1 if weight_index == 1 else 0
     if node.op_type == "Gemm":

@@ -47,7 +47,7 @@ class InlineFunctions(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Inline all functions."""
+        """Inline all local functions of the model."""
         try:
             result = common.InlinePass()(model)
         except ValueError as error:

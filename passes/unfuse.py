@@ -1,6 +1,6 @@
 """Operators that onnxruntime's transformer optimizer has fused, written as standard ones again.
 
-What is fused hides weights, values and normalisations from every other pass. onnxruntime fuses them again where that
+What is fused hides weights, values and normalizations from every other pass. onnxruntime fuses them again where that
 is faster.
 """
 

@@ -147,7 +147,7 @@ def calibrate(  # noqa: PLR0913 - the front door names every option
 
 
 def merge(paths: Sequence[str | Path]) -> CalibrationRecord:
-    """Records of several shards as one.
+    """Merge the records of several shards into one.
 
     Args:
         paths: Their files.
@@ -175,7 +175,7 @@ def _named(path: str | Path) -> Iterator[None]:
 def _open(
     model: ModelSource, sources: tuple[Any, Any], recipe: Recipe, images: ImageOptions | None
 ) -> tuple[DataReader, DataReader | None]:
-    """The calibration set, random numbers if there is none, and the data to verify on."""
+    """Open the calibration set, random numbers if there is none, and the data to verify on."""
     (data, evaluation), specs = sources, input_specs(load_model(model))
     reader = (
         random_data(specs, min(recipe.samples, RANDOM_SAMPLES), recipe.seed)
@@ -300,7 +300,7 @@ def export(
 
 
 EXPORTED = 12
-"""Samples that go along with an export."""
+"""Number of samples that go along with an export."""
 
 RANDOM_SAMPLES = 16
 EVALUATION_SAMPLES = 1_000_000
@@ -308,7 +308,7 @@ EVALUATION_SAMPLES = 1_000_000
 
 @dataclass(frozen=True)
 class Validation:
-    """Two models compared.
+    """Comparison of two models, with a verdict.
 
     Attributes:
         comparison: Their outputs.

@@ -1,4 +1,4 @@
-"""What a run works on, what of it is looked up once, and what a run gives."""
+"""Jobs, contexts and results of runs: what a run works on, what of it is looked up once, and what it gives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run; nothing is on disk yet.
+    """Result of a run; nothing is on disk yet.
 
     Attributes:
         delivery: The quantized model.
@@ -75,7 +75,7 @@ class Result:
 
 
 def cards_of(report: QuantReport, output: Path) -> dict[str, bytes]:
-    """The card of a model at `output` as JSON and Markdown, and what was measured; by the suffixes of their paths."""
+    """Return the card of a model at `output` as JSON and Markdown, and the measurements, by suffix of the path."""
     named = replace(report, quantized_model=replace(report.quantized_model, name=output.name))
     bench = json.dumps(named.bench(), indent=2, sort_keys=True) + "\n"
     texts = {".card.json": named.card_json(), ".card.md": card_markdown(named), ".bench.json": bench}
@@ -84,7 +84,7 @@ def cards_of(report: QuantReport, output: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Job:
-    """What one run works on.
+    """Model, data and recipe of one run.
 
     Attributes:
         source: The float model as it came.
@@ -118,7 +118,7 @@ MEMORY = 256 * 2**20
 
 @dataclass(frozen=True)
 class Context:
-    """A job with everything looked up that the run asks for again and again.
+    """A job with everything looked up that the run needs again and again.
 
     Attributes:
         job: Model, data and recipe.
@@ -136,7 +136,7 @@ class Context:
 
     @staticmethod
     def of(job: Job, progress: Progress = silent) -> Context:
-        """Look everything up.
+        """Look up target and mode, and load the model.
 
         Raises:
             InputError: The model cannot be read.
@@ -152,13 +152,13 @@ class Context:
 
     @property
     def libraries(self) -> tuple[str | Path, ...]:
-        """Libraries that the quantized model needs."""
+        """Libraries of operators that the quantized model needs."""
         library = native_path() if self.target.native else None
         return (*self.job.custom_ops, *(() if library is None else (library,)))
 
     @contextmanager
     def calibration(self) -> Iterator[CalibrationSet]:
-        """The calibration set, a part of it held out; what waits for further passes goes when the context ends."""
+        """Open the calibration set, a part of it held out; what waits for further passes goes when the context ends."""
         job = self.job
         split = split_samples(job.data, hold_out=job.evaluation is None)
         with ArrayStore(MEMORY) as store, job.engine.open():
@@ -167,7 +167,7 @@ class Context:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the delivered file says of where it came from."""
+        """Metadata of the delivered file: where it came from."""
         return {"ptq.float_sha256": source_fingerprint(self.job.source, self.model)}
 
     def augments(self, choices: Choices) -> bool:
@@ -175,7 +175,7 @@ class Context:
         return choices.walks and self.job.recipe.other_words
 
     def checkpoints(self, calibration: CalibrationSet) -> Checkpoints:
-        """Where solved layers are kept, known by everything that decides what they become."""
+        """Return the store of solved layers, known by everything that decides what they become."""
         if self.job.workspace is None:
             return Checkpoints()
         origin, recipe = calibration.record.latest.origin, recipe_to(self.job.recipe)
@@ -183,7 +183,7 @@ class Context:
         return Checkpoints(self.job.workspace, checkpoint_key(*parts))
 
     def notes_on(self, problem: Problem, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
-        """What a user should know of a lowered model.
+        """List what a user should know of a lowered model.
 
         Args:
             problem: What was solved.
@@ -195,11 +195,11 @@ class Context:
         return (*notes_of(self.job.data, problem.model, problem.placement, plan, lowered), *overflow, *concats)
 
     def facts(self, split: SampleSplit, proof: Verification) -> DataFacts:
-        """What the figures are from."""
+        """Describe the data that the figures are from."""
         return data_facts(self.job.data, split, proof, evaluated=self.job.evaluation is not None)
 
     def result(self, outcome: Outcome, start: float, workspace: Workspace | None = None) -> Result:
-        """The outcome, judged, as what a caller gets.
+        """Judge an outcome, and return it as what a caller gets.
 
         Args:
             outcome: What the run ended with.

@@ -1,4 +1,4 @@
-"""The data flow, top to bottom: model -> prepare -> calibrate -> solve -> plan -> lower -> verify -> deliver.
+"""Pipeline of a run, top to bottom: model -> prepare -> calibrate -> solve -> plan -> lower -> verify -> deliver.
 
 Every step is a function of the steps before it. The graph stays float until `Mode.lower`; decisions live in values
 (`Placement`, `QuantPlan`) outside it. Nothing reaches an output path before the very bytes were loaded and run.
@@ -66,7 +66,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
 
 
 def run_calibration(job: Job, progress: Progress = silent) -> CalibrationRecord:
-    """Look at the calibration set, or at a shard of it, and at nothing else.
+    """Run the model over the calibration set, or a shard of it, and do nothing else.
 
     Args:
         job: Model, data and recipe.
@@ -105,21 +105,21 @@ def rewrite(context: Context, calibration: CalibrationSet) -> Rewritten:
 def observe(
     context: Context, state: Rewritten, placement: Placement, calibration: CalibrationSet
 ) -> CalibrationStatistics:
-    """Look at the data once, at whatever the plan will ask for."""
+    """Run the model over the data once, and take whatever statistics the plan will ask for."""
     wanted = context.mode.wanted(state, placement)
     return calibration.observe(state.model, wanted, RANGES, again=state.choices.walks)
 
 
 def calibrate(context: Context, state: Rewritten, calibration: CalibrationSet) -> Problem:
-    """Place integers, look at the data, and leave out the layers that it shows to be ruined by them."""
+    """Place integers, observe the data, and leave out the layers that it shows to be ruined by them."""
     placement = context.mode.place(state)
-    seen = observe(context, state, placement, calibration)
-    histograms = per_value(placement, seen.histograms)
+    statistics = observe(context, state, placement, calibration)
+    histograms = per_value(placement, statistics.histograms)
     floats = context.mode.too_coarse(state, placement, histograms)
     if floats and len(floats) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = context.mode.place(state, floats)
     return Problem(
-        state.model, placement, histograms, seen.means, state.choices, calibration.samples, calibration.first,
+        state.model, placement, histograms, statistics.means, state.choices, calibration.samples, calibration.first,
         context.checkpoints(calibration), context.progress,
     )  # fmt: skip
 

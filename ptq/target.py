@@ -1,4 +1,4 @@
-"""What a deployment target's kernels like: what decides signs, word lengths and which operators to quantize."""
+"""Deployment targets: what their kernels like decides signs, word lengths and which operators to quantize."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ptq.core.spec import PerAxis, QuantSpec
 
 INTEGER_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 LINEAR_OPS = INTEGER_OPS | {"ConvTranspose"}
-"""What has a weight; onnxruntime has no integer kernel for ConvTranspose on CPUs."""
+"""Operators that have a weight; onnxruntime has no integer kernel for ConvTranspose on CPUs."""
 
 ARITHMETIC_OPS = frozenset({"Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat"})
-"""Not AveragePool: onnxruntime's integer kernel takes 5 to 20 times as long as the float one."""
+"""Operators that integers pass through; not AveragePool, whose integer kernel takes 5 to 20 times the float's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Target:
         activation: Grid of activations. x86 kernels are fastest with unsigned, ARM ones with signed codes.
         why: One line for the card.
         native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
-        saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbours share room.
+        saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbors share room.
     """
 
     name: str
@@ -64,7 +64,7 @@ TARGETS = (CPU_X86, CPU_ARM, PORTABLE, NATIVE)
 
 
 def host_target() -> Target:
-    """The target that suits this machine."""
+    """Return the target that suits this machine."""
     machine = platform.machine().lower()
     if machine in ("aarch64", "arm64"):
         return CPU_ARM

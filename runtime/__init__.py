@@ -1,4 +1,4 @@
-"""Running quantized models. Needs numpy and onnxruntime only, so that a deployment can import it alone."""
+"""Runtime of quantized models. Needs numpy and onnxruntime only, so that a deployment can import it alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the operator library is, and whether it helps on this machine."""
+"""The operator library: where it is, and whether it helps on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 NAME = "_ptqops.so"
 SOURCES = Path(__file__).with_name("cpp")
-"""Its sources, for other processors."""
+"""Folder of the library's sources, for other processors."""
 
 OVERRIDE = "PTQ_NATIVE_LIBRARY"
 """Environment variable with the path of the library; empty for none."""
@@ -18,7 +18,7 @@ OVERRIDE = "PTQ_NATIVE_LIBRARY"
 
 @functools.cache
 def native_path() -> Path | None:
-    """The library, or None: it was not built for this installation, or has no kernels for this processor.
+    """Return the path of the library; None if it was not built or has no kernels for this processor.
 
     Models run without it; the operators that it would replace carry a body of standard ones.
     """
@@ -30,7 +30,7 @@ def native_path() -> Path | None:
 
 
 def native_status() -> str:
-    """One line for people: which kernels run, or why none."""
+    """Say in one line which kernels run, or why none."""
     why = native_lack()
     return (
         f"no operator library: {why}; standard operators run" if why else f"{native_kernels()} kernels from {_find()}"
@@ -38,7 +38,7 @@ def native_status() -> str:
 
 
 def native_lack() -> str:
-    """Why no operator library is used; empty if one is."""
+    """Return the reason why no operator library is used; empty if one is."""
     path = _find()
     if path is None and OVERRIDE in os.environ:
         return f"{OVERRIDE} is empty"
@@ -51,13 +51,13 @@ def native_lack() -> str:
 
 
 def native_kernels() -> str:
-    """The instruction set of the library's kernels on this machine; empty if it is not usable."""
+    """Return the instruction set of the library's kernels on this machine; empty if it is not usable."""
     path = native_path()
     return "" if path is None else kernels(path)
 
 
 def kernels(path: Path) -> str:
-    """The instruction set that a library would use here; empty if none.
+    """Return the instruction set that a library would use here; empty if none.
 
     Raises:
         OSError: The file cannot be loaded as a library.

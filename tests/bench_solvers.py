@@ -29,7 +29,9 @@ from ptq.core.spec import INT8_WEIGHT, PerAxis
 from ptq.core.unfold import Unfold
 from ptq.recipe import Weights
 from ptq.weights import Gpfq, Gptq
-from ptq.weights._output_error import GroupedProblem, best_scale, in_order, round_to_nearest
+from ptq.weights._grid_search import best_scale
+from ptq.weights._problem import Candidate, GroupedProblem
+from ptq.weights._solve import in_order
 from tests.builders import feeds, model_from_text, random
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES
@@ -102,8 +104,8 @@ def gram() -> tuple[float, NDArray[np.float64]]:
     start = time.perf_counter()
     spec = replace(INT8_WEIGHT, num_bits=4, granularity=PerAxis(0))
     problem = GroupedProblem.of(LayerProblem("conv", weight, spec, seen.value()))
-    levels = Gpfq()._follow(problem, scale[None])
-    return seconds + time.perf_counter() - start, levels[0]
+    found = Gpfq()._follow(problem, problem.grid(scale[None, :, None]))
+    return seconds + time.perf_counter() - start, found.levels[0]
 
 
 def loop() -> tuple[float, NDArray[np.float64]]:
@@ -128,22 +130,23 @@ def loop() -> tuple[float, NDArray[np.float64]]:
 class Probe:
     """Path following that notes how it compares with rounding on the same step."""
 
-    needs = Needs.GRAM
+    needs = Needs.MOMENTS
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Solve by `Gpfq` and print a line where rounding was better."""
         grouped = GroupedProblem.of(problem)
         scale = best_scale(grouped)
-        rounded = round_to_nearest(grouped, grouped.weight, scale)
+        rounded = grouped.rounded(grouped.weight, scale)
         followed = in_order(grouped, scale, Gpfq()._follow, Gpfq().order)
         chosen = Gpfq().quantize(problem)
-        final = chosen.codes.astype(np.float64).reshape(rounded.shape)
-        own = np.broadcast_to(chosen.params.scale, scale.size).astype(np.float64).reshape(scale.shape)
+        own = np.broadcast_to(chosen.scale, scale.size).astype(np.float64).reshape(scale.shape)
+        final = Candidate(chosen.codes.astype(np.float64).reshape(grouped.weight.shape), own)
         asked = grouped.target_correlation.transpose(0, 2, 1)
         best = np.linalg.solve(add_diagonal(grouped.gram, np.full((len(asked), 1), 1e-12)), asked).transpose(0, 2, 1)
-        least = float(grouped.error(best, np.ones_like(scale)).sum())  # what real numbers could reach
-        pairs = ((rounded, scale), (followed, scale), (final, own))
-        COMPARED.append((problem.name, *(float(grouped.error(*pair).sum()) - least for pair in pairs)))
+        least = float(grouped.error(Candidate(best, np.ones_like(scale))).sum())  # what real numbers could reach
+        COMPARED.append(
+            (problem.name, *(float(grouped.error(each).sum()) - least for each in (rounded, followed, final)))
+        )
         return chosen
 
 

@@ -28,7 +28,7 @@ class KlCfws:
         require_within(self, num_bins=(2, 1 << 20))
 
     def choose_range(self, statistics: Histogram, spec: QuantSpec) -> Range:
-        """Search the threshold as `Kl` does, with the penalised divergence.
+        """Search the threshold as `Kl` does, with the penalized divergence.
 
         Args:
             statistics: The tensor.

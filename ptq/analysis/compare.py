@@ -130,7 +130,7 @@ class _Scores:
         self._kept: tuple[list[list[NDArray[Any]]], list[list[NDArray[Any]]]] = ([], [])
 
     def update(self, a: list[NDArray[Any]], b: list[NDArray[Any]], label: int | None) -> None:
-        """Score one sample."""
+        """Score both models on one sample."""
         if label is not None:
             self._labels.append(label)
             self._rank(a[0], b[0], label)

@@ -28,14 +28,14 @@ EXAMPLE = "\b\nExample:\n  ptq quantize model.onnx --data calib.npz -o model.int
 
 
 def _cmakedir(context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    """For `execute_process` in a CMakeLists.txt."""
+    """Print the folder of ptq.cmake, for `execute_process` in a CMakeLists.txt."""
     if asked:
         click.echo((Path(__file__).parents[1] / "cmake").as_posix())
         context.exit()
 
 
 def _version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    """The first line is for scripts, the second for people."""
+    """Print the version: the first line is for scripts, the second for people."""
     if asked:
         from ptq.runtime.native import native_kernels, native_lack
 

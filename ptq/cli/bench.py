@@ -1,4 +1,4 @@
-"""Models timed side by side."""
+"""The verb `bench`: models timed side by side."""
 
 from __future__ import annotations
 

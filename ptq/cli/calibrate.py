@@ -1,4 +1,4 @@
-"""What is seen over a calibration set, kept for later or for other machines."""
+"""The verb `calibrate`: statistics of a calibration set, kept for later or for other machines."""
 
 from __future__ import annotations
 

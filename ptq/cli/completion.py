@@ -1,4 +1,4 @@
-"""What a shell needs to complete commands, options, methods, targets and files."""
+"""The verb `completion`: completion of commands, options, methods, targets and files in a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the error of a quantized model comes from."""
+"""The verb `diff`: where the error of a quantized model comes from."""
 
 from __future__ import annotations
 

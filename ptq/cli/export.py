@@ -1,4 +1,4 @@
-"""A model with all that another kind of machine needs."""
+"""The verb `export`: a model with all that another kind of machine needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How help reads: options under titles, an example at the end; and what a shell proposes for a value."""
+"""Help of the command line: options under titles, an example at the end, and proposals for a shell."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verb(click.Command):
 
 
 def options(*decorators: Callable[[Command], Command], title: str = OTHER) -> Callable[[Command], Command]:
-    """Several options as one decorator, under one title."""
+    """Join several options into one decorator, under one title."""
 
     def apply(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -48,14 +48,14 @@ def _starting(names: list[str], incomplete: str) -> list[str]:
 
 
 def propose_targets(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of targets."""
+    """Propose the names of targets that begin with what was typed."""
     from ptq.target import TARGETS
 
     return _starting([target.name for target in TARGETS], incomplete)
 
 
 def propose_observers(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of observers."""
+    """Propose the names of observers that begin with what was typed."""
     from ptq.calibration.observers import Observer
     from ptq.core.family import members, tag_of
 
@@ -63,7 +63,7 @@ def propose_observers(_context: click.Context, _param: click.Parameter, incomple
 
 
 def propose_weight_methods(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of weight methods."""
+    """Propose the names of weight methods that begin with what was typed."""
     from ptq.core.family import members, tag_of
     from ptq.weights import WeightMethod
 
@@ -71,7 +71,7 @@ def propose_weight_methods(_context: click.Context, _param: click.Parameter, inc
 
 
 def propose_exports(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of targets of exports."""
+    """Propose the names of targets of exports that begin with what was typed."""
     from ptq.exporters import EXPORTERS
 
     return _starting([*EXPORTERS], incomplete)

@@ -1,4 +1,4 @@
-"""What a model is, and what quantization would do to it."""
+"""The verb `inspect`: what a model is, and what quantization would do to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrations of several machines put together."""
+"""The verb `merge`: calibrations of several machines put together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every observer and weight method."""
+"""The verb `methods`: every observer and weight method."""
 
 from __future__ import annotations
 

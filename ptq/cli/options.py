@@ -1,4 +1,4 @@
-"""The options that several verbs share, and what they mean: from text to values."""
+"""Options that several verbs share, and their values: from text to what functions take."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ RECIPE_OPTIONS = options(
     click.option(
         "--split",
         type=click.Choice(["auto", "never", "center", "whole"]),
-        help="Weights as coarse + fine sums: where a kernel's centre is far wider than the rest (auto), nowhere, "
-        "at any kernel's centre, everywhere.",
+        help="Weights as coarse + fine sums: where a kernel's center is far wider than the rest (auto), nowhere, "
+        "at any kernel's center, everywhere.",
     ),
     click.option(
         "--extra-macs", help="Budget of extra points in the features that need them most, for example 5% or 0.05."
@@ -94,7 +94,7 @@ ENGINE_OPTIONS = options(
 )
 IMAGE_OPTIONS = options(
     click.option("--resize", help="Shorter side, or HEIGHTxWIDTH."),
-    click.option("--crop", help="Centre crop, SIDE or HEIGHTxWIDTH."),
+    click.option("--crop", help="Center crop, SIDE or HEIGHTxWIDTH."),
     click.option("--mean", help="Mean per channel after scaling, comma separated."),
     click.option("--std", help="Standard deviation per channel, comma separated."),
     click.option("--scale", type=float, help="Factor on pixels 0..255 (default 1/255)."),
@@ -146,7 +146,7 @@ def require_data(given: dict[str, Any]) -> None:
 
 
 def engine_of(given: dict[str, Any]) -> Executor:
-    """Where the calibration set is run."""
+    """Return the executor that runs the calibration set."""
     from ptq.calibration.executor import Ray, Threads
 
     if given["engine"] == "ray":
@@ -157,7 +157,7 @@ def engine_of(given: dict[str, Any]) -> Executor:
 
 
 def recipe_of(given: dict[str, Any]) -> Recipe:
-    """The recipe file with the command line's options on top."""
+    """Read the recipe file and put the command line's options on top."""
     from ptq.calibration.observers import Observer
     from ptq.core.family import member_named
     from ptq.recipe import Recipe
@@ -166,13 +166,13 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     from ptq.weights import WeightMethod
 
     recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
-    own = {key: given[key] for key in ("bits", "first_last_bits", "split", "granularity") if given[key] is not None}
+    weights = {key: given[key] for key in ("bits", "first_last_bits", "split", "granularity") if given[key] is not None}
     if given["weights"]:
-        own["method"] = member_named(WeightMethod, given["weights"])
+        weights["method"] = member_named(WeightMethod, given["weights"])
     if given["extra_macs"]:
-        own["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
+        weights["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
     if given["no_bias_correction"]:
-        own["bias_correction"] = False
+        weights["bias_correction"] = False
     if given["activations"]:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
     names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch")
@@ -188,7 +188,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
     return replace(
         recipe,
-        weights=replace(recipe.weights, **own),
+        weights=replace(recipe.weights, **weights),
         layers=recipe.layers + tuple(parse_rule(text) for text in given["rules"]),
         exclude=recipe.exclude + given["exclude"],
         goals=goals_of(given, recipe.goals),
@@ -197,7 +197,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
 
 
 def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
-    """The goals of a recipe with the command line's on top."""
+    """Put the command line's goals on top of a recipe's."""
     from ptq.recipe import Goals
     from ptq.recipe.text import parse_goal
 
@@ -208,7 +208,7 @@ def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
 
 
 def images_of(given: dict[str, Any]) -> ImageOptions | None:
-    """How images are read; None if nothing was said about them."""
+    """Return how images are read; None if nothing was said about them."""
     from ptq.calibration.images import ImageOptions
 
     chosen: dict[str, Any] = {key: given[key] for key in ("scale", "channels", "layout") if given[key] is not None}
@@ -222,7 +222,7 @@ def images_of(given: dict[str, Any]) -> ImageOptions | None:
 
 
 def _share(text: str, option: str) -> float:
-    """A share as 0.05 or 5%."""
+    """Read a share such as 0.05 or 5%."""
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
         return float(number) / (100 if percent else 1)

@@ -1,4 +1,4 @@
-"""A float model and a calibration set in, a quantized model and its card out."""
+"""The verb `quantize`: a float model and a calibration set in, a quantized model and its card out."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
 
 
 def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:
-    """Find out before the work starts that nothing given is overwritten, and all that was asked for can be written."""
+    """Refuse, before the work starts, to overwrite what was given, and what cannot be written."""
     from ptq.delivery.deliver import require_apart, require_writable
 
     require_writable(output, inputs)
@@ -127,7 +127,7 @@ def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, 
 
 
 def _write_page(place: Path | None, cards: Mapping[str, bytes]) -> None:
-    """The page that `ptq report` would make of the cards, if one is asked for."""
+    """Write the page that `ptq report` would make of the cards, if one is asked for."""
     if place is None:
         return
     from ptq.analysis.card_file import read_bench, read_card
@@ -158,7 +158,7 @@ def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -
 
 
 def _inputs(given: dict[str, Any]) -> list[Path]:
-    """What is read besides the model."""
+    """List the files that are read besides the model."""
     from ptq.calibration.remote import local_path
 
     named = [given[name] for name in ("data", "eval_data", "recipe_path", "calibration") if given[name]]
@@ -177,7 +177,7 @@ def _bit_plan(recipe: Path | None) -> list[Path]:
 
 
 def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | None, str]:
-    """Where finished runs are kept, and what this one is called there."""
+    """Return the cache of finished runs, and the key of this one in it; None if no cache is asked for."""
     if given["cache"] is None:
         return None, ""
     if given["metric"]:
@@ -197,7 +197,7 @@ def _cache(model: Path, output: Path, given: dict[str, Any]) -> tuple[Cache | No
 
 
 def _repeat(entry: Entry, model: Path, output: Path, given: dict[str, Any]) -> None:
-    """Deliver what an earlier run on the same things has made."""
+    """Deliver the products of an earlier run on the same inputs."""
     if entry.is_at(output):
         for suffix in entry.products:  # build tools compare times
             output.with_name(output.name + suffix).touch()

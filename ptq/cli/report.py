@@ -1,4 +1,4 @@
-"""A page for people from a card."""
+"""The verb `report`: a page for people from a card."""
 
 from __future__ import annotations
 

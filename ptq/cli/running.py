@@ -1,4 +1,4 @@
-"""How every verb runs: errors of the user are one line and exit code 2, interrupts have codes of their own."""
+"""Running of verbs: errors of the user are one line and exit code 2, interrupts have codes of their own."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Command = Callable[..., None]
 
 
 class Terminated(BaseException):
-    """SIGTERM came: what is half done has to be cleared away."""
+    """Raised on SIGTERM: what is half done has to be cleared away."""
 
 
 class OneLineErrors(click.Group):
     """A group whose usage errors look like all other errors: one line, exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The most important ones first."""
+        """List the commands, the most important ones first."""
         return list(self.commands)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -87,7 +87,7 @@ def guarded(command: Command) -> Command:
 
 @contextmanager
 def ending(code: int) -> Iterator[None]:
-    """Say the last words and exit; if nobody listens any more, the code says it all the same."""
+    """Flush what was said inside and exit with the code; also if nobody listens any more."""
     try:
         yield
         if sys.stdout is not None:  # closed before it began
@@ -102,7 +102,7 @@ def ending(code: int) -> Iterator[None]:
 
 @contextmanager
 def _perhaps_unheard() -> Iterator[None]:
-    """Help that nobody listens to is no failure; click would exit with 1, which is a goal that was missed."""
+    """Exit with 0 if nobody listens to help: click would exit with 1, which stands for a goal that was missed."""
     try:
         yield
     except BrokenPipeError:
@@ -111,7 +111,7 @@ def _perhaps_unheard() -> Iterator[None]:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Let go what a stream still holds: Python would try once more as it ends, and exit with a code of its own."""
+    """Discard what a stream still holds: Python would try once more as it ends, and exit with a code of its own."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

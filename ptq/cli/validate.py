@@ -1,4 +1,4 @@
-"""Any two models side by side."""
+"""The verb `validate`: any two models side by side."""
 
 from __future__ import annotations
 

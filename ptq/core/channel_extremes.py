@@ -119,9 +119,9 @@ class HalvedExtremes:
         nothing = TreeSum({})
         square = TreeSum.of(extremes.square, number // 2)
         return HalvedExtremes(
-            np.where(in_half, extremes.low, 0.0),
-            np.where(in_half, extremes.high, 0.0),
-            np.where(in_half, extremes.least, np.inf),
+            np.where(in_half, extremes.low, 0.0) + 0.0,  # of -0.0 and 0.0 either may be the smaller one
+            np.where(in_half, extremes.high, 0.0) + 0.0,
+            np.where(in_half, extremes.least, np.inf) + 0.0,
             (nothing, square) if half else (square, nothing),
             (0, extremes.count) if half else (extremes.count, 0),
         )

@@ -1,6 +1,6 @@
-"""How far a layer may be asked to undo the errors of the layers before it, judged on samples it was not fitted to.
+"""Damping of a layer that undoes errors of the layers before it, judged on samples that it was not fitted to.
 
-Weights that minimise the error against the float output, given the quantized input, also fit the noise of the rows
+Weights that minimize the error against the float output, given the quantized input, also fit the noise of the rows
 that they were computed from, and shrink the signal wherever rounding noise sits on top of it. Damping holds every
 weight to its float value: with D the diagonal of H, H and G become H + s D and G + s D. The strength s is judged by
 the mean output of each sample: later layers average over positions, so that what averages out does no harm, and what

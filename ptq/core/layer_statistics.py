@@ -5,7 +5,7 @@ earlier layers already err, gives it rows X~ instead. Weights Q then err at the 
 
     sum |X~ Q^T - X W^T|^2 = tr(Q H Q^T) - 2 tr(Q G W^T) + sum |X W^T|^2,   H = X~^T X~ (`gram`),   G = X~^T X (`cross`)
 
-so every solver that minimises the output error needs H and G alone: memory is in^2, whatever the number of samples.
+so every solver that minimizes the output error needs H and G alone: memory is in^2, whatever the number of samples.
 """
 
 from __future__ import annotations

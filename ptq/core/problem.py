@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol
+from enum import Flag, auto
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from ptq.core.spec import PerBlock, QuantSpec
 from ptq.core.widths import Widths
 
 
-class Needs(Enum):
-    """What a weight method has to know besides the weight."""
+class Needs(Flag):
+    """What a weight method has to know besides the weight, which is 0: moments of the inputs, the network itself."""
 
-    WEIGHT = "weight"
-    GRAM = "gram"
+    WEIGHT = 0
+    MOMENTS = auto()
+    NETWORK = auto()
+    GRADIENT = auto()
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,53 @@ class WeightQuantizer(Protocol):
         """What `quantize` will look at."""
         ...
 
+    @property
+    def independent_rows(self) -> bool:
+        """Whether rows with scales of their own come out alike, whatever other rows there are."""
+        ...
+
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Choose grid and codes for one weight."""
+        ...
+
+
+class Network(Protocol):
+    """The whole network, asked about by methods that judge weights by what comes out at its end."""
+
+    def error(self, weights: Mapping[str, WeightEncoding]) -> float:
+        """Energy of the outputs' error over that of the float outputs, on the calibration set.
+
+        Args:
+            weights: Layer name -> its weight; all other layers stay float.
+        """
+        ...
+
+    def gain(self, layer: str) -> float:
+        """Energy at the network's outputs for each unit of energy that an error has at a layer's output."""
+        ...
+
+    def gradient(self, layer: str) -> NDArray[np.float64]:
+        """Derivative of the network's loss in a layer's float weight. Shape [out, in], loss per real unit."""
+        ...
+
+
+@runtime_checkable
+class NetworkMethod(Protocol):
+    """A method that sees all layers at once."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `quantize_all` will look at; NETWORK is among it, and GRADIENT if it asks for gradients."""
+        ...
+
+    def quantize_all(self, problems: Mapping[str, LayerProblem], network: Network) -> Mapping[str, WeightEncoding]:
+        """Choose grids and codes for all weights.
+
+        Args:
+            problems: By layer, in dataflow order; with statistics if MOMENTS are among the needs.
+            network: Answers what weights cost at its outputs.
+
+        Returns:
+            A weight for every problem.
+        """
         ...

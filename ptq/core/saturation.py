@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.affine import nearest_level
+from ptq.core.grid_search import best_ratios
 from ptq.core.spec import PerTensor, QuantSpec
 
 PAIR_SUM = 128
@@ -104,17 +105,16 @@ def _best_scale(weight: Single, low: Single, high: Single, *, shared: bool) -> F
     reach = np.where(weight < 0, weight / np.minimum(low, -1e-9), weight / np.maximum(high, 1e-9)).max(1, initial=0.0)
     reach = np.full(reach.shape, reach.max(initial=0.0)) if shared else reach
     finest = np.where(reach > 0, reach, 1.0).astype(np.float64)
-    least, best, tried = np.full(len(weight), np.inf), finest.copy(), np.arange(len(weight))
-    for widening in WIDENINGS:
-        scale = finest[tried] * widening
-        levels = weight[tried] / scale[:, None].astype(np.float32)
+
+    def errors(widening: float, tried: NDArray[np.intp]) -> tuple[Float, NDArray[np.bool_]]:
+        scale: Float = finest[tried] * widening
+        single: Single = scale[:, None].astype(np.float32)
+        levels: Single = weight[tried] / single
         lowest, highest = _room(levels, low[tried], high[tried])
         error = np.square(nearest_level(levels, lowest, highest) - levels).sum(1, dtype=np.float64) * np.square(scale)
-        error = np.full(error.shape, error.sum()) if shared else error
-        best[tried] = np.where(error < least[tried], scale, best[tried])
-        least[tried] = np.minimum(error, least[tried])
-        cut = ((levels > highest + 0.5) | (levels < lowest - 0.5)).any(1)
-        tried = tried[np.full(cut.shape, cut.any()) if shared else cut]
-        if not tried.size:  # where nothing is cut off, a wider scale only rounds worse
-            break
-    return best
+        cut = np.asarray(((levels > highest + 0.5) | (levels < lowest - 0.5)).any(1))
+        if shared:
+            return np.full(error.shape, error.sum()), np.full(cut.shape, cut.any())
+        return error, cut  # where nothing is cut off, a wider scale only rounds worse
+
+    return np.asarray(finest * best_ratios(len(weight), WIDENINGS, errors))

@@ -96,7 +96,7 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class SmoothingTerms:
-    """Conditions that a rewriting has to fulfil.
+    """Conditions that a rewriting has to fulfill.
 
     Attributes:
         worth_db: What dividing has to gain, as it is one more pass over the tensor.
@@ -118,7 +118,7 @@ def best_smoothing(readers: Sequence[Reader], halves: Halves, terms: SmoothingTe
     Args:
         readers: Their weights.
         halves: Extremes of the tensor over two halves of a calibration set.
-        terms: What it has to fulfil.
+        terms: What it has to fulfill.
 
     Returns:
         The best one; scales of 1 and no channel aside if nothing is worth it.

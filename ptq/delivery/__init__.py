@@ -1,1 +1,1 @@
-"""From a finished model to its place on disk, and what an interrupted run goes on from."""
+"""Delivery of a finished model to its place on disk, and the folder that an interrupted run goes on from."""

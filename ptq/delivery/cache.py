@@ -1,4 +1,4 @@
-"""Finished models by the hash of everything that they depend on: a build in which nothing changed costs a moment.
+"""Cache of finished models by the hash of all that they depend on: an unchanged build costs a moment.
 
 Imports little: most of a hit's time would be the loading of libraries that it does not need.
 """
@@ -28,14 +28,14 @@ from ptq.files.whole import write_whole
 MADE_WITH = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow", "pyarrow")
 SUFFIX = ".ptq"
 MOST_BYTES = 4 * 2**30
-"""Entries that were not used for longest go when there is more."""
+"""Size beyond which the entries go that were not used for longest."""
 
 BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run.
+    """A finished run, as the cache keeps it.
 
     Attributes:
         products: Suffix of the output's path -> contents, the model's is empty.
@@ -46,7 +46,7 @@ class Entry:
     beside: Mapping[str, str]
 
     def write(self, path: Path) -> None:
-        """Write the model."""
+        """Write the model to a path."""
         path.write_bytes(self.products[""])
 
     def fits(self, folder: Path) -> bool:
@@ -54,7 +54,7 @@ class Entry:
         return all(_hash_if_there(folder / name) == digest for name, digest in self.beside.items())
 
     def is_at(self, output: Path) -> bool:
-        """Whether just this lies at a path already."""
+        """Whether these very products lie at a path already."""
         with suppress(OSError):
             return all(
                 output.with_name(output.name + suffix).read_bytes() == contents
@@ -74,7 +74,7 @@ class Cache:
     folder: Path
 
     def key(self, settings: Mapping[str, Any], files: Iterable[Path]) -> str:
-        """The hash of all that decides a result.
+        """Compute the hash of all that decides a result.
 
         Args:
             settings: Options as they were given.
@@ -89,15 +89,15 @@ class Cache:
         return digest.hexdigest()
 
     def find(self, key: str) -> Entry | None:
-        """What a run with that key has made; None if there is nothing, or nothing whole."""
+        """Return what a run with that key has made; None if there is nothing, or nothing whole."""
         path = self.folder / f"{key}{SUFFIX}"
         try:
-            found = thaw(path.read_bytes())
-            products = {suffix: array.tobytes() for suffix, array in found["products"].items()}
-            if found["digests"] != {suffix: _hash(contents) for suffix, contents in products.items()}:
+            entry = thaw(path.read_bytes())
+            products = {suffix: array.tobytes() for suffix, array in entry["products"].items()}
+            if entry["digests"] != {suffix: _hash(contents) for suffix, contents in products.items()}:
                 return None
             os.utime(path)
-            return Entry(products, found["beside"])
+            return Entry(products, entry["beside"])
         except (InputError, OSError, KeyError, TypeError, AttributeError):
             return None
 
@@ -122,7 +122,7 @@ class Cache:
         self._shrink()
 
     def make(self) -> None:
-        """Find out early whether the folder can be written.
+        """Make the folder, to find out early whether it can be written.
 
         Raises:
             InputError: It cannot.
@@ -142,19 +142,19 @@ class Cache:
 
     @cached_property
     def _here(self) -> dict[str, str]:
-        """What else a result depends on: our own sources, the libraries, the kind of machine."""
-        own = hashlib.sha256()
+        """Versions and hashes of what else a result depends on: our own sources, the libraries, the kind of machine."""
+        sources = hashlib.sha256()
         for path in sorted(source for folder in _sources() for source in folder.rglob("*.py")):
-            own.update(path.read_bytes())
-        found = {"ptq": own.hexdigest(), "machine": platform.machine(), "processor": _processor()}
+            sources.update(path.read_bytes())
+        parts = {"ptq": sources.hexdigest(), "machine": platform.machine(), "processor": _processor()}
         for name in MADE_WITH:
             with suppress(ImportError):  # an extra that is not installed
-                found[name] = version(name)
-        return found
+                parts[name] = version(name)
+        return parts
 
 
 def _sources() -> list[Path]:
-    """Folders of our own code."""
+    """List the folders of our own code."""
     folders = [Path(__file__).parent]
     for name in ("ptq.passes", "ptq.calibration", "ptq.runtime"):
         spec = find_spec(name)
@@ -163,7 +163,7 @@ def _sources() -> list[Path]:
 
 
 def _processor() -> str:
-    """Sums of floats come out differently on different kinds."""
+    """Return the kind of processor: sums of floats come out differently on different kinds."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "CPU part")):
@@ -172,7 +172,7 @@ def _processor() -> str:
 
 
 def _add(digest: Any, path: Path) -> None:
-    """Let a hash see a file, or a folder with all that is in it."""
+    """Update a hash with a file, or a folder and all that is in it."""
     try:
         if path.is_dir():
             for entry in sorted(each for each in path.rglob("*") if each.is_file()):

@@ -1,4 +1,4 @@
-"""The finished model on its way to the user: packed once, verified as a file, written whole or not at all."""
+"""Delivery of the finished model: packed once, verified as a file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ except ImportError:  # not on Windows
 
 DATA_SUFFIX = ".data"
 PRODUCTS = ("", ".card.json", ".card.md", ".bench.json", DATA_SUFFIX)
-"""What is written, as suffixes of the model's path."""
+"""Suffixes of the model's path under which a run writes."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A quantized model.
+    """A quantized model, ready to be written.
 
     Attributes:
         model: The graph.
@@ -44,7 +44,7 @@ class Delivery:
 
     @property
     def num_bytes(self) -> int:
-        """Size on disk."""
+        """Size of the model on disk."""
         return len(self.data) if self.data is not None else weight_bytes(self.model)
 
     @property
@@ -54,7 +54,7 @@ class Delivery:
 
     @contextmanager
     def as_file(self) -> Iterator[Path]:
-        """The model as the file it will be, in a temporary folder."""
+        """Write the model to a temporary folder as the file it will be, and give its path."""
         with scratch_folder() as folder:
             path = Path(folder) / "model.onnx"
             try:
@@ -99,10 +99,10 @@ def _drop_inferable(model: ir.Model) -> None:
 
 
 class Writable(Protocol):
-    """Something that becomes a model file."""
+    """Something that can be written as a model file."""
 
     def write(self, path: Path) -> None:
-        """Write it, and beside it what does not fit into one file."""
+        """Write the model, and beside it what does not fit into one file."""
 
 
 def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes]) -> None:
@@ -139,12 +139,12 @@ def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes])
 
 
 def cause_of(error: OSError) -> str:
-    """Why something could not be written; libraries that write for us do not always tell."""
+    """Describe why something could not be written; libraries that write for us do not always tell."""
     return error.strerror or (str(error) if error.args and error.args[0] is not None else "the disk is full or fails")
 
 
 def _exchange(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
-    """A model for a model; from its rename on there is no way back."""
+    """Exchange an older model for the new one; from its rename on there is no way back."""
     outdated = _weights_beside(output)
     weights = _place_weights(output, staged)
     try:
@@ -162,7 +162,7 @@ def _exchange(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
 
 
 def _withdraw(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
-    """No model any more, but cards that say why; the older ones come back should theirs not find their places."""
+    """Remove the older model and put cards that say why; the older cards come back if these find no place."""
     outdated = _weights_beside(output)
     older = {place: place.read_bytes() for place in places.values() if place.is_file()}
     try:
@@ -180,7 +180,7 @@ def _withdraw(output: Path, staged: Path, places: Mapping[str, Path]) -> None:
 
 
 def _place_weights(output: Path, staged: Path) -> Path | None:
-    """Move weights that lie beside the graph to a name that no other model uses, which the graph is told."""
+    """Move weights that lie beside the graph to a name that no other model uses, and tell the graph."""
     written = staged / (output.name + DATA_SUFFIX)
     if not written.exists():
         return None
@@ -203,7 +203,7 @@ def _place_weights(output: Path, staged: Path) -> Path | None:
 
 
 def _weights_beside(output: Path) -> set[Path]:
-    """Weights that an older model at the path has written beside itself."""
+    """Return the files of weights that an older model at the path has written beside itself."""
     hashed = re.compile(re.escape(output.name) + r"\.[0-9a-f]{8}" + re.escape(DATA_SUFFIX))
     named = output.with_name(output.name + DATA_SUFFIX)  # only if the model says so: it could be anybody's
     return {path for path in output.parent.iterdir() if hashed.fullmatch(path.name)} | (
@@ -212,7 +212,7 @@ def _weights_beside(output: Path) -> set[Path]:
 
 
 def _move(source: Path, place: Path) -> None:
-    """Of a card whose model is in place already: by another way where the first is barred."""
+    """Move a card whose model is in place already: by another way where the first is barred."""
     try:
         source.replace(place)
     except OSError:
@@ -297,7 +297,7 @@ def _require_writable(output: Path, inputs: Sequence[Path], suffixes: Sequence[s
 
 
 def _is_there(path: Path) -> bool:
-    """Whether anything has the name, be it a link to nothing; a name that is too long is an error."""
+    """Whether anything has the name, also a link to nothing; a name that is too long is an error."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

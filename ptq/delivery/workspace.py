@@ -1,4 +1,4 @@
-"""A folder for tensors that are too large for memory, and for what outlives an interrupted run."""
+"""Workspace of a run: a folder for tensors that are too large for memory, and for what outlives an interrupted run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lock:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Files of one run.
+    """Folder of one run's files.
 
     Attributes:
         folder: Where they are; exists.
@@ -74,13 +74,13 @@ class Workspace:
             return Workspace(Path(tempfile.mkdtemp(prefix=owned("ptq-"))), private=True)
 
     def remove(self) -> None:
-        """Forget everything; may be called again."""
+        """Remove the folder and all in it; may be called again."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
     @contextmanager
     def released_on_failure(self) -> Iterator[None]:
-        """Let others in should what is done inside not come to its end; what is solved stays."""
+        """Let other runs in if the work inside does not come to its end; what is solved stays."""
         try:
             yield
         except BaseException:
@@ -90,7 +90,7 @@ class Workspace:
             raise
 
     def store(self, name: str, array: NDArray[np.generic]) -> ir.TensorProtocol:
-        """Put a tensor into the file of tensors; what comes back is read from there."""
+        """Put a tensor into the file of tensors; the result is read from there."""
         tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
         data = tensor.tobytes()
         if len(data) < ALIGNMENT:
@@ -110,7 +110,7 @@ class Workspace:
 
 
 def _locked(folder: Path) -> Lock | None:
-    """What keeps others out; None if another run has it."""
+    """Lock a folder for this run; None if another run has it."""
     if sys.platform == "win32":
         return Lock()
     handle = os.open(folder, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""A small network of our own and real data that needs no download: what `make demo` and the tests run on."""
+"""Demo: a small network of our own and real data that needs no download, for `make demo` and the tests."""

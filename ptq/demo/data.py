@@ -19,10 +19,10 @@ MEAN, STD = 0.305, 0.377  # of the training images before upscaling, pixels in 0
 
 @dataclass(frozen=True)
 class Digits:
-    """Images and their classes.
+    """A set of images and their classes.
 
     Attributes:
-        images: Shape [samples, 1, 32, 32], float32, normalised.
+        images: Shape [samples, 1, 32, 32], float32, normalized.
         labels: Shape [samples], 0..9, int64.
     """
 
@@ -35,7 +35,7 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits, Digits]:
-    """The 1797 digits, shuffled once and for all.
+    """Load the 1797 digits, shuffled once and for all.
 
     Returns:
         Training set (1000), calibration set (its first 256), and evaluation set (the other 797).
@@ -50,7 +50,7 @@ def load() -> tuple[Digits, Digits, Digits]:
 
 
 def upscale(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bilinear upscaling to 32x32, normalised.
+    """Upscale images bilinearly to 32x32, and normalize them.
 
     Args:
         images: Shape [samples, 8, 8], 0..16.

@@ -1,6 +1,6 @@
 """Train the demo network and export it: `python -m ptq.demo.train digits.onnx`. Needs the extra `learn` (torch).
 
-RepVGG style: 3x3, 1x1 and identity branches with batch normalisation while training, one 3x3 convolution per block in
+RepVGG style: 3x3, 1x1 and identity branches with batch normalization while training, one 3x3 convolution per block in
 the export. Not part of the product: the result is committed, so the demo runs without torch.
 """
 
@@ -34,14 +34,14 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in range(3 if same else 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum of the branches, rectified. [N, in, H, W] -> [N, out, H / stride, W / stride]."""
+        """Sum the branches, and rectify. [N, in, H, W] -> [N, out, H / stride, W / stride]."""
         total = self.norms[0](self.wide(x)) + self.norms[1](self.narrow(x))
         if len(self.norms) == 3:
             total = total + self.norms[2](x)
         return functional.relu(total)
 
     def folded(self) -> nn.Conv2d:
-        """The block as one 3x3 convolution with bias."""
+        """Return the block as one 3x3 convolution with bias."""
         weight = self.wide.weight
         channels_out, channels_in = weight.shape[:2]
         identity = torch.zeros_like(weight)
@@ -56,22 +56,22 @@ class Block(nn.Module):
 
 
 def _fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of a convolution followed by a batch normalisation."""
+    """Fold a batch normalization into the convolution in front of it; return kernel and bias."""
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-        raise TypeError("expected a batch normalisation with running statistics")
+        raise TypeError("expected a batch normalization with running statistics")
     gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return kernel * gain[:, None, None, None], norm.bias - gain * norm.running_mean
 
 
 class Head(nn.Module):
-    """Global average and classes. [N, 64, H, W] -> [N, 10]."""
+    """A head of global average and classes. [N, 64, H, W] -> [N, 10]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(BLOCKS[-1][1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Compute class scores. [N, 64, H, W] -> [N, 10]."""
         scores: Tensor = self.linear(x.mean((2, 3)))
         return scores
 

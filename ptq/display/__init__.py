@@ -1,4 +1,4 @@
-"""What a person sees in the terminal. Reads reports, decides nothing."""
+"""Display of results in the terminal. Reads reports, decides nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 
 UNBOUNDED = 10_000
-"""Columns of a pipe."""
+"""Columns of a line that goes to a pipe."""
 
 INDENT = 14
 """Columns that say what a line is about."""
@@ -52,12 +52,12 @@ class Words(Console):
     """A console that leaves a broken pipe to the command line, which knows the exit code."""
 
     def on_broken_pipe(self) -> None:
-        """Tell it."""
+        """Raise BrokenPipeError, for the command line to handle."""
         raise BrokenPipeError
 
 
 class Display:
-    """Writes results to stdout and progress to stderr; nothing of either when quiet."""
+    """A terminal: results go to stdout, progress to stderr; nothing of either when quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -76,11 +76,11 @@ class Display:
             yield Steps(lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")))
 
     def line(self, text: str) -> None:
-        """One line."""
+        """Print one line of text."""
         self._out.print(escape(text))
 
     def result(self, report: QuantReport, output: Path, page: Path | None = None) -> None:
-        """The end of a run: figures, findings, verdict."""
+        """Print the end of a run: figures, findings, verdict."""
         data, kernels, latency = report.data, report.proof.kernels, report.proof.latency
         kind = "held-out samples" if data.held_out else "samples it was calibrated on"
         before, after = report.float_model.num_bytes, report.quantized_model.num_bytes
@@ -125,7 +125,7 @@ class Display:
         self.verdict(report.verdict, f"{output}, card in {beside}", f"no model at {output}; see {beside}")
 
     def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
-        """Findings, then the one line that counts. Missed goals show even when quiet."""
+        """Print findings, then the one line that counts. Missed goals show even when quiet."""
         for finding in verdict.findings:
             console = self._always if finding.level == "missed" and self._quiet else self._out
             console.print(f"[bold red]{finding.level}[/]: [red]{_shown(finding.text)}[/]")
@@ -137,7 +137,7 @@ class Display:
             console.print(f"[bold red]verdict: goal missed[/], {_shown(withheld)}")
 
     def validation(self, validation: Validation) -> None:
-        """Two models side by side."""
+        """Print two models side by side."""
         comparison, latency = validation.comparison, validation.latency
         table = _figures("output", "SQNR dB", "cosine", "agreement", "largest error")
         for row in comparison.outputs:
@@ -153,46 +153,50 @@ class Display:
         compared = f"{comparison.num_samples} samples compared"
         self.verdict(validation.verdict, compared, compared)
 
-    def bench(self, found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> None:
-        """Timings, and where the time goes."""
+    def bench(self, timed: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> None:
+        """Print timings, and where the time goes."""
         table = _figures("model", "p50 ms", "p90 ms", "CPU ms", "x first")
-        for row in found.timings:
+        for row in timed.timings:
             table.add_row(_shown(row.name), f"{row.p50:.3f}", f"{row.p90:.3f}", f"{row.cpu:.3f}", f"{row.ratio:.3f}")
         self._out.print(table)
-        threads = f"{found.num_threads} thread{'s' * (found.num_threads != 1)}"
-        setting = f"batch {found.batch}, {threads}, {found.num_rounds} interleaved rounds"
+        threads = f"{timed.num_threads} thread{'s' * (timed.num_threads != 1)}"
+        setting = f"batch {timed.batch}, {threads}, {timed.num_rounds} interleaved rounds"
         self._out.print(f"{setting}; CPU is processor time, which x first compares; {_shown(native_status())}")
-        for row, operators in zip(found.timings, profiles, strict=False):
+        for row, operators in zip(timed.timings, profiles, strict=False):
             total = max(sum(each for _, each in operators.values()), 1e-9)
             table = _figures(_shown(row.name), "nodes", "ms", "share")
             for name, (count, spent) in operators.items():
                 table.add_row(_shown(name), str(count), f"{spent:.4f}", f"{spent / total:.0%}")
             self._out.print(table)
 
-    def diff(self, found: Diff) -> None:
-        """Which layers cost accuracy, and what mends them."""
-        self._row("outputs", f"SQNR {found.sqnr_db:.2f} dB, cosine {found.cosine:.6f} over {found.num_samples} samples")
-        self._row("worst", ", ".join(f"sample {each.index}: {each.sqnr_db:.2f} dB" for each in found.worst))
-        if found.float_sqnr_db is not None:
-            how = f"shares of the error are from {found.num_shared} samples"
-            self._row("restored", f"with every layer in float {found.float_sqnr_db:.1f} dB from the float model; {how}")
-        for note in found.notes:
+    def diff(self, result: Diff) -> None:
+        """Print which layers cost accuracy, and what mends them."""
+        self._row(
+            "outputs", f"SQNR {result.sqnr_db:.2f} dB, cosine {result.cosine:.6f} over {result.num_samples} samples"
+        )
+        self._row("worst", ", ".join(f"sample {each.index}: {each.sqnr_db:.2f} dB" for each in result.worst))
+        if result.float_sqnr_db is not None:
+            how = f"shares of the error are from {result.num_shared} samples"
+            self._row(
+                "restored", f"with every layer in float {result.float_sqnr_db:.1f} dB from the float model; {how}"
+            )
+        for note in result.notes:
             self._row("", note)
         table = _figures("layer", "operator", "SQNR dB", "cosine", "alone", "restored")
-        for row in found.layers[:LAYERS_SHOWN]:
+        for row in result.layers[:LAYERS_SHOWN]:
             shares = ["-" if share is None else f"{share:.1%}" for share in (row.alone, row.restored)]
             table.add_row(_shown(row.name), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares)
         self._out.print(table)
-        if len(found.layers) > LAYERS_SHOWN:
-            self._row("", f"{len(found.layers) - LAYERS_SHOWN} more layers with --json")
-        for finding in found.findings:
+        if len(result.layers) > LAYERS_SHOWN:
+            self._row("", f"{len(result.layers) - LAYERS_SHOWN} more layers with --json")
+        for finding in result.findings:
             share = "time" if finding.alone is None else f"{finding.share:.0%} of the error"
             what = f"{_shown(finding.layer)}, {share}: {_shown(finding.text)}"
             self._out.print(f"[bold yellow]{_shown(finding.kind)}[/] {what}")
             self._out.print(f"  {_shown(finding.command)}")
 
     def inspection(self, name: str, facts: dict[str, Any]) -> None:
-        """What `ptq inspect` found."""
+        """Print what `ptq inspect` found."""
         weights = f"{facts['modules']['parameters']:,} weights in {size_of(facts['file_bytes'])}"
         self._row("model", f"{name}: {weights}, opset {facts['opset']}, made by {facts['producer']}")
         for key in ("inputs", "outputs"):
@@ -212,7 +216,7 @@ class Display:
             self._row(key, text)
 
     def methods(self) -> None:
-        """Every family with its members."""
+        """Print every family with its members."""
         for title, union in (
             ("activation observers (--activations)", Observer),
             ("weight methods (--weights)", WeightMethod),
@@ -226,7 +230,7 @@ class Display:
         self._hang(Text(key, "dim"), Text(printable(text)))
 
     def _hang(self, head: Text, text: Text) -> None:
-        """What a line is about, and the line, whose further lines in a terminal stand below its first."""
+        """Print a line behind what it is about; in a terminal its further parts stand below its first."""
         grid = Table.grid()
         grid.add_column(width=INDENT)
         grid.add_column(overflow="fold")
@@ -250,7 +254,7 @@ class Display:
 
 
 def validation_table(validation: Validation) -> dict[str, Any]:
-    """A validation ready for JSON."""
+    """Return a validation as a table that is ready for JSON."""
     comparison = validation.comparison
     return {
         "passed": validation.verdict.passed,
@@ -261,17 +265,17 @@ def validation_table(validation: Validation) -> dict[str, Any]:
     }
 
 
-def bench_table(found: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> dict[str, Any]:
-    """Timings ready for JSON."""
-    rows = [asdict(row) for row in found.timings]
+def bench_table(timed: Bench, profiles: Sequence[Mapping[str, tuple[int, float]]]) -> dict[str, Any]:
+    """Return timings as a table that is ready for JSON."""
+    rows = [asdict(row) for row in timed.timings]
     for row, operators in zip(rows, profiles, strict=False):
         row["operators"] = {name: {"nodes": count, "ms": spent} for name, (count, spent) in operators.items()}
-    setting = {"rounds": found.num_rounds, "batch": found.batch, "threads": found.num_threads}
+    setting = {"rounds": timed.num_rounds, "batch": timed.batch, "threads": timed.num_threads}
     return {"models": rows, **setting, "native": native_status()}
 
 
 def _figures(first: str, *titles: str) -> Table:
-    """A table of names and what was measured of each."""
+    """Make a table of names and figures."""
     table = Table(first, box=None, pad_edge=False)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
@@ -279,5 +283,5 @@ def _figures(first: str, *titles: str) -> Table:
 
 
 def _shown(text: str) -> str:
-    """Text of any origin within markup."""
+    """Escape text of any origin for use within markup."""
     return escape(printable(text))

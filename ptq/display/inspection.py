@@ -1,4 +1,4 @@
-"""What `ptq inspect` found, as rows of text: modules as a tree, equal neighbours once, linear layers as leaves."""
+"""An inspection as rows of text: modules as a tree, equal neighbors once, linear layers as leaves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ptq.core.printable import printable
 Facts = Mapping[str, Any]
 
 DEEPEST, MOST_ROWS = 8, 60
-"""Levels of modules that are shown, fewer where that would be more lines."""
+"""Most levels of modules that are shown, fewer where that would be more lines."""
 
 NAMED = 3
-"""Layers that are called by name where many share a reason."""
+"""Number of layers that are called by name where many share a reason."""
 
 WIDE = 104
 """Columns of a terminal from which on ranges are shown too."""
@@ -56,13 +56,13 @@ class Row:
 
 
 def tree_rows(facts: Facts) -> list[Row]:
-    """The model as lines.
+    """Turn an inspection into the lines of a tree.
 
     Args:
         facts: As `ptq.inspection.inspect_model` gives them.
 
     Returns:
-        A line per module or layer, as deep as the screen allows. Of neighbours that are alike but for their names one
+        A line per module or layer, as deep as the screen allows. Of neighbors that are alike but for their names one
         is shown, with the ranges of all.
     """
     layers = {layer["name"]: layer for layer in facts["layers"]}
@@ -74,7 +74,7 @@ def tree_rows(facts: Facts) -> list[Row]:
 
 
 def _rows(alike: Sequence[Facts], layers: Mapping[str, Facts], depth: int, most: int) -> Iterator[Row]:
-    """Of modules that are alike, the first one's lines, with what all of them span in its layers."""
+    """Yield lines for modules that are alike: those of the first, with ranges over the layers of all."""
     for names in zip(*(module["layers"] for module in alike), strict=True):
         yield _layer_row(depth, names[0], [layers[name] for name in names])
     brothers = list(zip(*(module["children"] for module in alike), strict=True))
@@ -117,19 +117,19 @@ def _inside(module: Facts, layers: Mapping[str, Facts]) -> list[Facts]:
 
 
 def _shape(module: Facts, layers: Mapping[str, Facts]) -> Any:
-    """What modules that are alike have in common."""
+    """Return what modules that are alike have in common, as one value."""
     own = [(layers[name]["op_type"], layers[name]["shape"], layers[name]["reason"]) for name in module["layers"]]
     children = [(child["name"], _shape(child, layers)) for child in module["children"]]
     return module["parameters"], module["operators"], own, children
 
 
 def operators_of(counts: Mapping[str, int]) -> str:
-    """Operators and how often each occurs."""
+    """Write operators and how often each occurs."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def tree_table(rows: Sequence[Row], width: int | None) -> Table:
-    """Lines as a table.
+    """Lay lines out as a table.
 
     Args:
         rows: The lines.
@@ -158,7 +158,7 @@ def tree_table(rows: Sequence[Row], width: int | None) -> Table:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """What stands in each column; nothing where nothing is known."""
+    """Return the text of each column; empty where nothing is known."""
     ranges = [layer["weight_range"] for layer in row.layers if layer["weight_range"]]
     inputs = [layer["input_range"] for layer in row.layers if layer["input_range"]]
     rows = [layer["row_ratio"] for layer in row.layers if layer["row_ratio"] is not None]
@@ -175,7 +175,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _ratio(ratios: Sequence[float]) -> str:
-    """The largest."""
+    """Write the largest ratio; empty if there is none."""
     return "" if not ratios else f"{max(ratios):.1f}" if max(ratios) < 100 else f"{max(ratios):.3g}"
 
 
@@ -191,7 +191,7 @@ def _span(ranges: Sequence[Sequence[float]]) -> str:
 
 
 def count_of(number: int) -> str:
-    """A number in at most six characters; nothing for 0."""
+    """Write a number in at most six characters; nothing for 0."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         value = number / size
         if value >= (10 if unit == "k" else 1):
@@ -200,21 +200,21 @@ def count_of(number: int) -> str:
 
 
 def size_of(num_bytes: int) -> str:
-    """Bytes in kB, MB or GB."""
+    """Write a number of bytes in kB, MB or GB."""
     if num_bytes >= 1e9:
         return f"{num_bytes / 1e9:.2f} GB"
     return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _fitted(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Text within so many columns; of a name the end is kept, which tells layers apart."""
+    """Cut text to a number of columns; of a name the end is kept, which tells layers apart."""
     if len(text) <= width:
         return text
     return f"...{text[-max(width - 3, 0) :]}" if keep_end else f"{text[: max(width - 3, 0)]}..."
 
 
 def reasons_of(left_float: Mapping[str, str]) -> list[str]:
-    """A line per reason to stay float, with the first layers that have it."""
+    """Return a line per reason to stay float, with the first layers that have it."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_float.items():
         by_reason.setdefault(reason, []).append(name)
@@ -226,7 +226,7 @@ def reasons_of(left_float: Mapping[str, str]) -> list[str]:
 
 
 def summary_of(facts: Facts) -> Iterator[tuple[str, str]]:
-    """What quantizing would do, give and take, as keys and texts."""
+    """Yield what quantizing would do, give and take, as keys and texts."""
     layers, estimate = facts["layers"], facts["estimate"]
     integers = [layer for layer in layers if not layer["reason"]]
     macs, fewer = (sum(layer["macs"] or 0 for layer in some) for some in (layers, integers))

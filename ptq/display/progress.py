@@ -1,4 +1,4 @@
-"""Which step runs, how far it is, and how long it will take, as one line of text."""
+"""Progress as one line of text: which step runs, how far it is, and how long it will take."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ESTIMATED_AFTER = 1.0
 
 
 class Steps:
-    """A `Progress` that counts and puts it into words.
+    """A `Progress` that counts, and puts counts into words.
 
     Args:
         show: Takes each new line.
@@ -40,12 +40,12 @@ class Steps:
         self._words, self._start, self._shown, self._done = "", clock(), clock(), 0
 
     def __call__(self, step: str) -> None:
-        """A step starts."""
+        """Show that a step begins."""
         self._words, self._start, self._done = printable(_in_words(step)), self._clock(), 0
         self._show(self._words)
 
     def advance(self, done: int, total: int | None) -> None:
-        """So many of its samples or layers are done."""
+        """Show how many samples or layers of the step are done, and the time left; seldom, as showing takes time."""
         now = self._clock()
         if done < self._done:  # another pass over the same
             self._start = now
@@ -60,13 +60,13 @@ class Steps:
 
 
 def _time(seconds: float) -> str:
-    """In the unit that a person would take."""
+    """Write a time in the unit that a person would take."""
     if seconds < 90:
         return f"about {max(seconds, 1):.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _in_words(step: str) -> str:
-    """What a step is called; that of a part of something longer comes after a colon."""
+    """Return the words for a step; a part of something longer comes after a colon."""
     before, colon, last = step.rpartition(": ")
     return before + colon + STEPS.get(last, last)

@@ -19,7 +19,7 @@ __all__ = ["EXPORTERS", "Bundle", "Example", "Exporter", "export_bundle", "requi
 
 
 def export_bundle(bundle: Bundle, target: str, folder: Path) -> tuple[Path, ...]:
-    """Write everything that another machine needs.
+    """Write everything that another machine needs into a folder.
 
     Args:
         bundle: The model and its examples.

@@ -1,4 +1,4 @@
-"""64-bit ARM Linux."""
+"""Export for 64-bit ARM Linux."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Arm64:
     """
 
     def export(self, bundle: Bundle, folder: Path) -> None:
-        """Write into a folder.
+        """Write model, check and library into a folder.
 
         Args:
             bundle: The model and its examples.

@@ -1,4 +1,4 @@
-"""A model on its way to another machine: with inputs, and the outputs that it has to give there."""
+"""Bundle of a model for another machine: with inputs, and the outputs that it has to give there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANIFEST = "ptq-export.json"
 
 @dataclass(frozen=True)
 class Example:
-    """One sample.
+    """One sample with the outputs that belong to it.
 
     Attributes:
         inputs: Name -> array, as the model takes it.
@@ -40,7 +40,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What an exporter works on.
+    """A model and its examples, which an exporter works on.
 
     Attributes:
         model: Path of the model.
@@ -53,14 +53,14 @@ class Bundle:
     float_model: Path | None = None
 
     def put_model(self, folder: Path) -> None:
-        """Copy the model, and what it keeps beside it."""
+        """Copy the model, and the files of weights beside it."""
         shutil.copyfile(self.model, folder / "model.onnx")
         for name in external_files(self.model):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.model.parent / name, folder / name)
 
     def put_check(self, folder: Path) -> None:
-        """Inputs, expected outputs, and the script that compares."""
+        """Write inputs, expected outputs, and the script that compares."""
         first = self.examples[0]
         for name, arrays in (("inputs.npz", first.inputs), ("expected.npz", first.outputs)):
             _write_npz(folder / name, arrays)
@@ -68,7 +68,7 @@ class Bundle:
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
-    """As numpy.savez does; that takes names as keywords, and models may call an input `file`."""
+    """Write arrays as numpy.savez does; that takes names as keywords, and models may call an input `file`."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as entry:
@@ -82,7 +82,7 @@ def put_files(folder: Path, *names: str) -> None:
 
 
 def external_files(model: Path) -> tuple[str, ...]:
-    """Files beside a model that hold its weights."""
+    """List the files beside a model that hold its weights."""
     values = ir.load(model).graph.initializers.values()
     tensors = [value.const_value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
     return tuple(sorted({str(tensor.location) for tensor in tensors}))
@@ -146,7 +146,7 @@ def require_free(folder: Path) -> None:
 
 
 def _strangers(folder: Path) -> set[str]:
-    """What is in a folder that no export of ours put there: it would be lost."""
+    """List what is in a folder that no export of ours put there: it would be lost."""
     manifest = folder / MANIFEST
     names = {path.name for path in folder.iterdir()}
     if not manifest.is_file():

@@ -1,4 +1,4 @@
-"""A C program on a machine like this one."""
+"""Export of a C program for a machine like this one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Native:
     """The model, the operator library, and a C program with a Makefile that runs them and checks the outputs."""
 
     def export(self, bundle: Bundle, folder: Path) -> None:
-        """Write into a folder.
+        """Write model, library and C program into a folder.
 
         Args:
             bundle: The model and its examples.

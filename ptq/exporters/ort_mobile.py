@@ -1,4 +1,4 @@
-"""onnxruntime's own format, for mobile builds."""
+"""Export in onnxruntime's own format, for mobile builds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OrtMobile:
     """
 
     def export(self, bundle: Bundle, folder: Path) -> None:
-        """Write into a folder.
+        """Write the model and the list of its operators into a folder.
 
         Args:
             bundle: The model and its examples.

@@ -1,4 +1,4 @@
-"""onnxruntime-web: a page, and a check for Node."""
+"""Export for onnxruntime-web: a page, and a check for Node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Web:
     """A static page that runs the model on samples, the float one beside it, and `npm run check` for Node."""
 
     def export(self, bundle: Bundle, folder: Path) -> None:
-        """Write into a folder.
+        """Write model, page and check into a folder.
 
         Args:
             bundle: The model and its examples.

@@ -1,1 +1,1 @@
-"""Files in and out: whole, or not at all."""
+"""Files read and written whole, or not at all."""

@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from: values in a folder, each under a hash of everything that it depends on.
+"""Checkpoints that an interrupted run goes on from: values in a folder, each under a hash of all it depends on.
 
 A changed model, recipe or version never meets an old value, as its hash is another. Nothing here is needed: what
 cannot be read or written is as if it were not there.
@@ -26,7 +26,7 @@ SAVE_SECONDS = 5.0
 
 
 class Checkpoints:
-    """Values of a run that may be interrupted; written once in a while, so that short runs write nothing.
+    """A store of values of a run that may be interrupted; written seldom, so that short runs write nothing.
 
     Args:
         folder: Where they go; made when there is something to keep. None for nowhere.
@@ -44,7 +44,7 @@ class Checkpoints:
         return self._folder is not None and time.monotonic() > self._saved + SAVE_SECONDS
 
     def restore(self, name: str, kinds: tuple[type, ...]) -> object:
-        """A value that an earlier run kept; None if there is none, or its file was cut short.
+        """Return a value that an earlier run kept; None if there is none, or its file was cut short.
 
         Args:
             name: Of the value.
@@ -60,7 +60,7 @@ class Checkpoints:
             return None
 
     def keep(self, name: str, value: object) -> None:
-        """Keep a value, with others that wait, as soon as it is time."""
+        """Keep a value; it is written, with others that wait, as soon as it is time."""
         path = self._path(name)
         if path is not None:
             self._waiting[path] = value
@@ -68,7 +68,7 @@ class Checkpoints:
             self.write()
 
     def restore_or_solve(self, name: str, kind: type[T], parts: tuple[type, ...], solve: Callable[[], T]) -> T:
-        """A value as an interrupted run kept it, or as it is made now.
+        """Return a value as an interrupted run kept it, or else solve it now and keep it.
 
         Args:
             name: Of the value.
@@ -84,7 +84,7 @@ class Checkpoints:
         return solved
 
     def write(self) -> None:
-        """Write what waits."""
+        """Write all values that wait."""
         for path, value in self._waiting.items():
             with suppress(InputError, OSError):
                 path.parent.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ class Checkpoints:
         self._saved = time.monotonic()
 
     def drop(self, name: str) -> None:
-        """Forget a value."""
+        """Forget a value that was written."""
         path = self._path(name)
         if path is not None:
             with suppress(OSError):
@@ -105,7 +105,7 @@ class Checkpoints:
 
 
 def checkpoint_key(*parts: object) -> str:
-    """What a value depends on, as a hash.
+    """Compute the hash of what a value depends on.
 
     Args:
         parts: Whatever JSON can write, and bytes in some form.

@@ -18,13 +18,13 @@ HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 def owned(name: str) -> str:
-    """Beginning of a temporary name: what it is for, machine and process."""
+    """Return the beginning of a temporary name: what it is for, machine and process."""
     return f"{name[:80]}{HOST}-{os.getpid()}-"
 
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Keep interrupts for later, for a moment.
+    """Keep interrupts until the context ends.
 
     Handlers are exchanged: a signal that the main thread blocks would reach another one, and be handled in this one.
     """
@@ -63,18 +63,18 @@ class Scratch(tempfile.TemporaryDirectory[str]):
             raise
 
     def cleanup(self) -> None:
-        """Remove it."""
+        """Remove the folder and all in it."""
         with signals_later():
             super().cleanup()
 
 
 def scratch_folder() -> Scratch:
-    """A folder for files that no user sees, gone when the context ends."""
+    """Make a folder for files that no user sees, gone when the context ends."""
     return Scratch(owned("ptq-"))
 
 
 def clear(folder: Path, name: str) -> None:
-    """Remove what processes that are no more have left in a folder, as far as it can be removed."""
+    """Remove what processes that have ended left in a folder, as far as it can be removed."""
     pattern = re.compile(re.escape(name[:80] + HOST) + r"-(\d+)-")
     try:
         entries = list(folder.iterdir())

@@ -1,4 +1,4 @@
-"""What a model is, and what quantization would do to it; data only adds what activations do."""
+"""Inspection of a model: what it is, and what quantization would do to it; data only adds what activations do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ptq.streaming.solve import needs_streaming, prepare_streaming, streaming_by
 from ptq.target import Target, target_named
 
 PROPOSED_ON = 4
-"""Samples whose activations are looked at."""
+"""Number of samples whose activations are looked at."""
 
 ESTIMATED_BITS = (8, 4)
 
@@ -88,7 +88,7 @@ def inspect_model(
 
 @dataclass(frozen=True)
 class _Look:
-    """What looking at a model gave.
+    """Results of looking at a model.
 
     Attributes:
         prepared: The model in normal form.
@@ -112,7 +112,7 @@ class _Look:
 
 
 def _look_at_huge(model: ir.Model) -> _Look:
-    """Without running it or reading its weights."""
+    """Look at a model without running it or reading its weights."""
     prepared = prepare_streaming(model)
     placement = place_weights(prepared)
     note = "too large to be held in memory: quantized layer by layer, weights alone (--weight-only)"
@@ -124,7 +124,7 @@ def _look_at_huge(model: ir.Model) -> _Look:
 
 
 def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target, data: Any) -> _Look:
-    """By running a sample, and with data a few more."""
+    """Look at a model by running a sample, and with data a few more."""
     specs = input_specs(model)
     reader = random_data(specs, 1, 0) if data is None else open_data(data, specs)
     feeds = [sample.feed for sample in itertools.islice(reader, PROPOSED_ON)]

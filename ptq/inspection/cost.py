@@ -1,4 +1,4 @@
-"""What a run of `ptq quantize` with default flags takes, roughly: its steps counted, one float run measured."""
+"""Cost of a run of `ptq quantize` with default flags, roughly: its steps counted, one float run measured."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TIMED_RUNS, TIMED_SECONDS = 100, 2.0
 
 BASE_BYTES, WEIGHT_COPIES, VALUE_COPIES, PENDING_BYTES = 190 * 2**20, 7, 6, 2**20
 SAMPLES_AHEAD, MOST_AHEAD_BYTES = 96, 320 * 2**20
-"""Likewise of memory: above the peaks of those networks by up to a third."""
+"""Memory that a run takes, in bytes and copies: above the peaks of those networks by up to a third."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do.
+    """Amount of work in a run.
 
     Attributes:
         num_samples: Calibration set, held-out samples included.
@@ -50,17 +50,17 @@ class Work:
 
 
 def seconds_for(work: Work, model: ir.Model) -> float:
-    """Wall time of the whole run."""
+    """Estimate the wall time of the whole run."""
     checked = min(work.num_samples // EVERY, MAX_HELD)
-    each = work.run_seconds / _workers() + work.values * SECONDS_PER_VALUE
+    per_sample = work.run_seconds / _workers() + work.values * SECONDS_PER_VALUE
     layers = work.num_convs * SECONDS_PER_CONV + work.num_products * SECONDS_PER_PRODUCT
     timed = min(TIMED_RUNS * work.run_seconds, TIMED_SECONDS)
     fixed = START_SECONDS + work.prepare_seconds + weight_bytes(model) * SECONDS_PER_WEIGHT_BYTE
-    return fixed + layers + work.num_samples * each + 2 * checked * work.run_seconds + timed
+    return fixed + layers + work.num_samples * per_sample + 2 * checked * work.run_seconds + timed
 
 
 def ram_bytes_for(work: Work, model: ir.Model, feed: Mapping[str, NDArray[Any]]) -> int:
-    """Resident memory that the run hardly exceeds."""
+    """Estimate the resident memory that the run hardly exceeds."""
     sample = sum(array.nbytes for array in feed.values())
     in_flight = 4 * work.values * (2 * _workers() + VALUE_COPIES) + PENDING_BYTES * work.num_observed
     waiting = min(sample * min(work.num_samples, SAMPLES_AHEAD), MOST_AHEAD_BYTES)
@@ -68,7 +68,7 @@ def ram_bytes_for(work: Work, model: ir.Model, feed: Mapping[str, NDArray[Any]])
 
 
 def run_seconds(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> float:
-    """Time of one sample: the better of two runs, so that what only the first one has to do does not count."""
+    """Measure the time of one sample: the better of two runs, as only the first one prepares."""
     times = []
     with session_of(model, custom_ops=custom_ops) as session:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""How large the quantized file will be, without solving anything."""
+"""Size of the quantized file, found without solving anything."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FLOAT_BYTES = 4
 
 
 def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: int) -> int:
-    """Size that the quantized file will have, by lowering the model to codes that are all 0: they take as much room.
+    """Find the quantized file's size by lowering the model to codes that are all 0: they take as much room.
 
-    Splits, extra points and what channels gain by being evened out are not in it.
+    Splits, longer words and what channels gain by being evened out are not in it.
 
     Args:
         model: Prepared float model. Not modified.
@@ -48,20 +48,20 @@ def file_bytes(model: ir.Model, placement: Placement, target: Target, num_bits: 
 
 
 def _drop_notes(model: ir.Model) -> None:
-    """As ONNX's version converter does, whose other work changes no sizes and takes a second per 100 MB."""
+    """Drop metadata as ONNX's version converter does, whose other work changes no sizes and takes long."""
     for carrier in (model.graph, *model.graph, *model.graph.inputs, *model.graph.outputs):
         carrier.metadata_props.clear()
 
 
 def huge_file_bytes(model: ir.Model, placement: Placement, num_bits: int) -> int:
-    """The same for a model whose weights are not read: codes in blocks with a scale, zero points for short words."""
+    """Estimate the file size of a model whose weights are not read: blocks with scales, zero points for short words."""
     weights = {layer.weight: int(np.prod(layer.layout.shape)) for layer in placement.layers}
     each = num_bits / BYTE + (FLOAT_BYTES + (num_bits / BYTE if num_bits < BYTE else 0)) / BLOCK
     return int(weight_bytes(model) + sum(weights.values()) * (each - FLOAT_BYTES))
 
 
 def blank_plan(placement: Placement, settings: Choices) -> QuantPlan:
-    """A decision about everything that has the right shapes and says nothing."""
+    """Make a plan for everything that lies on codes, of the right shapes and without information."""
     zero = np.zeros((), settings.activation.storage_dtype)
     grids = {
         name: QuantParams(np.array(1 + index, np.float32), zero, settings.activation)

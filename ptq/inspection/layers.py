@@ -1,4 +1,4 @@
-"""Linear layers one by one: shapes, products, ranges, and what becomes of each."""
+"""Facts about linear layers one by one: shapes, products, ranges, and what becomes of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_KERNEL = "onnxruntime has no integer kernel for it"
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One linear layer of a float model.
+    """Facts about one linear layer of a float model.
 
     Attributes:
         name: Its output value.
@@ -52,14 +52,14 @@ class LayerFacts:
 
 
 def linear_layers(model: ir.Model) -> tuple[LinearLayer, ...]:
-    """Every layer with a constant weight, whether it can become integers or not."""
+    """List every layer with a constant weight, whether it can become integers or not."""
     found = [describe_linear(node, integer=False) for node in model.graph if node.op_type in LINEAR_OPS]
     return tuple(layer for layer in found if isinstance(layer, LinearLayer))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was found out about layers.
+    """Facts about all layers that were found out before.
 
     Attributes:
         sizes: Layer -> numbers in its output, for one sample.
@@ -77,7 +77,7 @@ class Known:
 def describe_layers(
     model: ir.Model, layers: Iterable[LinearLayer], known: Known, *, read_weights: bool
 ) -> tuple[LayerFacts, ...]:
-    """The rows of an inspection.
+    """Describe linear layers, one row each.
 
     Args:
         model: Prepared float model.
@@ -111,7 +111,7 @@ def _describe(model: ir.Model, layer: LinearLayer, known: Known, *, read_weights
 
 
 def _spread(weight: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """Smallest, largest, reach of the widest row over that of the median one, largest magnitude over rms."""
+    """Return smallest weight, largest, reach of the widest row over the median row's, largest magnitude over rms."""
     low, high = weight.min(1), weight.max(1)
     reach = np.maximum(-low, high)
     flat = weight.reshape(-1)

@@ -1,4 +1,4 @@
-"""An inspection as a picture: products and bytes of each linear layer, and what becomes integers."""
+"""Picture of an inspection: products and bytes of each linear layer, and what becomes integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ptq.core.printable import printable
 
 MOST_BARS, LONGEST_NAME = 150, 48
 INTEGER, FLOAT, BEFORE = "#2a78b5", "#d1731c", "#d5d8dc"
-"""Colours that are told apart without seeing red and green, and in grey."""
+"""Colors that are told apart without seeing red and green, and in gray."""
 
 FLOAT_BITS = 32
 
@@ -63,7 +63,7 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
 
 
 def _bars(layers: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """The layers to draw, in their order; the largest where there are too many."""
+    """Choose the layers to draw, in their order; the largest where there are too many."""
     largest = sorted(layers, key=lambda row: -row["parameters"])[:MOST_BARS]
     note = "" if len(layers) <= MOST_BARS else f" ({MOST_BARS} largest of {len(layers)} layers)"
     kept = {row["name"] for row in largest}
@@ -73,11 +73,11 @@ def _bars(layers: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]],
 def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[int], title: str) -> None:
     from matplotlib.ticker import EngFormatter
 
-    for is_float, colour in ((False, INTEGER), (True, FLOAT)):
+    for is_float, color in ((False, INTEGER), (True, FLOAT)):
         chosen = [i for i, row in enumerate(rows) if (row["num_bits"] == FLOAT_BITS) == is_float]
         kind = "stays float" if is_float else "on integers"
         if chosen:
-            axes.barh(chosen, [values[i] for i in chosen], color=colour, label=kind)
+            axes.barh(chosen, [values[i] for i in chosen], color=color, label=kind)
     axes.set_xlabel(title)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.margins(y=0.01)

@@ -1,4 +1,4 @@
-"""The modules that a graph was exported from, read out of the names that exporters leave: no computation."""
+"""Modules that a graph was exported from, read out of the names that exporters leave: no computation."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Module:
     children: dict[str, Module] = field(default_factory=dict)
 
     def paths(self, before: str = "") -> dict[str, str]:
-        """Linear layer -> the modules around it, joined by dots."""
+        """Map each linear layer to the modules around it, joined by dots."""
         path = f"{before}.{self.name}".strip(".")
-        found = dict.fromkeys(self.layers, path)
+        paths = dict.fromkeys(self.layers, path)
         for child in self.children.values():
-            found |= child.paths(path)
-        return found
+            paths |= child.paths(path)
+        return paths
 
     def facts(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the module as nested tables that are ready for JSON."""
         return {
             "name": self.name,
             "operators": dict(sorted(self.operators.items(), key=lambda item: (-item[1], item[0]))),
@@ -69,14 +69,14 @@ def module_tree(model: ir.Model, layers: Sequence[str], scopes: Mapping[str, Pat
     Returns:
         The whole model, without a name.
     """
-    root, known, seen = Module(""), set(layers), set[str]()
+    root, known, counted = Module(""), set(layers), set[str]()
     paths: dict[str, Path] = {}
     for node in model.graph.all_nodes():
         if node.op_type == "Constant":
             continue
-        path = _own_path(node) or scopes.get(name_of(node)) or _path_of_neighbours(node, paths)
+        path = _own_path(node) or scopes.get(name_of(node)) or _path_of_neighbors(node, paths)
         paths |= {str(value.name): path for value in node.outputs}
-        parameters = sum(_parameters(node, seen))
+        parameters = sum(_parameters(node, counted))
         for module in _walk(root, path[:DEEPEST]):
             module.operators[node.op_type] += 1
             module.parameters += parameters
@@ -86,17 +86,17 @@ def module_tree(model: ir.Model, layers: Sequence[str], scopes: Mapping[str, Pat
 
 
 def noted_scopes(model: ir.Model) -> dict[str, Path]:
-    """Modules that torch's exporter noted beside the nodes, by the name of what a node computes."""
-    found = {}
+    """Read the modules that torch's exporter noted beside the nodes, by the name of a node's result."""
+    scopes = {}
     for node in model.graph:
         names = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
         if len(names) > 1 and not names[0]:
-            found[name_of(node)] = tuple(part for part in names[-2].split(".") if part)
-    return found
+            scopes[name_of(node)] = tuple(part for part in names[-2].split(".") if part)
+    return scopes
 
 
 def _own_path(node: ir.Node) -> Path:
-    """From names with slashes, of the node, or with dots, of its weight; empty if there are none.
+    """Read a path from names with slashes, of the node, or with dots, of its weight; empty if there are none.
 
     `/layer1/layer1.0/conv1/Conv` and `layer1.0.conv1.weight` are both in layer1, 0, conv1.
     """
@@ -113,8 +113,8 @@ def _own_path(node: ir.Node) -> Path:
     return ()
 
 
-def _path_of_neighbours(node: ir.Node, paths: Mapping[str, Path]) -> Path:
-    """A node without a name of its own is where all the nodes that it reads from are, or around them."""
+def _path_of_neighbors(node: ir.Node, paths: Mapping[str, Path]) -> Path:
+    """Place a node without a name of its own where all the nodes that it reads from are, or around them."""
     own = [paths[str(value.name)] for value in node.inputs if value is not None and str(value.name) in paths]
     common = own[0][:-1] if own else ()
     for path in own[1:]:
@@ -126,7 +126,7 @@ def _path_of_neighbours(node: ir.Node, paths: Mapping[str, Path]) -> Path:
 
 
 def _walk(root: Module, path: Path) -> Iterator[Module]:
-    """The modules along a path, made where they are missing."""
+    """Yield the modules along a path, made where they are missing."""
     module = root
     yield module
     for name in path:
@@ -134,11 +134,11 @@ def _walk(root: Module, path: Path) -> Iterator[Module]:
         yield module
 
 
-def _parameters(node: ir.Node, seen: set[str]) -> Iterator[int]:
-    """Sizes of the float constants that a node is the first to read."""
+def _parameters(node: ir.Node, counted: set[str]) -> Iterator[int]:
+    """Yield the sizes of the float constants that a node is the first to read."""
     for value in node.inputs:
         tensor = None if value is None else value.const_value
-        if value is None or tensor is None or str(value.name) in seen or not tensor.dtype.is_floating_point():
+        if value is None or tensor is None or str(value.name) in counted or not tensor.dtype.is_floating_point():
             continue
-        seen.add(str(value.name))
+        counted.add(str(value.name))
         yield tensor.size

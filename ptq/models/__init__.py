@@ -1,1 +1,1 @@
-"""Models between disk, memory and onnxruntime."""
+"""Models on their way between disk, memory and onnxruntime."""

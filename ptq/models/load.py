@@ -1,4 +1,4 @@
-"""Read a model from wherever it is: checked by our own code before any library sees it, put right where it can be."""
+"""Reading of models from wherever they are: checked by our own code first, put right where they can be."""
 
 from __future__ import annotations
 

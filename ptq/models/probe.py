@@ -1,4 +1,4 @@
-"""A model runs once in a process of its own before it runs in this one: onnxruntime can crash, and then that one ends.
+"""Probe of a model in a process of its own before it runs in this one: onnxruntime may crash, and only the probe ends.
 
 What it merely refuses is told by the run that follows.
 """

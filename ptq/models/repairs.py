@@ -1,4 +1,4 @@
-"""What is put right in a model file before anything reads it: forms that onnxruntime or the tools before it refuse."""
+"""Repairs of a model file before anything reads it: of forms that onnxruntime or the tools before it refuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DENSE_BYTES = 2**30
 
 
 def make_dense(proto: onnx.ModelProto, where: str) -> bool:
-    """Write sparse weights out, which no tool behind this one knows; says whether there were any.
+    """Write sparse weights out, which no tool behind this one knows; return whether there were any.
 
     Raises:
         InputError: One would be too large, or its indices lie outside.
@@ -48,7 +48,7 @@ def _dense(tensor: onnx.SparseTensorProto, size: int) -> NDArray[Any]:
 
 
 def name_apart(proto: onnx.ModelProto) -> bool:
-    """Drop node names that occur twice, which onnxruntime refuses; says whether there were any."""
+    """Drop node names that occur twice, which onnxruntime refuses; return whether there were any."""
     seen: set[str] = set()
     twice = [node for node in proto.graph.node if node.name and (node.name in seen or seen.add(node.name))]  # type: ignore[func-returns-value]
     for node in twice:
@@ -57,17 +57,17 @@ def name_apart(proto: onnx.ModelProto) -> bool:
 
 
 def put_in_order(proto: onnx.ModelProto) -> bool:
-    """Sort nodes that come before what they read, as onnxruntime does; says whether there were any. Cycles stay."""
+    """Sort nodes that come before what they read, as onnxruntime does; return whether any did. Cycles stay."""
     nodes = list(proto.graph.node)
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     needs = [{producer[name] for name in _names_read(node) if name in producer} for node in nodes]
-    if all(max(each, default=-1) < index for index, each in enumerate(needs)):
+    if all(max(producers, default=-1) < index for index, producers in enumerate(needs)):
         return False
     readers: dict[int, list[int]] = {}
-    for index, each in enumerate(needs):
-        for other in each:
+    for index, producers in enumerate(needs):
+        for other in producers:
             readers.setdefault(other, []).append(index)
-    missing = [len(each) for each in needs]
+    missing = [len(producers) for producers in needs]
     ready = [index for index, count in enumerate(missing) if not count]
     order = []
     while ready:
@@ -84,7 +84,7 @@ def put_in_order(proto: onnx.ModelProto) -> bool:
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
-    """Of a node and its bodies."""
+    """Return the names that a node and its bodies read."""
     return {name for name in node.input if name} | {
         name for graph in bodies_of(node) for inner in graph.node for name in _names_read(inner)
     }

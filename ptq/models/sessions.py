@@ -1,4 +1,4 @@
-"""Models in onnxruntime: opened and run, its refusals in one line each."""
+"""Sessions of onnxruntime: models opened and run, refusals in one line each."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ptq.runtime.opening import Optimization, open_session
 
 
 class RunError(InputError):
-    """Onnxruntime cannot load or run a model; which one, `naming` says."""
+    """Raised when onnxruntime cannot load or run a model; `naming` adds which one."""
 
 
 @contextmanager
 def naming(source: ModelSource) -> Iterator[None]:
-    """Add the name of the model that the work inside is about to what onnxruntime says of it."""
+    """Add the model's name to errors of onnxruntime within the context."""
     try:
         yield
     except RunError as error:
@@ -34,7 +34,7 @@ def naming(source: ModelSource) -> Iterator[None]:
 
 @contextmanager
 def runnable(model: ir.Model) -> Iterator[bytes | Path]:
-    """The model in a form that onnxruntime opens: bytes, or a temporary file when it is too large for that."""
+    """Give the model in a form that onnxruntime opens: bytes, or a temporary file when it is too large for that."""
     if weight_bytes(model) <= INLINE_BYTES:
         yield ir.to_proto(model).SerializeToString()
         return
@@ -111,7 +111,7 @@ def run(
 
 
 def one_line(error: BaseException) -> str:
-    """What a library says, in one line, without its source paths and signatures."""
+    """Write a library's error in one line, without its source paths and signatures."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"/onnxruntime_src/\S+ [^()]*(\((?:[^()]|\([^()]*\))*\)[^A-Z.]*)? ", "", text)

@@ -1,4 +1,4 @@
-"""Where a model comes from, and what is known of it before it is run: inputs, size, hash."""
+"""Sources of models, and what is known of a model before it is run: inputs, size, hash."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InputSpec:
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a model that hold its weights; none where the model cannot be read, which `load_model` words."""
+    """List the files beside a model that hold its weights; none if the model cannot be read: `load_model` says why."""
     try:
         readable = path.is_file() and path.stat().st_size <= MAX_PROTOBUF_BYTES
         proto = onnx.load(str(path), load_external_data=False) if readable else onnx.ModelProto()
@@ -52,7 +52,7 @@ def external_files(path: Path) -> tuple[Path, ...]:
 
 
 def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
-    """The model as it came, in a form that onnxruntime opens."""
+    """Return the model as it came, in a form that onnxruntime opens."""
     if isinstance(source, ir.Model | onnx.ModelProto) or model.meta.get(CHANGED):
         data: bytes = ir.to_proto(model).SerializeToString()
         return data
@@ -60,14 +60,14 @@ def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
 
 
 def source_bytes(source: ModelSource, model: ir.Model) -> int:
-    """Size of the model as it came: its file and the external data it names."""
+    """Return the size of the model as it came: its file and the external data it names."""
     if not isinstance(source, str | Path):
         return len(source) if isinstance(source, bytes) else weight_bytes(model)
     return sum(path.stat().st_size for path in (Path(source), *external_files(Path(source))))
 
 
 def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
-    """SHA-256 of the model file (of the serialized graph when there is no file)."""
+    """Return the SHA-256 of the model file, or of the serialized graph when there is no file."""
     if isinstance(source, str | Path):
         return fingerprint(Path(source).read_bytes())
     return fingerprint(
@@ -76,12 +76,12 @@ def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
 
 
 def fingerprint(data: bytes) -> str:
-    """SHA-256 of bytes, hexadecimal."""
+    """Return the SHA-256 of bytes, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """The inputs that have to be fed (graph inputs that are not also weights)."""
+    """List the inputs that have to be fed: graph inputs that are not also weights."""
     specs = []
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
@@ -98,7 +98,7 @@ def _extent(extent: int | ir.SymbolicDim) -> int | str | None:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
+    """Return the size of all initializers, bytes."""
     constants = [value.const_value for value in model.graph.initializers.values()]
     return sum(_num_bytes(tensor) for tensor in constants if tensor is not None)
 

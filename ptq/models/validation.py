@@ -1,4 +1,4 @@
-"""What a model file may hold before anything in it is believed: checked in Python's integers, nothing allocated.
+"""Validation of a model file before anything in it is believed: checked in Python's integers, nothing allocated.
 
 ONNX's own checker and onnxruntime each accept what the other refuses; neither counts what nested functions expand to.
 """
@@ -64,8 +64,8 @@ def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
 
 
 def _require_plain_calls(proto: onnx.ModelProto, where: str) -> None:
-    """Functions take no bodies: what inlines them cannot pass those on."""
-    own = {(function.domain, function.name) for function in proto.functions}
+    """Refuse calls of functions that carry bodies: what inlines functions cannot pass those on."""
+    local = {(function.domain, function.name) for function in proto.functions}
     for function in proto.functions:
         if "" in (*function.input, *function.output):
             raise InputError(f"{where}: function {function.name[:80]!r} has an input or output without a name")
@@ -74,12 +74,12 @@ def _require_plain_calls(proto: onnx.ModelProto, where: str) -> None:
         for node in waiting.pop().node:
             bodies = list(bodies_of(node))
             waiting += bodies
-            if bodies and (node.domain, node.op_type) in own:
+            if bodies and (node.domain, node.op_type) in local:
                 raise InputError(f"{where}: a call of the local function {node.op_type[:80]!r} carries a body")
 
 
 def require_finite_expansion(proto: onnx.ModelProto, where: str) -> None:
-    """Count what inlining local functions would give: a few kilobytes of nested calls can mean 10^18 nodes."""
+    """Refuse models that inlining would blow up: a few kilobytes of nested calls can mean 10^18 nodes."""
     bodies = {(function.domain, function.name): function.node for function in proto.functions}
     sizes: dict[tuple[str, str], int] = {}
 
@@ -134,7 +134,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Graphs that a node carries, such as the branches of an If."""
+    """Yield the graphs that a node carries, such as the branches of an If."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -142,7 +142,7 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Of the graph, its bodies, its functions, and attributes."""
+    """Yield all tensors of the graph, its bodies, its functions, and attributes."""
     waiting = [proto.graph, *proto.functions]
     while waiting:
         part = waiting.pop()
@@ -209,7 +209,7 @@ def _number(entries: dict[str, str], key: str, default: int) -> int:
 
 
 def _contained(location: str, folder: Path) -> Path:
-    """The file, which has to be an ordinary one within the folder, reached by no link."""
+    """Return the path of a file, which has to be an ordinary one within the folder, reached by no link."""
     shown = f"external data {location[:80]!r}"
     inner = Path(location)
     if not location or "\0" in location or inner.is_absolute() or ".." in inner.parts:

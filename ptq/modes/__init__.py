@@ -1,4 +1,4 @@
-"""What runs on integers: with ranges fixed beforehand, with ranges taken at run time, or nothing but weights.
+"""Modes: integers with ranges fixed beforehand, with ranges taken at run time, or in nothing but weights.
 
 A mode is one file with one frozen dataclass: which transforms come first, what is placed, what is looked at, how it is
 lowered. Nothing else asks which mode a run is in.
@@ -15,7 +15,7 @@ from ptq.target import Target
 
 
 def mode_of(recipe: Recipe, target: Target) -> Mode:
-    """The mode that a recipe asks for."""
+    """Return the mode that a recipe asks for."""
     kind = WeightOnly if recipe.weight_only else DynamicRanges if recipe.is_dynamic else StaticRanges
     return kind(recipe, target)
 

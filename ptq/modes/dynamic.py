@@ -1,4 +1,4 @@
-"""Integers with ranges that are taken while the model runs."""
+"""Dynamic mode: integers with ranges that are taken while the model runs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from ptq.transforms.smooth_products import Outliers
 
 @dataclass(frozen=True)
 class DynamicRanges(RecipeMode):
-    """Products run on integers, their inputs rounded to the range that they have by then; convolutions stay float."""
+    """Mode in which products run on integers, inputs rounded to the range they have then; convolutions stay float."""
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Wide centers split, products smoothed; our own products have a range for every row, outliers included."""
+        """Transforms that split wide centers and smooth products.
+
+        Our own products have a range for every row, so outliers stay inside them.
+        """
         if not self.recipe.equalize:
             return (SplitCenters(),)
         outliers: Outliers = "inside" if self.target.native else "clipped"
         return (SplitCenters(), SmoothProducts(self.exclusions, outliers))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
-        """Codes in products with their weight on the right."""
+        """Place codes in products with their weight on the right."""
         excluded, more = state.excludes(self.exclusions), floats or {}
         return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)), only_products=True)
 
     def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
-        """Write the plan into a copy, and what takes ranges in front of its products."""
+        """Write the plan into a copy, with what takes ranges in front of its products."""
         lowered = model.clone()
         InsertQdq(plan, placement)(lowered)
         InsertDynamic(plan, placement, self.target.native_words)(lowered)

@@ -1,4 +1,4 @@
-"""What every mode says, and what most of them say alike."""
+"""The protocol of modes, and what most of them have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ptq.transforms.rewritten import Rewritten, Transform
 
 
 class Mode(Protocol):
-    """A row of the table of modes; see `RecipeMode` for what is said alike."""
+    """A row of the table of modes; see `RecipeMode` for what they have in common."""
 
     @property
     def rounds_activations(self) -> bool:
@@ -31,17 +31,17 @@ class Mode(Protocol):
 
     @property
     def exclusions(self) -> Exclusions:
-        """What the user leaves in float."""
+        """Patterns of what the user leaves in float."""
         ...
 
     @property
     def steps(self) -> tuple[PrepareStep, ...]:
-        """How a model is brought into normal form."""
+        """Passes that bring a model into normal form."""
         ...
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """What makes the float model easier to quantize, in order."""
+        """Transforms that make the float model easier to quantize, in order."""
         ...
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
@@ -54,23 +54,23 @@ class Mode(Protocol):
         ...
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
-        """What the calibration set is asked."""
+        """Return the statistics that the calibration set is asked for."""
         ...
 
     def too_coarse(
         self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram]
     ) -> Mapping[str, str]:
-        """Layers that the integers of this mode would ruin, as the data shows -> why."""
+        """Find layers that the integers of this mode would ruin, as the data shows, with the reason for each."""
         ...
 
     def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
-        """The one step from float to integers, on a copy."""
+        """Turn a float model into integers, on a copy."""
         ...
 
 
 @dataclass(frozen=True)
 class RecipeMode:
-    """What modes say alike.
+    """Base of modes: what a recipe says alike in all of them.
 
     Attributes:
         recipe: Decisions.
@@ -87,24 +87,24 @@ class RecipeMode:
 
     @property
     def exclusions(self) -> Exclusions:
-        """What the user leaves in float."""
+        """Patterns of what the user leaves in float, those of layer rules included."""
         skipped = tuple(rule.match for rule in self.recipe.layers if rule.skip)
         planned = () if self.recipe.bit_plan is None else tuple(map(glob.escape, self.recipe.bit_plan.floats))
         return Exclusions(self.recipe.exclude + skipped + planned)
 
     @property
     def steps(self) -> tuple[PrepareStep, ...]:
-        """How a model is brought into normal form: short words and scales per block need a newer opset."""
+        """Passes that bring a model into normal form: short words and scales per block need a newer opset."""
         return PREPARE_BLOCKS if self.recipe.has_blocks else PREPARE_SMALL if self.recipe.has_small_weights else PREPARE
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
-        """Distributions of all values with a grid, and channel means for biases."""
+        """Return distributions for all values with a grid, and channel means for biases."""
         return wanted_of(placement, state.aside)
 
     def too_coarse(
         self, _state: Rewritten, _placement: Placement, _histograms: Mapping[str, Histogram]
     ) -> Mapping[str, str]:
-        """No layer: nothing has a grid that was fixed beforehand."""
+        """Return no layer: nothing has a grid that was fixed beforehand."""
         return {}
 
     def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Integers with ranges that are fixed beforehand."""
+"""Static mode: integers with ranges that are fixed beforehand."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ptq.transforms.rewritten import Rewritten
 
 @dataclass(frozen=True)
 class StaticRanges(RecipeMode):
-    """Layers and what lies between them run on integers; every activation has a grid that calibration chose."""
+    """Mode in which layers and what lies between run on integers; calibration chooses a grid for every activation."""
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Convolutions equalized, wide centers split, products smoothed."""
+        """Transforms that equalize convolutions, split wide centers and smooth products."""
         if not self.recipe.equalize:
             return (SplitCenters(),)
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
         return (convs, SplitCenters(), SmoothProducts(self.exclusions))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
-        """Integers in every layer that has a kernel, and in what lies between."""
+        """Place integers in every layer that has a kernel, and in what lies between."""
         excluded, more = state.excludes(self.exclusions), floats or {}
         return place(state.model, lambda node: excluded(node) or more.get(name_of(node)), native=self.target.native)
 
     def too_coarse(
         self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram]
     ) -> Mapping[str, str]:
-        """Layers whose input keeps too little on one grid."""
+        """Find layers whose input keeps too little on one grid."""
         return low_sqnr_inputs(placement, histograms, state.choices, self.recipe.min_input_sqnr_db)

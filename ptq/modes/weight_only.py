@@ -1,4 +1,4 @@
-"""Weights on codes, everything else in float."""
+"""Weight-only mode: weights on codes, everything else in float."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ptq.transforms.rewritten import Rewritten
 
 @dataclass(frozen=True)
 class WeightOnly(RecipeMode):
-    """Weights shrink in the file and are decoded when the session opens, or by a kernel that reads short words."""
+    """Mode in which weights shrink in the file; they are decoded at load, or by a kernel that reads short words."""
 
     @property
     def rounds_activations(self) -> bool:
-        """No: inputs stay float."""
+        """Whether sums are made of codes: no, inputs stay float."""
         return False
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Wide centers split, weights that meet the largest activations scaled."""
+        """Transforms that split wide centers and scale weights that meet the largest activations."""
         return (SplitCenters(), ScaleSalient(self.exclusions)) if self.recipe.equalize else (SplitCenters(),)
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
-        """Codes in every layer."""
+        """Place codes in every layer."""
         excluded, more = state.excludes(self.exclusions), floats or {}
         return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)))

@@ -1,4 +1,4 @@
-"""Recipes: one run as a value."""
+"""Recipes: all decisions of one run as a value."""
 
 from ptq.recipe.values import Goals, GranularityName, LayerRule, Optimize, Recipe, Split, Weights
 

@@ -1,4 +1,4 @@
-"""What the command line writes in one option: a goal, a rule for some layers."""
+"""Texts of the command line: a goal, or a rule for some layers, in one option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GOALS = {"sqnr": "min_sqnr_db", "agreement": "min_agreement", "drop": "max_drop"
 
 
 def parse_goal(text: str) -> dict[str, float]:
-    """A goal as the command line takes it, as a field of `Goals`.
+    """Read a goal as the command line takes it, as a field of `Goals`.
 
     Args:
         text: `sqnr >= 30`, `agreement >= 0.99`, `top1 drop <= 0.5` (points, or `%`), `latency <= 0.5` (over float).
@@ -25,19 +25,19 @@ def parse_goal(text: str) -> dict[str, float]:
         >>> parse_goal("top1 drop <= 0.5")
         {'max_drop': 0.005}
     """
-    found = re.fullmatch(
+    parts = re.fullmatch(
         r"\s*(?:top-?1\s+|metric\s+)?(sqnr|agreement|drop|latency)\s*(>=|<=)\s*([\d.]+)\s*(%|dB)?\s*", text
     )
-    number = None if found is None else _float_or_none(found[3])
+    number = None if parts is None else _float_or_none(parts[3])
     wanted = {"sqnr": ">=", "agreement": ">=", "drop": "<=", "latency": "<="}
     units = {"sqnr": (None, "dB"), "agreement": (None, "%"), "drop": (None, "%"), "latency": (None, "%")}
-    if found is None or number is None or found[2] != wanted[found[1]] or found[4] not in units[found[1]]:
+    if parts is None or number is None or parts[2] != wanted[parts[1]] or parts[4] not in units[parts[1]]:
         raise RecipeError(
             f"--goal is {text!r:.80}; expected for example 'sqnr >= 30', 'agreement >= 0.99', 'top1 drop <= 0.5' "
             "(points) or 'latency <= 0.5'"
         )
-    points = found[1] == "drop" or found[4] == "%"
-    return {GOALS[found[1]]: number / 100 if points else number}
+    points = parts[1] == "drop" or parts[4] == "%"
+    return {GOALS[parts[1]]: number / 100 if points else number}
 
 
 def _float_or_none(text: str) -> float | None:
@@ -48,7 +48,7 @@ def _float_or_none(text: str) -> float | None:
 
 
 def parse_rule(text: str) -> LayerRule:
-    """A layer rule as the command line takes it, for example `conv1:bits=8,method=rtn` or `re:head.*:skip`.
+    """Read a layer rule as the command line takes it, for example `conv1:bits=8,method=rtn` or `re:head.*:skip`.
 
     Raises:
         RecipeError: A key or value is unknown, or there is none.

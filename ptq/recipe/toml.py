@@ -1,4 +1,4 @@
-"""Recipes between TOML, nested tables and values."""
+"""Recipes read from TOML and nested tables, and written to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ptq.recipe.values import Recipe
 from ptq.weights import WeightMethod
 
 MAX_BYTES = 2**20
-"""Of a recipe file."""
+"""Most bytes of a recipe file."""
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -63,20 +63,20 @@ def recipe_from(table: dict[str, Any], where: str, folder: Path | None = None) -
 
 
 def recipe_to(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as nested tables, methods tagged: what the card echoes back."""
+    """Return a recipe as nested tables, methods tagged: what the card echoes back."""
     table: dict[str, Any] = _without_none(_converter().unstructure(recipe))
     return table
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no word for nothing."""
+    """Drop keys without a value: TOML has no word for nothing."""
     if isinstance(value, dict):
         return {key: _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def recipe_toml(table: Mapping[str, Any]) -> str:
-    """Nested tables as the TOML that `load_recipe` reads.
+    """Write nested tables as the TOML that `load_recipe` reads.
 
     Args:
         table: From `recipe_to`.
@@ -95,7 +95,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _toml(value: Any) -> str:
-    """A value in one line; JSON writes strings, numbers and truths as TOML does, but for one character."""
+    """Write a value in one line; JSON writes strings, numbers and truths as TOML does, but for one character."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):

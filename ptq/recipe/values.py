@@ -1,4 +1,4 @@
-"""Everything that decides a result, besides model and data, as frozen dataclasses."""
+"""Recipe values: everything that decides a result, besides model and data, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Literal
 from ptq.allocation.bit_plan import BitPlan
 from ptq.calibration.observers import Auto, Dynamic, Observer
 from ptq.core.errors import RecipeError
+from ptq.core.family import tag_of
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
 from ptq.target import TARGETS
-from ptq.weights import Rtn, WeightMethod
+from ptq.weights import Rtn, WeightMethod, methods_that_need
 
 GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
 
@@ -29,7 +30,7 @@ def _or_8(bits: int | None) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """How weights become integers.
+    """Settings of how weights become integers.
 
     Attributes:
         method: The weight method.
@@ -39,7 +40,7 @@ class Weights:
             for them; other layers of such models share them per channel.)
         bias_correction: Shift biases by the mean error that the integers cause.
         split: Coarse & fine splitting: weights below 8 bits that get words twice as long. `auto` tries it where the
-            centre tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
+            center tap of a kernel is far wider than the rest and keeps it where the layer's output gains 3 dB;
             `center` tries it in every kernel, `whole` for all weights; kept wherever anything is gained.
         extra_macs: Multipoint: longer words, spent on the output features whose errors cost the network's output the
             most, as a share of all products (0.05 is 5 %).
@@ -56,7 +57,7 @@ class Weights:
 
     @property
     def layout(self) -> Granularity:
-        """The granularity as a type, on the matrix [out, in]."""
+        """Granularity as a type, on the matrix [out, in]."""
         if self.granularity.startswith("block-"):
             return PerBlock(1, int(self.granularity.removeprefix("block-")))
         return PerTensor() if self.granularity == "per-tensor" else PerAxis(0)
@@ -64,7 +65,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What some layers do differently. What is None stays as `Weights` says; later rules win.
+    """Settings for some layers. Those that are None stay as in `Weights`; later rules win.
 
     Attributes:
         match: Output name, node name, operator type, glob, or `re:` and a pattern.
@@ -83,14 +84,14 @@ class LayerRule:
     skip: bool = False
 
     def over(self, weights: Weights) -> Weights:
-        """The weights' settings with this rule on top."""
+        """Return the weights' settings with this rule on top."""
         names = ("method", "bits", "granularity", "split")
         return replace(weights, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
 
 @dataclass(frozen=True)
 class Goals:
-    """What the quantized model has to reach; None means no goal.
+    """Goals that the quantized model has to reach; None means no goal.
 
     Attributes:
         min_sqnr_db: Signal to quantization noise of the worst output, dB.
@@ -115,7 +116,7 @@ class Goals:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result, besides model and data.
+    """Every decision that a result depends on, besides model and data.
 
     Attributes:
         target: Deployment target; None takes this machine's.
@@ -125,7 +126,7 @@ class Recipe:
             8-bit codes, for study.
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
-            cross-layer equalisation of convolutions, smoothing and outlier channels of products, and weights that meet
+            cross-layer equalization of convolutions, smoothing and outlier channels of products, and weights that meet
             the largest activations where only weights are rounded.
         optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
         latency_batch: Samples at once that latency is measured for.
@@ -237,7 +238,8 @@ class Recipe:
             raise RecipeError(f"extra_macs is {share}; expected a share from 0 to 10, for example 0.05")
         if share and self.weights.bits > 7:
             raise RecipeError("extra_macs adds points to weights of less than 8 bits; give --bits 2 to 7, or leave it")
-        if share and method.needs is not Needs.GRAM:
+        if share and Needs.MOMENTS not in method.needs:
             raise RecipeError(
-                "extra_macs is spent by output error, which rtn does not see; expected gptq, gpfq, qronos"
+                f"extra_macs is spent by output error, which {tag_of(type(method))} does not see; "
+                f"expected {', '.join(methods_that_need(Needs.MOMENTS))}"
             )

@@ -13,7 +13,7 @@ from ptq.allocation.bit_plan import BitPlan, shortest_of
 from ptq.calibration.observers import Auto, MinMax, Observer
 from ptq.core.errors import RecipeError
 from ptq.core.layer import LinearLayer
-from ptq.core.problem import Needs
+from ptq.core.problem import Needs, NetworkMethod, WeightQuantizer
 from ptq.core.spec import PerAxis, PerBlock, QuantSpec
 from ptq.passes.linear import describe_linear, name_of
 from ptq.passes.selection import linear_nodes, outermost, sites_matching
@@ -23,7 +23,7 @@ from ptq.passes.tables import Table
 from ptq.recipe import Recipe, Split, Weights
 from ptq.sensitivity.table import FLOAT
 from ptq.target import Target
-from ptq.weights import Rtn, WeightMethod
+from ptq.weights import Rtn
 
 MAX_FAN_IN = 6144
 """Inputs of a layer beyond which its second moment (in^2 doubles) is not collected: 300 MB."""
@@ -47,9 +47,27 @@ class LayerChoice:
             only if that pays (`auto`); the centre of any kernel (`center`); all weights (`whole`).
     """
 
-    method: WeightMethod
+    method: WeightQuantizer | NetworkMethod
     spec: QuantSpec
     split: Split = "never"
+
+    @property
+    def quantizer(self) -> WeightQuantizer:
+        """The method, asked for one weight by itself.
+
+        Raises:
+            TypeError: It solves all layers together.
+        """
+        if isinstance(self.method, NetworkMethod):
+            raise TypeError(
+                f"{type(self.method).__name__} solves all layers together; expected a method for one weight"
+            )
+        return self.method
+
+    @property
+    def together(self) -> NetworkMethod | None:
+        """The method, if it solves all layers together."""
+        return self.method if isinstance(self.method, NetworkMethod) else None
 
 
 @dataclass(frozen=True)
@@ -100,8 +118,8 @@ class Choices:
         """Rounding with a scale per row: long words cost bytes and no time there, and nothing corrects their errors."""
         spec, chosen = self.weights.spec, self.overrides.get(site.name)
         bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
-        method: WeightMethod = Rtn("mse" if bits < BYTE else "absmax")
-        if chosen is not None and chosen.method.needs is Needs.WEIGHT:
+        method: WeightQuantizer | NetworkMethod = Rtn("mse" if bits < BYTE else "absmax")
+        if chosen is not None and chosen.method.needs == Needs.WEIGHT:
             method = chosen.method
         return LayerChoice(method, replace(spec, num_bits=bits, narrow_range=bits == BYTE, granularity=PerAxis(0)))
 
@@ -113,7 +131,7 @@ class Choices:
             spec = replace(chosen.spec, symmetric=centred)
             spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
-        too_large = chosen.method.needs is Needs.GRAM and layer.fan_in > MAX_FAN_IN
+        too_large = Needs.MOMENTS in chosen.method.needs and layer.fan_in > MAX_FAN_IN
         return replace(chosen, method=Rtn("mse")) if too_large else chosen
 
     def observer_of(self, only_products: bool) -> Observer:
@@ -127,7 +145,7 @@ class Choices:
     @property
     def walks(self) -> bool:
         """Whether any layer may need more than its weight."""
-        return any(choice.method.needs is Needs.GRAM for choice in [self.weights, *self.overrides.values()])
+        return any(choice.method.needs for choice in [self.weights, *self.overrides.values()])
 
 
 def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:

@@ -99,8 +99,8 @@ def solve_layer(
     """
     given = given if arrays.takes_bias else replace(given, means=None)
     moments = given.central(arrays.weight)
-    problem = _problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
-    encoding: WeightEncoding = choice.method.quantize(problem)
+    problem = problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
+    encoding: WeightEncoding = choice.quantizer.quantize(problem)
     integer, guarded = None if arrays.layer.adds_bias_in_float else grid, 0
     if isinstance(encoding, IntegerWeight) and arrays.bias is not None and integer is not None:
         encoding, guarded = guard_bias(encoding, problem, arrays.bias, integer)
@@ -114,7 +114,7 @@ def solve_layer(
     return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, step))
 
 
-def _problem_of(
+def problem_of(
     arrays: LayerArrays,
     choice: LayerChoice,
     grid: QuantParams | None,

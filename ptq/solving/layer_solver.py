@@ -13,20 +13,22 @@ from ptq.core.channel_mean import ChannelMean
 from ptq.core.damping import LayerMoments
 from ptq.core.decibels import NO_ERROR_DB, decibels
 from ptq.core.distribution import distribution_of_weight
+from ptq.core.encoding import WeightEncoding
 from ptq.core.family import tag_of
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
 from ptq.core.plan import BiasEncoding
-from ptq.core.problem import Needs
+from ptq.core.problem import LayerProblem
 from ptq.core.solved_layer import SolvedLayer
 from ptq.core.widths import MAX_BITS, Widths
 from ptq.sensitivity.float_network import PlacedLayer
 from ptq.solving.bias import InputMeans
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.grids import Grids
-from ptq.solving.layer import InputStatistics, LayerArrays, solve_layer
+from ptq.solving.layer import InputStatistics, LayerArrays, problem_of, solve_layer
 from ptq.solving.splits import choose_split
 from ptq.weights import Rtn
+from ptq.weights.given import Given
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,18 @@ class LayerSolver:
 
     def start(self, seen: ChannelMean | None) -> SolvedLayer:
         """Solve from the weight and the means of the input; for a method that needs more, what its walk starts from."""
-        waits = self.choice.method.needs is Needs.GRAM
-        choice = replace(self.choice, method=Rtn(), split="never") if waits else self.choice
+        waits = bool(self.choice.method.needs)
+        return self._started(replace(self.choice, method=Rtn(), split="never") if waits else self.choice, seen)
+
+    def take(self, encoding: WeightEncoding, seen: ChannelMean | None) -> SolvedLayer:
+        """Go on with a weight that a stage for all layers has chosen."""
+        return self._started(replace(self.choice, method=Given(encoding), split="never"), seen)
+
+    def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
+        """What a method for all layers is given of this one."""
+        return problem_of(self.arrays, self.choice, self._grid, moments, None, saturates=self.settings.saturates)
+
+    def _started(self, choice: LayerChoice, seen: ChannelMean | None) -> SolvedLayer:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return self._best(choice, InputStatistics(None, means))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from ptq.allocation import BitPlan, Greedy
 from ptq.allocation.budget import Macs
 from ptq.allocation.points import ALL_POINTS, point_bits
+from ptq.calibration.network import RunnableNetwork
 from ptq.calibration.replay import Feed, SampleReplay
 from ptq.calibration.sequential import SequentialWalk
 from ptq.core.channel_mean import ChannelMean
@@ -33,6 +35,9 @@ from ptq.solving.choices import Choices
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import LayerArrays
 from ptq.solving.layer_solver import LayerSolver, start_layer
+
+ASKED_ON = 8
+"""Samples that a method which sees the whole network is told errors on."""
 
 WIDE = 2048
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
@@ -99,7 +104,7 @@ def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
     """A weight whose input nobody looks at."""
     choice, weight = problem.settings.choice(site), matrix_of(problem.model, site)
     order = problem.settings.order_of(site)
-    encoding: WeightEncoding = choice.method.quantize(LayerProblem(site.name, weight, choice.spec, order=order))
+    encoding: WeightEncoding = choice.quantizer.quantize(LayerProblem(site.name, weight, choice.spec, order=order))
     return encoding
 
 
@@ -135,7 +140,9 @@ def _solve(
     problem: Problem, tables: Mapping[str, WeightEncoding], grids: Grids, jobs: Mapping[str, LayerSolver]
 ) -> dict[str, SolvedLayer]:
     """Solve all layers."""
-    solved, walked = _started(problem, jobs), _walked(jobs)
+    solved = _started(problem, jobs)
+    solved |= _together(problem, jobs, _plan(grids, solved, tables))
+    walked = _walked(jobs)
     if not walked:
         return solved
     start = _plan(grids, solved, tables)
@@ -157,9 +164,35 @@ def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, Sol
     return dict(zip(jobs, counted(started, len(jobs), problem.progress), strict=True))
 
 
+def _together(problem: Problem, jobs: Mapping[str, LayerSolver], start: QuantPlan) -> dict[str, SolvedLayer]:
+    """Layers whose method sees all of them, and the network around them; float but for their weights."""
+    chosen = {name: job for name, job in jobs.items() if job.choice.together is not None}
+    if not chosen:
+        return {}
+    problems = {name: job.problem() for name, job in chosen.items()}
+    asking = [job.layer for job in chosen.values() if Needs.MOMENTS in job.choice.method.needs]
+    if asking:  # what rounded layers before them give
+        walk = SequentialWalk(problem.model, problem.placement, start, asking, problem.samples, survey=True)
+        problems |= {layer.name: jobs[layer.name].problem(seen) for layer, seen in walk.layers()}
+    feeds = list(itertools.islice(problem.samples.replay(keep=True), ASKED_ON))
+    layers = [job.layer for job in jobs.values()]
+    network = RunnableNetwork(problem.model, layers, feeds, problem.samples.custom_ops)
+    means = problem.means if problem.settings.bias_correction else {}
+    encodings = dict[str, WeightEncoding]()
+    for method in dict.fromkeys(job.choice.together for job in chosen.values()):
+        own = {name: each for name, each in problems.items() if chosen[name].choice.together == method}
+        encodings |= {} if method is None else method.quantize_all(own, network)
+    return {name: job.take(encodings[name], means.get(job.layer.source)) for name, job in chosen.items()}
+
+
 def _walked(jobs: Mapping[str, LayerSolver]) -> list[LinearLayer]:
-    """Layers whose method looks at what the layers before them give."""
-    return [job.layer for job in jobs.values() if job.choice.method.needs is Needs.GRAM]
+    """Layers whose method looks at what the layers before them give, one after the other."""
+    choices = {name: job.choice for name, job in jobs.items()}
+    return [
+        jobs[name].layer
+        for name, choice in choices.items()
+        if Needs.MOMENTS in choice.method.needs and choice.together is None
+    ]
 
 
 def _threads(layer: LinearLayer) -> threadpool_limits:

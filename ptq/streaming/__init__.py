@@ -1,1 +1,1 @@
-"""Models too large for memory: weights alone, one layer after the other, each read, solved, written and forgotten."""
+"""Streaming of models too large for memory: weights alone, each layer read, solved, written and forgotten."""

@@ -1,4 +1,4 @@
-"""A run in which neither model is ever whole in memory."""
+"""Run of a streamed model, in which neither model is ever whole in memory."""
 
 from __future__ import annotations
 

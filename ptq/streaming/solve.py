@@ -1,4 +1,4 @@
-"""Models too large for memory: weights alone, one layer after the other, each read, solved, written and forgotten.
+"""Solving of streamed models: weights alone, one layer after the other, each read, solved, written and forgotten.
 
 The path through the house is the same, prepare, solve, lower, verify; but neither model is ever whole in memory, so
 the float model is not opened as one session. Its outputs are computed segment by segment.
@@ -45,7 +45,7 @@ CHUNK = 1 << 22
 
 BASE_BYTES = 160 * 2**20
 COMPARED = 2
-"""Samples on which a model of this size is compared."""
+"""Number of samples on which a model of this size is compared."""
 
 BLOCK = 32
 """Inputs under a scale where the recipe leaves it open: decoded at load, weights would be as large as before."""
@@ -57,7 +57,7 @@ def needs_streaming(model: ir.Model) -> bool:
 
 
 def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
-    """Refuse what needs the whole model at once.
+    """Refuse recipes that need the whole model at once.
 
     Args:
         recipe: Decisions.
@@ -68,7 +68,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
             one layer have words of several lengths, or something was asked for that is not looked at.
     """
     size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
-    if not recipe.weight_only or recipe.weights.method.needs is not Needs.WEIGHT:
+    if not recipe.weight_only or recipe.weights.method.needs != Needs.WEIGHT:
         raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
     if recipe.bit_plan is not None and recipe.bit_plan.has_rows:
         raise UnsupportedModelError(f"{size} quantized in blocks of one word length: give the bit plan bits by layer")
@@ -81,7 +81,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
 
 
 def streaming_bytes(prepared: ir.Model) -> int:
-    """Memory that `stream` takes, roughly: its largest weight up to six times, and what any run takes."""
+    """Estimate the memory that `stream` takes: its largest weight up to six times, and what any run takes."""
     sizes = [
         value.const_value.nbytes for value in prepared.graph.initializers.values() if value.const_value is not None
     ]
@@ -89,7 +89,7 @@ def streaming_bytes(prepared: ir.Model) -> int:
 
 
 def prepare_streaming(model: ir.Model) -> ir.Model:
-    """Normalise a model without running it. Weights stay on disk."""
+    """Normalize a model without running it. Weights stay on disk."""
     prepared = model.clone()
     for step in STREAMING_STEPS:
         step(prepared)
@@ -99,7 +99,7 @@ def prepare_streaming(model: ir.Model) -> ir.Model:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A huge model in integers.
+    """A streamed model in integers.
 
     Attributes:
         model: Its graph; the tensors are in the workspace.
@@ -162,7 +162,7 @@ def _in_blocks(settings: Choices, layer: LinearLayer) -> LayerChoice:
 def _solve(
     model: ir.Model, layer: LinearLayer, choice: LayerChoice, workspace: Workspace
 ) -> tuple[IntegerWeight, LayerRow]:
-    """One layer, a few rows at a time, or as it was solved before."""
+    """Solve one layer, a few rows at a time, or restore it as it was solved before."""
     weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
     numbers = np.ascontiguousarray(weight).data
     key = checkpoint_key(numbers, weight.shape, repr(choice), version("ptq"), version("numpy"))
@@ -176,7 +176,7 @@ def _solve(
         signal += float(np.square(weight[rows]).sum(dtype=np.float64))
         zeros += part.zeros()
     row = LayerRow(
-        layer.name, layer.op_type, choice.spec.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
+        layer.name, layer.op_type, encoding.num_bits, weight.size, "", 0, 0, 0, decibels(signal, error),
         NO_ERROR_DB, 0, tag_of(type(choice.method)), None, None, encoding.num_levels(), zeros / weight.size, 0,
     )  # fmt: skip
     return encoding, row
@@ -184,8 +184,8 @@ def _solve(
 
 def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
     parts = []
-    for rows in _chunks(weight):
-        part = choice.method.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
+    for rows in _chunks(weight) if choice.quantizer.independent_rows else [slice(None)]:
+        part = choice.quantizer.quantize(LayerProblem(name, np.ascontiguousarray(weight[rows]), choice.spec))
         if not isinstance(part, IntegerWeight):
             raise TypeError(f"layer {name!r} came back as {type(part).__name__}")
         parts.append(part)
@@ -193,14 +193,14 @@ def _solve_rows(name: str, weight: Array, choice: LayerChoice) -> IntegerWeight:
 
 
 def _chunks(weight: Array) -> Iterator[slice]:
-    """Rows that are few enough."""
+    """Yield ranges of rows that are few enough to be solved at once."""
     step = max(CHUNK // weight.shape[1], 1)
     for start in range(0, len(weight), step):
         yield slice(start, start + step)
 
 
 def _release(model: ir.Model, name: str) -> None:
-    """Unmap a weight that was read."""
+    """Unmap a weight that was read from its file."""
     tensor = model.graph.initializers[name].const_value
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()

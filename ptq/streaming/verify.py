@@ -1,4 +1,4 @@
-"""The proof of a model too large for memory: the delivered file whole, the float model segment by segment."""
+"""Verification of a streamed model: the delivered file whole, the float model segment by segment."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def verify_streamed(
 def _run_once(
     path: Path, samples: Sequence[Sample], outputs: Sequence[str]
 ) -> tuple[list[list[NDArray[Any]]], float, dict[str, int]]:
-    """Outputs, milliseconds of processor time per sample, and kernels, all out of one session: a second is as large."""
+    """Return outputs, processor time per sample in ms, and kernels, out of one session: a second would be as large."""
     with scratch_folder() as folder:
         session = open_session(path, profile_prefix=Path(folder) / "profile")
         run(session, dict(samples[0].feed))
         start = time.process_time()
-        found = [run(session, dict(sample.feed), outputs) for sample in samples]
+        results = [run(session, dict(sample.feed), outputs) for sample in samples]
         spent = (time.process_time() - start) / len(samples) * 1e3
         counts = {name: count for name, (count, _) in read_profile(Path(session.end_profiling())).items()}
-    return found, spent, counts
+    return results, spent, counts

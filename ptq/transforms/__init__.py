@@ -1,4 +1,4 @@
-"""Float model to float model: the same function, easier to quantize. One file each, one verb: `rewrite`."""
+"""Transforms, float model to float model: the same function, easier to quantize. One file each, one verb: `rewrite`."""
 
 from ptq.transforms.equalize_convs import EqualizeConvs
 from ptq.transforms.rewritten import Rewritten, Transform

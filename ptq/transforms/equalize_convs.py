@@ -1,4 +1,4 @@
-"""Convolutional networks before calibration: channels of activations evened out within the weights around them.
+"""Equalization of convolutions: channels of activations evened out within the weights around them.
 
 Only where it was seen to help. A scale is proposed by the error to be expected behind the pair, then the pair is run
 with rounded weights and activations on a few samples, with the scale and without.
@@ -44,10 +44,10 @@ PROPOSED_ON = 64
 """Samples whose extremes propose scales, at most."""
 
 MEASURED = 8
-"""Samples that a scale is measured on."""
+"""Number of samples that a scale is measured on."""
 
 EXPECTED_DB, MEASURED_DB = 0.5, 0.2
-"""What a scale has to gain behind its pair, by calculation and as measured."""
+"""Gain that a scale has to bring behind its pair, by calculation and as measured, dB."""
 
 NARROWEST = 1 / 32
 ALWAYS = 0.9
@@ -128,7 +128,7 @@ def _notes(gains: list[float], absorbed: list[float], num_values: int) -> tuple[
 
 
 def _layers(model: ir.Model, excluded: Excludes, *, native: bool) -> Iterator[tuple[str, LinearLayer]]:
-    """Convolutions that will run on integers."""
+    """Yield the convolutions that will run on integers, by name."""
     for node in model.graph:
         layer = describe_linear(node, native=native) if node.op_type == "Conv" and not node.domain else None
         if isinstance(layer, LinearLayer) and not excluded(node):
@@ -137,7 +137,7 @@ def _layers(model: ir.Model, excluded: Excludes, *, native: bool) -> Iterator[tu
 
 @dataclass(frozen=True)
 class PairCandidate:
-    """One pair, with scales and without.
+    """A pair of convolutions with or without scales, to be measured.
 
     Attributes:
         model: With the pairs before it rescaled.
@@ -158,15 +158,15 @@ class PairCandidate:
     custom_ops: tuple[str | Path, ...]
 
     def equalized(self) -> tuple[PairCandidate, float]:
-        """The pair with the scales of least measured error, and what they gain, dB."""
+        """Return the pair with the scales of least measured error, and what they gain, dB."""
         return self._better(map(self._scaled, self._candidates()))
 
     def absorbed(self) -> tuple[PairCandidate, float]:
-        """The pair without the constants of its widest channels, and what that gains, dB."""
+        """Return the pair without the constants of its widest channels, and what that gains, dB."""
         return self._better(map(self._shifted, self._constants()))
 
     def _better(self, others: Iterator[PairCandidate]) -> tuple[PairCandidate, float]:
-        """The best of them, or this one, and by how many dB it is better."""
+        """Return the candidate of least measured error, or this one, and by how many dB it is better."""
         tried = [self, *others]
         if len(tried) == 1:
             return self, 0.0
@@ -178,19 +178,19 @@ class PairCandidate:
         return (tried[best], float(gain)) if gain > MEASURED_DB else (self, 0.0)
 
     def _scaled(self, scale: Float) -> PairCandidate:
-        """The same with the pair rescaled."""
+        """Return a candidate with the pair rescaled."""
         changed = self.model.clone()
         Equalize({self.name: scale})(changed)
         return replace(self, model=changed, halves=(self.halves[0].over(scale), self.halves[1].over(scale)))
 
     def _shifted(self, shift: Float) -> PairCandidate:
-        """The same with constants taken out between."""
+        """Return a candidate with constants taken out between the convolutions."""
         changed = self.model.clone()
         AbsorbBias({self.name: shift})(changed)
         return replace(self, model=changed)
 
     def _constants(self) -> Iterator[Float]:
-        """What the widest channels may lose, and no more than brings them down to the others."""
+        """Yield what the widest channels may lose, no more than brings them down to the others, if that is worth it."""
         pair, both = self._pair(self.model), self.halves[0].merge(self.halves[1])
         if not can_absorb(pair):
             return
@@ -223,7 +223,7 @@ class PairCandidate:
             yield self._within(pair, scale / np.exp(np.log(scale).mean()))
 
     def _within(self, pair: ChannelPair, scale: Float) -> Float:
-        """Scales of 1 where a channel comes near a bound, and none that would bring it there."""
+        """Set scales to 1 where a channel comes near a bound, and let none bring a channel there."""
         both = self.halves[0].merge(self.halves[1])
         near = (both.high > AWAY * pair.bounds[1]) | (both.low < AWAY * pair.bounds[0])
         least = np.maximum(both.high / (AWAY * pair.bounds[1]), both.low / (AWAY * pair.bounds[0]))
@@ -238,7 +238,7 @@ class PairCandidate:
             return [run(session, dict(feed), [source])[0] for feed in self.samples]
 
     def _outputs(self, inputs: list[NDArray[Any]], *, rounded: bool = True) -> list[list[NDArray[Any]]]:
-        """What the second convolutions make of it: in float, or on integers."""
+        """Run the second convolutions on what the first makes of the inputs: in float, or on integers."""
         model = self.model.clone()
         pair = self._pair(model)
         for node in (pair.first, *pair.readers) if rounded else ():
@@ -253,10 +253,10 @@ class PairCandidate:
             return [run(back, {self.name: each}, ends) for each in middle]
 
     def _on_grid(self, values: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        seen, spec = HistogramAccumulator(), self.choices.activation
+        histogram, spec = HistogramAccumulator(), self.choices.activation
         for each in values:
-            seen.update(each)
-        grid = choose_qparams(self.choices.observer.choose_range(seen.value(), spec), spec)
+            histogram.update(each)
+        grid = choose_qparams(self.choices.observer.choose_range(histogram.value(), spec), spec)
         return [fake_quantize(each, grid) for each in values]
 
     def _round(self, node: ir.Node) -> None:

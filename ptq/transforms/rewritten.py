@@ -1,4 +1,4 @@
-"""What a transform works on and gives: the float model as it is by then, and all that is known of the rewriting."""
+"""State that transforms work on: the float model as it is by then, and all that is known of the rewriting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ptq.solving.choices import Choices
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A float model that is easier to quantize.
+    """A float model that is easier to quantize, and how it came about.
 
     Attributes:
         model: Computes the same as the model that came.
@@ -38,13 +38,13 @@ class Rewritten:
     evened_out: bool = False
 
     def excludes(self, exclusions: Exclusions) -> Excludes:
-        """The user's exclusions on this model, with the products in float beside others added."""
+        """Return the user's exclusions on this model, with the products in float beside others added."""
         excluded = exclusions.on(self.model)
         return lambda node: excluded(node) or ("carries outlier channels" if name_of(node) in self.beside else None)
 
 
 class Transform(Protocol):
-    """The family's one verb."""
+    """A rewriting of the float model."""
 
     def rewrite(self, state: Rewritten, calibration: CalibrationSet) -> Rewritten:
         """Make the model easier to quantize without changing what it computes.

@@ -1,6 +1,6 @@
-"""Weights that meet the largest activations, scaled up before they are rounded, where the scale is free.
+"""Scaling of weights that meet the largest activations, before they are rounded, where the scale is free.
 
-x W = (x / s) (s W): a weight in a channel that s widens loses less, its neighbours on the same grid lose a little more.
+x W = (x / s) (s W): a weight in a channel that s widens loses less, its neighbors on the same grid lose a little more.
 What is divided has to be divided by something that is there anyway: the scale of a normalization, the product that
 makes the values of an attention, or the one that a gate multiplies. It helps rounding that looks at weights alone;
 methods that look at the inputs gain nothing by it, as they know which errors cost the most.
@@ -75,7 +75,7 @@ class ScaleSalient:
         if not free:
             return state
         halves = calibration.observe(model, dict.fromkeys(free, (ExtremesOf(),)), CHANNELS, again=True).halves
-        found = {}
+        scales = {}
         for source, nodes in free.items():
             both = halves[source][0].merge(halves[source][1])
             weights = [
@@ -83,26 +83,26 @@ class ScaleSalient:
             ]
             scale, gain_db = best_lift(weights, both.square / max(both.count, 1))
             if gain_db > FREE_DB:
-                found[source] = (scale, gain_db)
-        changed = _scaled(model, free, {source: scale for source, (scale, _) in found.items()}, calibration)
+                scales[source] = (scale, gain_db)
+        changed = _scaled(model, free, {source: scale for source, (scale, _) in scales.items()}, calibration)
         if changed is None:
             return state
-        gains = sorted(gain_db for _, gain_db in found.values())
+        gains = sorted(gain_db for _, gain_db in scales.values())
         note = (
-            f"weights behind {len(found)} inputs scaled before rounding: expected error {gains[0]:.1f} to "
+            f"weights behind {len(scales)} inputs scaled before rounding: expected error {gains[0]:.1f} to "
             f"{gains[-1]:.1f} dB lower"
         )
         return replace(state, model=changed, notes=(*state.notes, note), evened_out=True)
 
 
 def rounded_alone(choices: Mapping[str, LayerChoice]) -> dict[str, QuantSpec]:
-    """Layers whose methods look at the weight alone -> their grids; at 8 bits there is nothing to gain."""
-    looked = {name: choice for name, choice in choices.items() if choice.method.needs is Needs.WEIGHT}
+    """Map layers whose methods look at the weight alone to their grids; at 8 bits there is nothing to gain."""
+    looked = {name: choice for name, choice in choices.items() if choice.method.needs == Needs.WEIGHT}
     return {name: choice.spec for name, choice in looked.items() if choice.spec.num_bits < BYTE}
 
 
 def free_inputs(model: ir.Model, specs: Mapping[str, QuantSpec]) -> dict[str, list[ir.Node]]:
-    """Values whose channels can be scaled for nothing -> the products that read them, all of which are in `specs`."""
+    """Map values whose channels can be scaled for nothing to the products that read them, all of them in `specs`."""
     makers = _makers(model)
     products = products_by_input(model, lambda node: None if name_of(node) in specs else "of another method")
     return {source: nodes for source, nodes in products.items() if _is_free(nodes, makers)}
@@ -113,7 +113,7 @@ def _makers(model: ir.Model) -> dict[str, str]:
 
 
 def best_lift(weights: Sequence[tuple[NDArray[np.float32], QuantSpec]], square: Float) -> tuple[Float, float]:
-    """The scales with which rounded weights err least at the outputs.
+    """Choose the scales with which rounded weights err least at the outputs.
 
     Args:
         weights: Of the products that read a value, shape [channels, features], and their grids.
@@ -144,7 +144,7 @@ def _error(weights: Sequence[tuple[NDArray[np.float32], QuantSpec]], square: Flo
 
 
 def _is_free(nodes: Sequence[ir.Node], makers: Mapping[str, str]) -> bool:
-    """Whether something before these products takes a scale over."""
+    """Whether something in front of these products takes a scale over."""
     value = nodes[0].inputs[0]
     alone = len(nodes) == 1 and name_of(nodes[0]) in makers
     return alone or (value is not None and normalization_for(value, list(nodes)) is not None)
@@ -156,7 +156,7 @@ def _scaled(
     scales: Mapping[str, Float],
     calibration: CalibrationSet,
 ) -> ir.Model | None:
-    """The model with scales of products and of normalised values; of these alone if products are not as they look."""
+    """Scale products and normalized values, or the latter alone if products are not as they look; None if neither."""
     names, makers = {source: tuple(map(name_of, free[source])) for source in scales}, _makers(model)
     made = {names[source][0]: scale for source, scale in scales.items() if names[source][0] in makers}
     normed = {source: scale for source, scale in scales.items() if names[source][0] not in makers}

@@ -1,4 +1,4 @@
-"""Transformers before calibration: widths of activation channels evened out, the widest ones taken out of products."""
+"""Smoothing of transformers: widths of activation channels evened out, the widest taken out of products."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ leave behind is clipped, as ranges that are taken at run time ask for."""
 
 
 WORTH_DB = 4.0
-"""What another pass over a tensor has to gain at a layer's output."""
+"""Gain that another pass over a tensor has to bring at a layer's output, dB."""
 
 FREE_DB = 1.0
-"""What a change of weights alone has to gain."""
+"""Gain that a change of weights alone has to bring, dB."""
 
 
 class _TermsFor(Protocol):
@@ -80,11 +80,11 @@ class SmoothProducts:
             changed, scales = model.clone(), {}
         for source, scale in scales.items():
             halves[source] = (halves[source][0].over(scale), halves[source][1].over(scale))
-        found = _choose(products_by_input(changed, excluded), halves, terms)
-        smooth = {value: each for value, each in found.items() if not len(each.aside)}
-        apart = {value: each.aside for value, each in found.items() if len(each.aside)}
-        names = {value: tuple(name_of(node) for node in products[value]) for value in found}
-        SmoothActivations({value: each.scale for value, each in smooth.items()}, names)(changed)
+        chosen = _choose(products_by_input(changed, excluded), halves, terms)
+        smooth = {value: smoothing for value, smoothing in chosen.items() if not len(smoothing.aside)}
+        apart = {value: smoothing.aside for value, smoothing in chosen.items() if len(smoothing.aside)}
+        names = {value: tuple(name_of(node) for node in products[value]) for value in chosen}
+        SmoothActivations({value: smoothing.scale for value, smoothing in smooth.items()}, names)(changed)
         leaving = {names[value][0]: channels for value, channels in apart.items()}
         SplitOutliers(leaving, self._limits(apart, halves, names))(changed)
         require_same("SmoothProducts", before, outputs(changed))
@@ -98,7 +98,7 @@ class SmoothProducts:
         )
 
     def _terms(self, weight_bits: int) -> _TermsFor:
-        """Terms for one tensor: short weights can take over less of what activations lose."""
+        """Return a function for the terms of one tensor: short weights can take over less of what activations lose."""
 
         def terms(worth_db: float, *, may_stand_aside: bool) -> SmoothingTerms:
             allowed = may_stand_aside and self.outliers != "inside"
@@ -109,7 +109,7 @@ class SmoothProducts:
     def _limits(
         self, apart: Mapping[str, Any], halves: Mapping[str, Halves], names: Mapping[str, tuple[str, ...]]
     ) -> dict[str, tuple[float, float]]:
-        """What is left behind the widest channels, where it is clipped."""
+        """Return the limits of the channels that stay, by product, where the rest is clipped."""
         if self.outliers != "clipped":
             return {}
         inner = {value: halves[value][0].merge(halves[value][1]).without(aside) for value, aside in apart.items()}
@@ -117,18 +117,18 @@ class SmoothProducts:
 
 
 def products_by_input(model: ir.Model, excluded: Excludes) -> dict[str, list[ir.Node]]:
-    """Products with constant weights on the right, by the value they read."""
-    found: dict[str, list[ir.Node]] = {}
+    """Group products with constant weights on the right by the value they read."""
+    products: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         weight = constant(node.inputs[1]) if node.op_type == "MatMul" and not node.domain else None
         if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or not weight.size or excluded(node):
             continue
-        found.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
-    return found
+        products.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    return products
 
 
 def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> dict[str, str]:
-    """Products behind an attention -> the value whose channels reach it, with its bias; behind a gate, its input."""
+    """Map products behind an attention to the value, bias included, that reaches them; behind a gate to their input."""
     nodes = {name_of(node): node for node in model.graph}
     known = {name_of(node) for nodes in products.values() for node in nodes}
     pairs = {last: made for last, made in value_projections(model).items() if {last, made} <= known}
@@ -140,16 +140,16 @@ def _value_outputs(model: ir.Model, products: Mapping[str, list[ir.Node]]) -> di
 def _smooth_values(
     model: ir.Model, products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: _TermsFor
 ) -> tuple[ir.Model, dict[str, NDArray[np.float64]]]:
-    """The model with scales moved through attention, and by what the inputs of the products behind it shrank."""
+    """Move scales through attention; return the model, and by what the inputs of the products behind shrank."""
     changed = model.clone()
     scales, sources = {}, {}
     for source, nodes in products.items():
         name = name_of(nodes[0])
         if len(nodes) > 1 or name not in halves:
             continue
-        found = best_smoothing(_readers(nodes), halves[name], terms(FREE_DB, may_stand_aside=False))
-        if found.gain_db > 0:
-            scales[name], sources[source] = found.scale, found.scale
+        smoothing = best_smoothing(_readers(nodes), halves[name], terms(FREE_DB, may_stand_aside=False))
+        if smoothing.gain_db > 0:
+            scales[name], sources[source] = smoothing.scale, smoothing.scale
     SmoothValues(scales)(changed)
     return changed, sources
 
@@ -157,7 +157,7 @@ def _smooth_values(
 def _choose(
     products: Mapping[str, list[ir.Node]], halves: Mapping[str, Halves], terms: _TermsFor
 ) -> dict[str, Smoothing]:
-    found = {}
+    smoothings = {}
     for source, nodes in products.items():
         value, readers = nodes[0].inputs[0], _readers(nodes)
         channels, features = readers[0].reach.shape[1:]
@@ -166,10 +166,10 @@ def _choose(
         cheap = len(nodes) == 1 and features <= channels and can_split(nodes[0])
         alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
         wanted = terms(FREE_DB if free else WORTH_DB, may_stand_aside=cheap and alone)
-        chosen = best_smoothing(readers, halves[source], wanted)
-        if chosen.gain_db > 0:
-            found[source] = chosen
-    return found
+        smoothing = best_smoothing(readers, halves[source], wanted)
+        if smoothing.gain_db > 0:
+            smoothings[source] = smoothing
+    return smoothings
 
 
 def _readers(nodes: list[ir.Node]) -> list[Reader]:

@@ -1,4 +1,4 @@
-"""Wide centre taps of 8-bit kernels become convolutions of their own, before calibration gives their outputs grids."""
+"""Splitting of wide center taps: those of 8-bit kernels become convolutions of their own, before calibration."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ output is rounded to 8 bits too."""
 
 @dataclass(frozen=True)
 class SplitCenters:
-    """Give wide centre taps of 8-bit kernels a convolution of their own, where the choices want it."""
+    """Give wide center taps of 8-bit kernels a convolution of their own, where the choices want it."""
 
     def rewrite(self, state: Rewritten, _calibration: CalibrationSet) -> Rewritten:
-        """Split what gains by it.
+        """Split the convolutions that gain by it.
 
         Args:
             state: The model so far, and the choice for each layer. Not modified.
@@ -57,7 +57,7 @@ class SplitCenters:
 
 
 def _with_parts(choices: Choices, chosen: Mapping[str, LayerChoice], bits: int) -> Choices:
-    """Choices for both parts of every layer that was split; coarse parts have words of `bits`."""
+    """Add choices for both parts of every layer that was split; coarse parts have words of `bits`."""
     whole = {name: replace(choice, split="never") for name, choice in chosen.items()}
     parts = {f"{name}_fine": choice for name, choice in whole.items()}
     for name, choice in whole.items():
@@ -69,7 +69,7 @@ def _with_parts(choices: Choices, chosen: Mapping[str, LayerChoice], bits: int) 
 
 @dataclass(frozen=True)
 class Branches:
-    """Layers of 8-bit weights and their second convolutions.
+    """Layers of 8-bit weights that become two convolutions, and those that stay one.
 
     Attributes:
         chosen: Layer name -> its choice.
@@ -81,7 +81,7 @@ class Branches:
 
 
 def choose_branches(model: ir.Model, choose: Callable[[LinearLayer], LayerChoice]) -> Branches:
-    """Which layers of 8-bit weights become two convolutions, because no sum fits their kernel.
+    """Choose the layers of 8-bit weights that become two convolutions, because no sum fits their kernel.
 
     Args:
         model: Prepared float model.
@@ -111,7 +111,10 @@ def choose_branches(model: ir.Model, choose: Callable[[LinearLayer], LayerChoice
 
 
 def _not_worth_a_branch(node: ir.Node, weight: NDArray[np.float32], layer: LinearLayer, choice: LayerChoice) -> str:
-    """Why a layer is better off in one piece, if so. The coarse part is exact, so the fine one's error is the whole."""
+    """Say why a layer is better off in one piece; empty if it is not.
+
+    The coarse part is exact, so the fine one's error is the whole.
+    """
     if not can_split(node):
         return "no split: its pads are not given"
     _, fine = coarse_and_fine(weight, per_tensor=choice.spec.granularity == PerTensor())

@@ -170,7 +170,7 @@ class _Search:
 def _better(recipe: Recipe) -> Recipe:
     """What costs no bytes: a method that sees the data, scales per channel, the default ranges and corrections."""
     weights = replace(recipe.weights, bias_correction=True)
-    if weights.method.needs is not Needs.GRAM:
+    if Needs.MOMENTS not in weights.method.needs:
         weights = replace(weights, method=Gptq())
     if weights.granularity == "per-tensor":
         weights = replace(weights, granularity="per-channel")

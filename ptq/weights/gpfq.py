@@ -11,8 +11,10 @@ from ptq.core.affine import nearest_level
 from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import RecipeError
+from ptq.core.grid_search import keep_best
 from ptq.core.problem import LayerProblem, Needs
-from ptq.weights._output_error import Float, GroupedProblem, Order, at, in_order, rows_where, solve
+from ptq.weights._problem import Candidate, Float, Grid, GroupedProblem
+from ptq.weights._solve import Order, in_order, solve
 
 PAPER_RADIUS = 1.16
 """The authors' factor on the mean of the rows' largest weights."""
@@ -55,10 +57,15 @@ class Gpfq:
     alphabet: Literal["storage", "paper"] = "storage"
     seed: int = 0
     block: int = 64
-    needs = Needs.GRAM
+    needs = Needs.MOMENTS
 
     def __post_init__(self) -> None:
         require_within(self, threshold=(0, 1e6), seed=(0, 2**63), num_sweeps=(0, 10_000), block=(1, 1 << 20))
+
+    @property
+    def independent_rows(self) -> bool:
+        """Not where chance runs through all rows, or one step is chosen for all."""
+        return not self.stochastic and self.alphabet == "storage"
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Follow the path.
@@ -78,20 +85,12 @@ class Gpfq:
         plain = self.sparse == "none" and not self.stochastic
         return solve(problem, self._start, self.num_sweeps if plain else 0, self.order)
 
-    def _start(self, problem: GroupedProblem, scale: Float) -> Float:
+    def _start(self, problem: GroupedProblem, grid: Grid) -> Candidate:
         if self.step == "range":
-            return self._follow(problem, scale)
-        levels = self._follow(problem, scale)
-        least, chosen = problem.error(levels, scale), scale.copy()
-        for ratio in STEPS:
-            tried = (scale * ratio).astype(np.float32).astype(np.float64)
-            found = self._follow(problem, tried)
-            error = problem.error(found, tried)
-            better = error < least
-            levels, chosen = np.where(better[..., None], found, levels), rows_where(better, tried, chosen)
-            least = np.minimum(error, least)
-        scale[...] = chosen  # the frame goes on with the scales that belong to the levels
-        return levels
+            return self._follow(problem, grid)
+        around = [(grid.scale * ratio).astype(np.float32).astype(np.float64) for ratio in STEPS]
+        found = (self._follow(problem, problem.grid(scale)) for scale in (grid.scale, *around))
+        return Candidate(*keep_best((problem.error(each), (each.levels, each.scale)) for each in found))
 
     def _on_paper(self, problem: LayerProblem) -> WeightEncoding:
         bits = problem.spec.num_bits
@@ -107,11 +106,10 @@ class Gpfq:
             lowest=np.full_like(grouped.weight, -half),
             highest=np.full_like(grouped.weight, half),
         )
-        scale = np.full(grouped.weight.shape[:2], step)
-        levels = in_order(wide, scale, self._follow, self.order)
-        return wide.encode(levels, scale)
+        scale = np.full((*grouped.weight.shape[:2], 1), step)
+        return wide.encode(in_order(wide, scale, self._follow, self.order))
 
-    def _follow(self, problem: GroupedProblem, scale: Float) -> Float:
+    def _follow(self, problem: GroupedProblem, grid: Grid) -> Candidate:
         """The recursion in blocks: finished columns enter by one product, the rest of a block column by column."""
         gram = problem.gram
         random = np.random.default_rng(self.seed)
@@ -123,12 +121,12 @@ class Gpfq:
             rest[..., start:stop] -= np.matmul(values[..., :start], gram[:, start:stop, :start].transpose(0, 2, 1))
             for t in range(start, stop):
                 done = np.einsum("gob,gb->go", values[..., start:t], gram[:, t, start:t])
-                steps = at(scale, t)
+                steps = grid.at(t)
                 target = (rest[..., t] - done) / gram[:, None, t, t] / steps
                 adjusted = self._adjust(target, random)
                 levels[..., t] = nearest_level(adjusted, problem.lowest[..., t], problem.highest[..., t])
                 values[..., t] = levels[..., t] * steps
-        return levels
+        return Candidate(levels, grid.scale)
 
     def _adjust(self, target: Float, random: np.random.Generator) -> Float:
         """What is rounded to the nearest level instead of the target itself, in steps."""

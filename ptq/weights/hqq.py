@@ -39,6 +39,7 @@ class Hqq:
     growth: float = 1.01
     num_rounds: int = 20
     needs = Needs.WEIGHT
+    independent_rows = True
 
     def __post_init__(self) -> None:
         require_within(self, norm=(0.01, 1), strength=(1e-3, 1e9), growth=(1, 100), num_rounds=(0, 10_000))

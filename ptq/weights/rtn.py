@@ -19,6 +19,7 @@ from ptq.core.affine import (
     quantize,
 )
 from ptq.core.encoding import IntegerWeight, WeightEncoding
+from ptq.core.grid_search import best_ratios
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.saturation import SaturationLimits
 from ptq.core.spec import PerAxis, PerTensor, QuantSpec
@@ -43,6 +44,7 @@ class Rtn:
 
     clip: Literal["absmax", "mse"] = "absmax"
     needs = Needs.WEIGHT
+    independent_rows = True
 
     def quantize(self, problem: LayerProblem) -> WeightEncoding:
         """Choose a range per scale and round.
@@ -73,11 +75,12 @@ class Rtn:
             steps = weight / np.reshape(params.scale, (-1, 1))
             return IntegerWeight.of(nearest_level(steps, low, high).astype(np.int8), params, widths)
 
-        best, chosen = np.full(reach.shape, np.inf), np.ones(reach.shape)
-        for ratio in MSE_RATIOS if self.clip == "mse" else ():
-            error = np.square(encode(np.full(reach.shape, ratio)).decode() - weight).sum(None if shared else 1)
-            chosen, best = np.where(error < best, ratio, chosen), np.minimum(error, best)
-        return encode(chosen)
+        def errors(ratio: float, _: NDArray[np.intp]) -> tuple[FloatArray, None]:
+            off = encode(np.full(reach.shape, ratio)).decode() - weight
+            return np.square(off).sum(None if shared else 1).reshape(-1), None
+
+        ratios = MSE_RATIOS if self.clip == "mse" else ()
+        return encode(best_ratios(reach.size, ratios, errors).reshape(reach.shape))
 
     def _reach(self, weight: NDArray[np.float32], spec: QuantSpec) -> Range:
         rows, shape = per_scale_view(weight, spec.granularity)
@@ -104,14 +107,9 @@ def _within(problem: LayerProblem, saturation: SaturationLimits) -> WeightEncodi
 
 def _best_ratios(rows: NDArray[np.float32], low: FloatArray, high: FloatArray, spec: QuantSpec) -> FloatArray:
     """Per row the share of its range whose codes err least."""
-    best, chosen = np.full(len(rows), np.inf), np.ones(len(rows))
-    tried, since = np.arange(len(rows)), np.zeros(len(rows), np.int64)
-    for ratio in MSE_RATIOS:
-        params = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), spec)
-        own = rows[tried]
-        error = np.square(fake_quantize(own, params) - own, dtype=np.float64).sum(1)
-        better = error < best[tried]
-        best[tried], chosen[tried] = np.where(better, error, best[tried]), np.where(better, ratio, chosen[tried])
-        since[tried] = np.where(better, 0, since[tried] + 1)
-        tried = tried[since[tried] < PATIENCE]
-    return chosen
+
+    def errors(ratio: float, tried: NDArray[np.intp]) -> tuple[FloatArray, None]:
+        params, weight = choose_qparams(Range.of(low[tried] * ratio, high[tried] * ratio), spec), rows[tried]
+        return np.square(fake_quantize(weight, params) - weight, dtype=np.float64).sum(1), None
+
+    return best_ratios(len(rows), MSE_RATIOS, errors, PATIENCE)

@@ -24,7 +24,7 @@ from ptq.calibration.observers import Dynamic, Kl, Mse, Percentile
 from ptq.calibration.shards import Shard
 from ptq.job import Result
 from ptq.recipe import Goals, LayerRule, Weights
-from ptq.weights import Gpfq, Gptq, Hqq, Qronos, Rtn
+from ptq.weights import Gpfq, Gptq, Hqq, Pot, Qronos, Rtn
 from tests.builders import SWIGLU_WIDTH, attention, conv_net, feeds, model_from_text, random, swiglu
 from tests.unit import (
     test_absorbing,
@@ -152,6 +152,7 @@ SCENARIOS: dict[str, Scenario] = {
     "static 3-bit qronos": net(Recipe(weights=Weights(Qronos(), 3)), form=True),
     "static 5-bit gpfq": net(Recipe(weights=Weights(Gpfq(), 5, first_last_bits=8))),
     "static 4-bit mse": net(Recipe(weights=Weights(Rtn("mse"), 4)), form=True),
+    "static 3-bit pot": net(Recipe(weights=Weights(Pot(), 3)), form=True),
     "more points": net(Recipe(weights=Weights(Gptq(), 4, extra_macs=0.1)), form=True),
     "more points qronos": centre(Recipe(weights=Weights(Qronos(), 3, extra_macs=0.2))),
     "split whole": net(Recipe(weights=Weights(Gptq(), 3, split="whole"))),

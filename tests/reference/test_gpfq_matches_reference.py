@@ -12,7 +12,8 @@ from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.problem import LayerProblem
 from ptq.core.spec import INT8_WEIGHT, PerAxis
 from ptq.weights import Gpfq
-from ptq.weights._output_error import GroupedProblem, best_scale
+from ptq.weights._grid_search import best_scale
+from ptq.weights._problem import GroupedProblem
 
 Float = NDArray[np.float64]
 WIDE = 10**6  # levels nothing is clipped to
@@ -42,8 +43,8 @@ def follow(rows: Float, original: Float | None, weight: Float, scale: Float, **o
     method = Gpfq(block=options.get("block", 64))
     half = float(options.get("half", WIDE))
     problem = replace(problem, lowest=np.full_like(problem.weight, -half), highest=np.full_like(problem.weight, half))
-    levels = method._follow(problem, scale.reshape(len(rows), -1))
-    return levels.reshape(weight.shape)
+    found = method._follow(problem, problem.grid(scale.reshape(len(rows), -1, 1)))
+    return found.levels.reshape(weight.shape)
 
 
 @pytest.mark.parametrize("matched", [True, False])
@@ -66,8 +67,8 @@ def test_codes_equal_the_textbook_loop(samples: int, bits: int, dead: bool, bloc
         ]  # split batches: the sum of two is the whole
         grouped = GroupedProblem.of(LayerProblem("layer", weight, spec, parts[0].merge(parts[1])))
         scale = best_scale(grouped)
-        expected, _ = textbook(rows, original, grouped.weight[0], scale[0], spec.limits)
-        np.testing.assert_array_equal(Gpfq(block=block)._follow(grouped, scale)[0], expected)
+        expected, _ = textbook(rows, original, grouped.weight[0], scale[0, :, 0], spec.limits)
+        np.testing.assert_array_equal(Gpfq(block=block)._follow(grouped, grouped.grid(scale)).levels[0], expected)
 
 
 @pytest.mark.parametrize("columns", [9, 27], ids=["depthwise", "grouped"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from ptq.calibration.collect import StatisticsCollector, contribution_of
 from ptq.calibration.statistics import ExtremesOf, HistogramOf, MeanOf
 from ptq.core.archive import freeze
+from ptq.core.channel_extremes import HalvedExtremes
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.errors import CalibrationError
 from ptq.core.statistics import Histogram, HistogramAccumulator
@@ -116,3 +119,11 @@ def test_non_finite_activations_name_tensor_and_sample(bad: float) -> None:
 def test_nothing_seen_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="no sample"):
         StatisticsCollector({"t": (HistogramOf(),)}).value()
+
+
+@given(st.permutations(range(6)))
+def test_zeros_of_either_sign_leave_no_trace_of_the_order(order: list[int]) -> None:
+    samples = [np.float32([[0.0, -0.0, 1.0], [-0.0, 0.0, -0.0]]) * (-1) ** (index // 2) for index in range(6)]
+    parts = [HalvedExtremes.of(sample, -1, index) for index, sample in enumerate(samples)]
+    whole, other = (functools.reduce(HalvedExtremes.merge, each) for each in (parts, [parts[i] for i in order]))
+    assert freeze(whole) == freeze(other)

@@ -1,4 +1,4 @@
-"""The quantized network with a switch at every layer, which tells how much of the error each of them causes."""
+"""The quantized network with a switch at every layer, for those who ask how much of the error each layer causes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SwitchedNetwork:
     shares: Mapping[str, float]
 
     def errors(self, layer: RoundedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
-        """Tell the part of the error that a layer's weight and input cause; see `Attribution.errors`.
+        """The part of the error that a layer's weight and input cause, see `Attribution.errors`.
 
         Features are not told apart: every set is the whole layer. Shares that add up to more than all are scaled down.
         """
@@ -54,7 +54,7 @@ class SwitchedNetwork:
         return SwitchedNetwork(total, shares)
 
     def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
-        """Keep the shares if any layer could be switched; else divide the error as the weights' errors are."""
+        """Return this network if any layer could be switched, else one that divides the error by errors of weights."""
         if any(self.shares.get(layer.name) for layer in layers):
             return self
         errors = {layer.name: float(layer.weight_error.sum()) for layer in layers}

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """0 if every output is within 5 % of its largest value."""
+    """Return 0 if every output is within 5 % of its largest value, else 1."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     for library in sys.argv[1:]:
