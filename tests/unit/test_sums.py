@@ -27,14 +27,10 @@ from ptq.modes import StaticRanges
 from ptq.passes import InsertQdq, place, place_weights, prepare
 from ptq.passes.split_center import SplitCenter, can_split
 from ptq.recipe import LayerRule, Weights
-<<<<<<< HEAD
 from ptq.sensitivity import FeatureInfluence
 from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
 from ptq.sensitivity.table import SensitivityTable, at_other_bits
-from ptq.weights import Gptq, Rtn
-=======
 from ptq.weights import Gptq, Hqq, Rtn
->>>>>>> enc
 from tests.builders import conv_net, feeds, model_from_text, random
 
 
