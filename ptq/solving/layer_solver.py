@@ -62,7 +62,8 @@ class LayerSolver:
 
     def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
         """What a method for all layers is given of this one."""
-        return problem_of(self.arrays, self.choice, self._grid, moments, None, saturates=self.settings.saturates)
+        saturates = self.settings.saturates
+        return problem_of(self.arrays, self.choice, self._grid, moments, self._widths, saturates=saturates)
 
     def _started(self, choice: LayerChoice, seen: ChannelMean | None) -> SolvedLayer:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
@@ -82,8 +83,7 @@ class LayerSolver:
 
     def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
         """With words of one length, or with the longer ones that were asked for where they err less."""
-        rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None
-        own = None if rows is None else Widths.in_rows(rows, self.layer.fan_in)
+        own = self._widths
         single = solve_layer(self.arrays, choice, self._grid, seen, own, saturates=self.settings.saturates)
         split = choose_split(self.layer, self.arrays.weight, choice)
         if isinstance(split, str):
@@ -113,6 +113,13 @@ class LayerSolver:
             rounding=output.rounding,
             centered=centered,
         )
+
+    @property
+    def _widths(self) -> Widths | None:
+        """Bits of each weight, where those of some output feature are longer than the choice says."""
+        rows = self.rows
+        longer = rows is not None and (rows > self.choice.spec.num_bits).any()
+        return Widths.in_rows(rows, self.layer.fan_in) if rows is not None and longer else None
 
     @property
     def _grid(self) -> QuantParams | None:
