@@ -64,6 +64,12 @@ def weights_of(model: ir.Model, custom_ops: Sequence[str | Path] = ()) -> dict[s
     }
 
 
+def has_weights(model: ir.Model) -> bool:
+    """Whether `weights_of` would find any; nothing is computed."""
+    fixed = constants(model.graph)
+    return any(True for node in model.graph.all_nodes() for _ in _sites(node, fixed))
+
+
 def _sites(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
     if node.domain == DOMAIN:
         yield from _convolution(node) if node.op_type in (CONV, CENTER) else _product(node)

@@ -1,4 +1,4 @@
-"""Plan of word lengths of layers, and of single output features where these differ: what an allocator decides.
+"""Bit plans: word lengths of layers, and of single output features where these differ, as an allocator decides them.
 
 A plan lies beside a recipe as JSON, each layer with a word length, one for every output feature, or the word float:
 
@@ -25,7 +25,7 @@ IN_FLOAT = "float"
 EXPECTED = f"expected {SHORTEST} to {LONGEST}, a list of them with one for each output feature, or {IN_FLOAT}"
 
 MAX_BYTES = 2**26
-"""Largest size of a plan's file, bytes."""
+"""Largest file of a plan."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class BitPlan:
 
     @staticmethod
     def from_table(table: object) -> BitPlan:
-        """Read a plan from what JSON and TOML make of it.
+        """Read a plan from the table that JSON or TOML makes of it.
 
         Raises:
             RecipeError: It is something else; names the layer.
@@ -135,7 +135,7 @@ def _bits_to(bits: LayerBits) -> int | list[int] | str:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; one that names a layer twice says nothing about it."""
+    """Make a JSON object, and refuse one that names a layer twice."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,4 +1,4 @@
-"""Protocols of costs and allocators: errors and costs and a limit in, word lengths out.
+"""Costs of words, and the interface of allocators: errors, costs and a limit in, word lengths out.
 
 A cost is a frozen dataclass with a unit and one verb, `of`; anyone may write one. An allocator is a file of this room
 with one frozen dataclass and one verb, `allocate`.
@@ -16,11 +16,11 @@ from ptq.sensitivity.table import SensitivityTable
 
 
 class Cost(Protocol):
-    """Protocol of costs: what the words of a layer cost."""
+    """A price for the words of a layer."""
 
     @property
     def unit(self) -> str:
-        """Name of the unit in which costs are counted."""
+        """Name of the unit that is counted."""
         ...
 
     def of(self, layer: str, bits: LayerBits) -> float:
@@ -72,7 +72,7 @@ class Macs:
 
 
 class Bound(Enum):
-    """Kind of a limit: on cost, or on error."""
+    """Side of the bargain that a limit bounds."""
 
     COST = "cost"
     ERROR = "error"
@@ -83,7 +83,7 @@ class Allocator(Protocol):
 
     @property
     def bounds(self) -> Bound:
-        """Kind of quantity that `limit` bounds; the other one is made as small as the allocator can."""
+        """Side that `limit` bounds; the other one is made as small as the allocator can."""
         ...
 
     def allocate(self, table: SensitivityTable, cost: Cost, limit: float) -> BitPlan:

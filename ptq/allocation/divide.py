@@ -1,4 +1,4 @@
-"""Division of nodes into those that run on integers and those in float, so that the whole takes the least time.
+"""The division of a graph into nodes on integers and nodes in float that takes the least time.
 
 Between a float node and an integer one lies a conversion, so the cheapest division of a graph is a minimum cut.
 """
@@ -102,7 +102,7 @@ def values_and_readers(model: ir.Model) -> Iterator[tuple[ir.Value, list[str | N
 def _add_conversions(
     problem: Division, value: ir.Value, readers: list[str | None], placement: Placement, cost: float
 ) -> None:
-    """Price one conversion of a value for all readers of the other kind; None among them is one that stays float."""
+    """Add a price for converting a value, once for all its readers of the other kind; None among them stays float."""
     able, producer = [name for name in readers if name in placement.integer_nodes], value.producer()
     maker = name_of(producer) if producer is not None and str(value.name) in placement.produced else None
     to_codes, to_float = ("codes", value.name), ("float", value.name)

@@ -57,7 +57,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class _Options:
-    """Options of the output features of one layer.
+    """Word lengths that the output features of one layer may have.
 
     Attributes:
         name: Name of the layer.
@@ -98,18 +98,18 @@ class _Options:
         return FLOAT if self.bits[reached[0]] == FLOAT else words[0]
 
     def steps(self) -> Iterator[tuple[Index, Index, Index, Float, Float]]:
-        """List first steps of all features, then second ones, and so on: features, columns before, behind, gain, price.
+        """Yield first steps of all features, then second ones: features, columns left and reached, gains, prices.
 
         Each is the best bargain that lies ahead of its feature. Features that have nothing to gain stop.
         """
         features, start = np.arange(len(self.error)), self.start
         while len(features):
-            each = np.arange(len(features))
+            index = np.arange(len(features))
             gain = self.error[features, start][:, None] - self.error[features]
             price = np.maximum(self.price - self.price[start][:, None], FREE)
             ahead = np.arange(len(self.bits)) > start[:, None]
             end = np.where(ahead, gain / price, -np.inf).argmax(1)
-            gain, price = gain[each, end], price[each, end]
+            gain, price = gain[index, end], price[index, end]
             goes_on = (end > start) & (gain > 0)
             features, start, end = features[goes_on], start[goes_on], end[goes_on]
             yield features, start, end, gain[goes_on], price[goes_on]

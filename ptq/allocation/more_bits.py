@@ -31,6 +31,8 @@ class MoreBits:
             Bits of every layer; the longest that help wherever nothing brings the error down to the limit.
 
         Example:
+            >>> import numpy as np
+            >>> from ptq.allocation.budget import Bytes
             >>> table = SensitivityTable(("a", "b"), (4, 6), np.array([[0.1, 0.006], [0.01, 0.0006]]))
             >>> dict(MoreBits().allocate(table, Bytes({"a": 100, "b": 1000}), 0.02).layers)
             {'a': 6, 'b': 4}

@@ -1,4 +1,4 @@
-"""Sensitivity of the network's outputs to shorter and longer words of each layer, in one unit, whoever measured it."""
+"""Effects of shorter and longer words on the network's outputs: in one unit, whoever measured them."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ class FeatureInfluence:
         return SensitivityTable.of_rows(rows, bits)
 
     def _by_feature(self, layer: Layer, network: Attribution[Layer]) -> Float:
-        """Divide each set's error among its features, by what each errs at the layer's output."""
+        """Divide the error of each set among its features, by what they err at the layer's output. Shape [out]."""
         energy = layer.weight_error
         sets = np.array_split(np.argsort(-energy, kind="stable"), min(self.max_sets, len(energy)))
-        found = np.zeros(len(energy))
+        by_feature = np.zeros(len(energy))
         for features, error in zip(sets, network.errors(layer, sets), strict=True):
-            found[features] = error * energy[features] / max(float(energy[features].sum()), 1e-300)
-        return found
+            by_feature[features] = error * energy[features] / max(float(energy[features].sum()), 1e-300)
+        return by_feature

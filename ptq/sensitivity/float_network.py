@@ -1,4 +1,4 @@
-"""Network in float, standing before a layer: what comes behind it is run with that layer's errors."""
+"""The network in float, standing before a layer: the rest of it is run with that layer's errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FloatNetwork:
 
     @property
     def total(self) -> float:
-        """Error of the float network itself: 0."""
+        """Nothing: the float network itself errs nowhere."""
         return 0.0
 
     def errors(self, layer: PlacedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:
@@ -110,7 +110,7 @@ class FloatNetwork:
 
 @dataclass(frozen=True)
 class _Behind:
-    """Part of the network that is left to run behind a layer.
+    """The rest of the network behind a layer.
 
     Attributes:
         layer: Layer that it is behind.
@@ -132,17 +132,17 @@ class _Behind:
         axis = _feature_axis(self.layer, output.ndim)
         shape = [-1 if i == axis else 1 for i in range(output.ndim)]
 
-        def found(features: NDArray[np.intp]) -> Values:
+        def erring(features: NDArray[np.intp]) -> Values:
             mask = np.isin(np.arange(output.shape[axis]), features).reshape(shape)
             return self._forward(held, np.where(mask, changed, output))
 
         return [
             sum(_relative(reference[name], values[name]) for name in self.outputs if name in values)
-            for values in in_order(found, sets, os.cpu_count() or 1)
+            for values in in_order(erring, sets, os.cpu_count() or 1)
         ]
 
     def _forward(self, held: Values, output: NDArray[Any]) -> Values:
-        """Run everything behind the layer's output, and return that too."""
+        """Run the rest on an output of the layer; that output is among what it gives."""
         own = {self.layer.name: output}
         if self.session is None:
             return own
@@ -162,15 +162,15 @@ def _centered(change: NDArray[Any], layer: LinearLayer) -> NDArray[Any]:
     return np.asarray(change - change.mean(others, keepdims=True))
 
 
-def _relative(reference: NDArray[Any], found: NDArray[Any]) -> float:
+def _relative(reference: NDArray[Any], output: NDArray[Any]) -> float:
     if reference.dtype.kind != "f":
         return 0.0
     signal = float(np.square(reference, dtype=np.float64).sum())
-    return float(np.square(found - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
+    return float(np.square(output - reference, dtype=np.float64).sum()) / max(signal, 1e-300)
 
 
 def _model_of(model: ir.Model, layer: LinearLayer, weight: NDArray[np.float32] | None) -> bytes:
-    """Make the layer's node a model; with another weight if one is given, and then without bias."""
+    """Serialize the layer's node as a model; with another weight if one is given, and then without bias."""
     node = next(ir.to_proto(node) for node in model.graph if node.outputs[0].name == layer.name)
     if weight is None:
         arrays = {name: initializer_of(model, name) for name in node.input if name and name != layer.source}

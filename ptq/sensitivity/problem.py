@@ -1,4 +1,4 @@
-"""Protocols of sensitivities and of what they are given: rounded layers, and a network that tells their parts.
+"""The interface of sensitivities, and what today's are given: rounded layers, and a network that tells their parts.
 
 A sensitivity is a file of this room with one frozen dataclass and one verb, `measure`.
 """
@@ -66,7 +66,7 @@ class Attribution(Protocol[Layer_contra]):
 
 
 class Sensitivity(Protocol[Seen_contra, Network_contra]):
-    """Protocol of sensitivities. What has to be known of layers and asked of a network is each member's own."""
+    """The family's one verb; which layers it takes and what it asks a network is each member's own business."""
 
     def measure(self, layers: Iterable[Seen_contra], bits: Sequence[int], network: Network_contra) -> SensitivityTable:
         """Measure what each layer's errors do to the outputs.

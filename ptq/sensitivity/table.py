@@ -1,4 +1,4 @@
-"""Table between sensitivities and allocators: the error at the network's outputs for every word length."""
+"""Errors at the network's outputs for every word length: sensitivities give them, allocators take them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from ptq.core.arrays import Float
 
 FLOAT = 32
-"""The word length of what stays float."""
+"""Word length of a layer that stays float."""
 
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """Table of the error that each layer by itself causes at the outputs, by word length.
+    """Error that each layer by itself causes at the outputs, by word length.
 
     Attributes:
         layers: Names of the layers.

@@ -190,7 +190,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
 
 
 def _planned(choices: Choices, plan: BitPlan, model: ir.Model) -> Choices:
-    """Put word lengths of a plan over those of choices; layers in float are left out by whoever places integers."""
+    """Put the word lengths of a plan over those of choices; whoever places integers leaves out its floats."""
     nodes, overrides, rows = linear_nodes(model), dict(choices.overrides), dict[str, NDArray[np.int8]]()
     for name, bits in plan.layers.items():
         if name not in nodes:

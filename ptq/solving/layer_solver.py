@@ -47,7 +47,7 @@ class LayerSolver:
         return self.settings.choice(self.layer)
 
     def with_bits(self, bits: LayerBits) -> LayerSolver:
-        """Return the solver of the layer with words that are as long as asked for."""
+        """The same layer with words of these lengths."""
         rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
         return replace(self, rows=rows)
 
@@ -61,8 +61,9 @@ class LayerSolver:
         return self._started(replace(self.choice, method=Given(encoding), split="never"), seen)
 
     def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
-        """Return the problem that a method for all layers is given."""
-        return problem_of(self.arrays, self.choice, self._grid, moments, None, saturates=self.settings.saturates)
+        """What a method for all layers is given of this one."""
+        saturates = self.settings.saturates
+        return problem_of(self.arrays, self.choice, self._grid, moments, self._widths, saturates=saturates)
 
     def _started(self, choice: LayerChoice, seen: ChannelMean | None) -> SolvedLayer:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
@@ -81,9 +82,8 @@ class LayerSolver:
         return self.solve(moments).settled()
 
     def _best(self, choice: LayerChoice, seen: InputStatistics) -> SolvedLayer:
-        """Solve with words of one length, and with the longer ones that were asked for; keep what errs less."""
-        rows = self.rows if self.rows is not None and (self.rows > choice.spec.num_bits).any() else None
-        own = None if rows is None else Widths.in_rows(rows, self.layer.fan_in)
+        """With words of one length, or with the longer ones that were asked for where they err less."""
+        own = self._widths
         single = solve_layer(self.arrays, choice, self._grid, seen, own, saturates=self.settings.saturates)
         split = choose_split(self.layer, self.arrays.weight, choice)
         if isinstance(split, str):
@@ -96,7 +96,7 @@ class LayerSolver:
         return replace(both, note=f"split ({gain:+.1f} dB)")
 
     def rounded(self, solved: SolvedLayer) -> PlacedLayer:
-        """Return the layer's errors, for whoever looks at what they do to the network's outputs.
+        """Describe its errors, for a look at what they do to the network's outputs.
 
         Raises:
             RuntimeError: It was solved from its weight alone.
@@ -113,6 +113,13 @@ class LayerSolver:
             rounding=output.rounding,
             centered=centered,
         )
+
+    @property
+    def _widths(self) -> Widths | None:
+        """Bits of each weight, where those of some output feature are longer than the choice says."""
+        rows = self.rows
+        longer = rows is not None and (rows > self.choice.spec.num_bits).any()
+        return Widths.in_rows(rows, self.layer.fan_in) if rows is not None and longer else None
 
     @property
     def _grid(self) -> QuantParams | None:

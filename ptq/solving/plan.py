@@ -19,6 +19,8 @@ from ptq.calibration.sequential import SequentialWalk
 from ptq.core.arrays import Feed
 from ptq.core.channel_mean import ChannelMean
 from ptq.core.encoding import WeightEncoding
+from ptq.core.errors import RecipeError
+from ptq.core.family import tag_of
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
 from ptq.core.plan import QuantPlan
@@ -79,6 +81,9 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
 
     Returns:
         The plan, and a row per layer for the report.
+
+    Raises:
+        RecipeError: A method gave all words one length where the bit plan asks for several.
     """
     settings, placement = problem.settings, problem.placement
     grids = choose_grids(placement, problem.histograms, settings)
@@ -96,9 +101,20 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         longer = _longer_words(problem, tables, grids, jobs).layers
         jobs |= {name: jobs[name].with_bits(bits) for name, bits in longer.items()}
     solved = _solve(problem, tables, grids, jobs)
+    _require_lengths(settings, solved)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
     rows_of_report = tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
     return _plan(grids, solved, rows_alone), rows_of_report
+
+
+def _require_lengths(settings: Choices, solved: Mapping[str, SolvedLayer]) -> None:
+    """Refuse a bit plan by output feature where a method knows words of one length only."""
+    for name, rows in settings.rows.items():
+        if name in solved and len(set(rows.tolist())) > 1 and solved[name].encoding.widths is None:
+            method = tag_of(type(settings.overrides[name].method))
+            raise RecipeError(
+                f"bit_plan: {method} has words of one length in a layer; give {name!r:.80} one, or another method"
+            )
 
 
 def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
@@ -158,7 +174,7 @@ def _solve(
 
 
 def _started(problem: Problem, jobs: Mapping[str, LayerSolver]) -> dict[str, SolvedLayer]:
-    """Solve every layer from its weight, for the walk to start from."""
+    """Solve every layer from its weight alone: the walk starts from that."""
     means = problem.means if problem.settings.bias_correction else {}
     tasks = ((job, means.get(job.layer.source)) for job in jobs.values())
     started = problem.samples.engine.map(start_layer, None, tasks)

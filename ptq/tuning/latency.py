@@ -148,7 +148,7 @@ class LatencyTrial:
         require_survivable(context.form, split.first.feed, job.custom_ops)
         model, _ = prepare(context.model, split.first.feed, custom_ops=job.custom_ops)
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
-        choices = choices_of(replace(job.recipe, weights=own, layers=(), bit_plan=None), context.target, model)
+        choices = choices_of(replace(job.recipe, weights=own, layers=()), context.target, model)
         state = Rewritten(model, choices)
         placement = context.mode.place(state)
         wanted = context.mode.wanted(state, placement)

@@ -208,9 +208,28 @@ def test_features_go_their_own_way_where_they_are_told_apart(seed: int) -> None:
 
 
 def test_single_features_never_stay_float() -> None:
-    rows = {"a": np.array([[1.0, 0.5, 0.0], [2.0, 1.0, 0.0]])}
+    """However good a bargain that would be."""
+    rows = {"a": np.array([[1.0, 0.99, 0.0], [2.0, 1.99, 0.0]])}
     table = SensitivityTable.of_rows(rows, (4, 8, FLOAT))
-    assert Greedy().allocate(table, Bytes({"a": 16}), 1e9).layers == {"a": (8, 8)}
+    assert Greedy().allocate(table, Bytes({"a": 16}), 16.0).layers == {"a": (8, 8)}
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A price for every word length."""
+
+    prices: Mapping[int, float]
+    unit: ClassVar[str] = "coins"
+
+    def of(self, _layer: str, bits: LayerBits) -> float:
+        assert isinstance(bits, int)
+        return self.prices[bits]
+
+
+def test_a_cheap_step_behind_one_that_does_not_fit_is_not_taken() -> None:
+    table, cost = SensitivityTable(("a",), (2, 3, 4), np.array([[21.0, 1.0, 0.0]])), Priced({2: 0, 3: 10, 4: 11})
+    bits = [Greedy().allocate(table, cost, limit).layers["a"] for limit in (0, 5, 10, 10.5, 11)]
+    assert bits == [2, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize("cost", [Bytes({"a": 24}), Macs({"a": 24}, {"a": 3}), Multipliers({"a": 24})])

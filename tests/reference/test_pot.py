@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from ptq import Recipe, quantize
@@ -16,6 +17,7 @@ from ptq.passes.lifting import weights_of
 from ptq.recipe import Weights
 from ptq.weights import Pot, Rtn
 from tests.builders import attention, conv_net, feeds
+from tests.golden.scenarios import chain, streamed
 
 
 def solved(weight: np.ndarray, bits: int, granularity: Granularity | None = None) -> IntegerWeight:
@@ -27,12 +29,12 @@ def solved(weight: np.ndarray, bits: int, granularity: Granularity | None = None
 
 def least_error(bits: int) -> tuple[float, float]:
     """Relative squared error of the best base-2 levels for N(0, 1), and its c: both by brute force on a fine grid."""
-    x = np.linspace(-8, 8, 40001)
+    x = np.linspace(-8, 8, 8001)
     density = np.exp(-np.square(x) / 2)
     density /= density.sum()
     powers = 0.5 ** np.arange((1 << (bits - 1)) - 1)
     found = (np.inf, 0.0)
-    for c in np.linspace(0.5, 4, 701):
+    for c in np.linspace(0.5, 4, 176):
         levels = np.concatenate([[0], c * powers])
         nearest = np.abs(np.abs(x)[:, None] - levels).min(1)
         found = min(found, (float(np.square(nearest) @ density), float(c)))
@@ -41,7 +43,7 @@ def least_error(bits: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_largest_level_is_the_best_one_for_a_gaussian(bits: int) -> None:
-    weight = np.random.default_rng(0).standard_normal((4, 200_000))
+    weight = np.random.default_rng(0).standard_normal((2, 60_000))
     found = solved(weight, bits)
     error, c = least_error(bits)
     relative = np.square(found.decode() - weight).sum(1) / np.square(weight).sum(1)
@@ -86,6 +88,18 @@ def test_onnxruntime_runs_them_on_its_integer_kernels(bits: int, target: str) ->
     if target == "cpu-x86":
         assert kernels.integer["QLinearConv"] == 3
         assert kernels.integer["QGemm"] == 1
+
+
+def test_streamed_models_hold_them_too() -> None:
+    result = streamed(chain(), feeds(4, 64), Recipe("cpu-x86", weight_only=True, weights=Weights(Pot(), 3)))
+    with result.delivery.as_file() as path:
+        lifted = weights_of(ir.load(path))
+    assert sorted(lifted) == ["a", "b"]
+    for weight in lifted.values():
+        assert isinstance(weight, IntegerWeight)
+        assert weight.scale.ndim == 2
+        assert set(np.abs(weight.codes.astype(int)).reshape(-1)) <= {0, 16, 32, 64}
+    assert {row.num_bits for row in result.report.layers} == {3}
 
 
 @pytest.mark.parametrize("bits", [2, 4])

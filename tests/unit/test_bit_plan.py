@@ -32,7 +32,7 @@ from ptq.recipe import LayerRule, Weights
 from ptq.recipe.toml import load_recipe, recipe_from, recipe_to, recipe_toml
 from ptq.sensitivity.table import FLOAT, SensitivityTable, at_other_bits
 from ptq.streaming.solve import require_streamable
-from ptq.weights import Gptq, Rtn, WeightMethod
+from ptq.weights import Gpfq, Gptq, Pot, Rtn, WeightMethod
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 
 DATA = feeds(24, 3, 16, 16)
@@ -68,9 +68,10 @@ def test_every_output_feature_is_stored_with_its_own_word_length(weight_only: bo
     assert (row.num_bits, row.points) == (2, "2 to 8 bits by feature")
 
 
-@pytest.mark.parametrize(
-    "method", [member() for member in members(WeightMethod)], ids=lambda method: tag_of(type(method))
-)
+ANY_LENGTHS = [member() for member in members(WeightMethod) if member is not Pot]
+
+
+@pytest.mark.parametrize("method", ANY_LENGTHS, ids=lambda method: tag_of(type(method)))
 def test_any_method_takes_word_lengths_by_feature(method: WeightMethod) -> None:
     bits = (2, 2, 2, 3, 5, 6, 8, 8)
     result = quantize(conv_net(), DATA, recipe({"c": bits}, weights=Weights(method, 4)))
@@ -78,6 +79,13 @@ def test_any_method_takes_word_lengths_by_feature(method: WeightMethod) -> None:
     codes, half = codes_of(result.delivery.data, "c"), 1 << (np.array(bits)[:, None] - 1)
     assert ((-half <= codes) & (codes < half)).all()
     assert (np.abs(codes[3:]).max(1) > 2).all()
+
+
+@pytest.mark.parametrize("method", [Pot(), Gpfq(alphabet="paper")], ids=lambda method: tag_of(type(method)))
+def test_a_method_with_words_of_one_length_is_refused(method: WeightMethod) -> None:
+    with pytest.raises(RecipeError, match=f"{tag_of(type(method))} has words of one length in a layer; give 'c' one"):
+        quantize(conv_net(), DATA, recipe({"c": (2, 4) * 4}, weights=Weights(method, 4)))
+    assert quantize(conv_net(), DATA, recipe({"c": (3,) * 8}, weights=Weights(method, 4))).report.layers[1].name == "c"
 
 
 @pytest.mark.parametrize("activations", [None, Dynamic()])
@@ -166,6 +174,13 @@ def test_a_plan_by_layer_makes_what_rules_make() -> None:
     planned = quantize(conv_net(), DATA, recipe({"c": 3, "d": 8, "y": FLOAT}, weights=weights))
     assert planned.delivery.data == ruled.delivery.data
     assert [row.num_bits for row in planned.report.layers] == [8, 3, 8]
+
+
+def test_short_words_of_a_plan_are_packed_like_any_others() -> None:
+    base = Recipe(target="cpu-x86")
+    ruled = quantize(conv_net(), DATA, replace(base, layers=(LayerRule("c", bits=3),)))
+    planned = quantize(conv_net(), DATA, replace(base, bit_plan=BitPlan({"c": 3})))
+    assert planned.delivery.data == ruled.delivery.data
 
 
 def test_a_plan_has_the_last_word_on_bits_and_no_other() -> None:

@@ -17,9 +17,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import ptq
 from ptq import api
 from ptq.analysis.diff import Diff
+from ptq.analysis.diff.network import SwitchedNetwork
 from ptq.calibration.observers import Dynamic, Percentile
 from ptq.cli import main
 from ptq.recipe import Weights
+from ptq.sensitivity.problem import RoundedLayer
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 from tests.planted import change, clipped, fork, scaled, wrong_scale
 
@@ -250,3 +252,15 @@ def test_errors_say_what_is_wrong(folder: Path) -> None:
         assert done.exit_code == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert word in done.stderr
+
+
+def test_shares_of_layers_are_parts_of_the_whole_error() -> None:
+    layers = [RoundedLayer(name, 4, np.array([error])) for name, error in (("a", 3.0), ("b", 1.0))]
+    every = [np.arange(1)]
+    some, more = SwitchedNetwork(0.1, {"a": 0.5, "b": 0.25}), SwitchedNetwork(0.1, {"a": 1.0, "b": 0.5, "c": 0.5})
+    assert [network.errors(layer, every)[0] for network in (some, more) for layer in layers] == pytest.approx(
+        [0.05, 0.025, 0.05, 0.025]  # shares that add up to more than all are scaled down
+    )
+    assert some.or_guessed(layers) is some
+    guessed = SwitchedNetwork(0.1, {"c": 0.5}).or_guessed(layers)  # none of these layers could be switched
+    assert [guessed.errors(layer, every)[0] for layer in layers] == pytest.approx([0.075, 0.025])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
+from ptq.analysis.diff.kinds import is_quantized
 from ptq.calibration.observers import Dynamic
 from ptq.core.affine import Range, choose_qparams
 from ptq.core.encoding import IntegerWeight, LookupWeight, WeightEncoding
@@ -23,7 +24,7 @@ from ptq.core.storage import Alphabet
 from ptq.core.widths import Widths
 from ptq.models.sessions import run, session_of
 from ptq.passes import InsertDynamic, InsertQdq, UseNative, insert_qdq, place, place_weights, prepare
-from ptq.passes.lifting import weights_of
+from ptq.passes.lifting import has_weights, weights_of
 from ptq.passes.lower_stored import short_scale
 from ptq.passes.lower_weight import WeightWriter
 from ptq.passes.placement import Placement
@@ -156,7 +157,7 @@ def test_any_weight_computes_what_it_decodes_to_and_is_read_back(name: str, seed
     np.testing.assert_allclose(found, wanted, atol=1e-5 * max(np.abs(wanted).max(), 1))
 
 
-def any_plan(model: ir.Model, placement: Placement, seed: int, *, blocks: bool = False) -> QuantPlan:
+def any_plan(placement: Placement, seed: int, *, blocks: bool = False) -> QuantPlan:
     """Grids for all values, and for all weights any numbers."""
     rng = np.random.default_rng(seed)
     grids = {
@@ -171,13 +172,10 @@ def any_plan(model: ir.Model, placement: Placement, seed: int, *, blocks: bool =
         weights[layer.name] = drawn(
             shape, int(rng.integers(1 << 30)), taps=taps, blocks=blocks and layer.op_type == "MatMul"
         )
-    rows = {table.name: model.graph.initializers[table.name].shape.numpy() for table in placement.tables}
-    tables = {name: by_row(shape, int(rng.integers(1 << 30))) for name, shape in rows.items()}
-    stored = {
-        each.name: by_row(each.to_matrix(np.empty(each.shape)).shape, int(rng.integers(1 << 30)))
-        for each in placement.stored
-    }
-    return QuantPlan(grids, weights, {}, tables, stored)
+    rows = {table.name: table.shape for table in placement.tables}
+    rows |= {each.name: each.to_matrix(np.empty(each.shape)).shape for each in placement.stored}
+    weights |= {name: by_row(shape, int(rng.integers(1 << 30))) for name, shape in rows.items()}
+    return QuantPlan(grids, weights, {})
 
 
 def by_row(shape: tuple[int, int], seed: int) -> WeightEncoding:
@@ -208,15 +206,15 @@ def test_any_plan_is_read_back_from_any_model(name: str, mode: str, seed: int) -
     model, _ = prepare(build(), feed)
     static, native = mode in ("static", "native"), "native" in mode
     placement = place(model, native=native) if static else place_weights(model, only_products="dynamic" in mode)
-    plan = any_plan(model, placement, seed, blocks=not static)
+    plan = any_plan(placement, seed, blocks=not static)
     InsertQdq(plan, placement)(model)
     if mode == "native":
         UseNative(plan, NATIVE.native_words)(model)
     elif "dynamic" in mode:
         InsertDynamic(plan, placement, NATIVE.native_words if native else ())(model)
     lifted = weights_of(ir.from_proto(ir.to_proto(model)))
-    tables = {key: as_filed(rows) for key, rows in plan.tables.items()}
-    every = {**plan.weights, **tables, **plan.stored}
+    tables = {table.name: as_filed(plan.weights[table.name]) for table in placement.tables}
+    every = {**plan.weights, **tables}
     assert len(lifted) == len(every)
     for key, weight in every.items():
         if key in lifted:
@@ -244,12 +242,27 @@ def test_weights_of_tables_are_walked_to_lowered_and_read_back(build: Any, mode:
     lifted = weights_of(result.delivery.model)
     assert len(lifted) == len(result.report.layers)
     assert all(isinstance(weight, LookupWeight) and weight.num_levels() > 16 for weight in lifted.values())
+    assert is_quantized(result.delivery.model)
     layers = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
     on_integers = sum(count for op_type, count in result.report.proof.kernels.integer.items() if op_type in layers)
     assert on_integers <= (2 if build is attention else 0)  # products of two activations
     assert result.report.proof.comparison.sqnr_db > 20
 
 
-def test_a_float_model_has_no_weights_on_codes() -> None:
-    assert weights_of(conv_net()) == {}
-    assert weights_of(language_model()) == {}
+@pytest.mark.parametrize("count", [2, 4, 8, 16, 200])
+def test_a_model_of_tables_alone_is_quantized(count: int) -> None:
+    """It has no Q/DQ pair, no integer operator, and perhaps no bytes of codes."""
+    model, _ = layer_model("convolution")
+    placement = place_weights(model)
+    table = np.sort(random((count,), 3))
+    weight = LookupWeight(np.random.default_rng(0).integers(0, count, (6, 36)).astype(np.uint8), table)
+    InsertQdq(QuantPlan({}, {"y": weight}, {}), placement)(model)
+    assert has_weights(model)
+    assert is_quantized(model)
+
+
+@pytest.mark.parametrize("build", [conv_net, language_model, attention, lstm, branches])
+def test_a_float_model_has_no_weights_on_codes(build: Any) -> None:
+    assert weights_of(build()) == {}
+    assert not has_weights(build())
+    assert not is_quantized(build())

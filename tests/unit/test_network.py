@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from ptq import Recipe, quantize
+from ptq.allocation import BitPlan
 from ptq.calibration.network import RunnableNetwork
 from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import UnsupportedModelError
@@ -57,16 +58,26 @@ class PickByMoments(Pick):
         return super().quantize_all(problems, network)
 
 
-def quantized(method: Any, monkeypatch: pytest.MonkeyPatch) -> Result:
+@dataclass(frozen=True)
+class Lengths(Pick):
+    """Rounding, of words as long as each layer's problem says."""
+
+    def quantize_all(self, problems: Mapping[str, LayerProblem], network: Network) -> Mapping[str, WeightEncoding]:
+        assert {name for name, problem in problems.items() if problem.widths is not None} == {"c"}
+        return {name: Rtn().quantize(problem) for name, problem in problems.items()}
+
+
+def quantized(method: Any, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Result:
     """Static integers of 3 bits by a method that is no member of the union."""
     plain = choosing.choices_of
 
     def choices_of(recipe: Recipe, *rest: Any) -> Any:
         found = plain(recipe, *rest)
-        return replace(found, weights=replace(found.weights, method=method))
+        overrides = {name: replace(each, method=method) for name, each in found.overrides.items()}
+        return replace(found, weights=replace(found.weights, method=method), overrides=overrides)
 
     monkeypatch.setattr("ptq.pipeline.choices_of", choices_of)
-    return quantize(conv_net(), DATA, Recipe(weights=Weights(bits=3, split="never")))
+    return quantize(conv_net(), DATA, Recipe(weights=Weights(bits=3, split="never"), **fields))
 
 
 @pytest.mark.parametrize("kind", [Pick, PickByMoments])
@@ -81,6 +92,11 @@ def test_the_solver_hands_all_layers_to_a_method_that_wants_them(
     assert result.report.proof.comparison.sqnr_db > best - 1.0  # judged in float: activations may turn it a little
     assert result.report.proof.kernels.num_linear == 4
     assert {row.num_bits for row in result.report.layers} == {3}
+
+
+def test_problems_of_all_layers_have_the_word_lengths_of_a_bit_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = quantized(Lengths(), monkeypatch, bit_plan=BitPlan({"c": (2, 3, 4, 5, 6, 7, 8, 2)}))
+    assert next(row.points for row in result.report.layers if row.name == "c") == "2 to 8 bits by feature"
 
 
 def network() -> tuple[ir.Model, RunnableNetwork, dict[str, Any]]:

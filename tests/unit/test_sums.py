@@ -30,7 +30,7 @@ from ptq.recipe import LayerRule, Weights
 from ptq.sensitivity import FeatureInfluence
 from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
 from ptq.sensitivity.table import SensitivityTable, at_other_bits
-from ptq.weights import Gptq, Rtn
+from ptq.weights import Gptq, Hqq, Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
 
@@ -212,6 +212,7 @@ def test_bits_go_where_they_gain_and_cost_what_was_granted() -> None:
         ({"extra_macs": -0.1, "bits": 4, "method": Gptq()}, "expected a share"),
         ({"extra_macs": 0.1, "bits": 8, "method": Gptq()}, "less than 8 bits"),
         ({"extra_macs": 0.1, "bits": 4}, "rtn does not see"),
+        ({"extra_macs": 0.1, "bits": 4, "method": Hqq()}, "hqq does not see; expected gpfq, gptq, qronos"),
     ],
 )
 def test_budgets_that_cannot_be_spent_are_refused(weights: dict[str, Any], word: str) -> None:

@@ -11,6 +11,7 @@ from ptq.analysis.diff.causes import Names
 from ptq.analysis.diff.names import ACTIVATIONS, consumers
 from ptq.core.errors import InputError
 from ptq.models.source import input_specs
+from ptq.passes.lifting import has_weights
 from ptq.passes.linear import name_of
 
 GRIDS_AT = {
@@ -56,9 +57,8 @@ def is_quantized(model: ir.Model) -> bool:
     """Whether anything in a model is on codes."""
     functions = [node for function in model.functions.values() for node in function]
     nodes = [*model.graph.all_nodes(), *functions]
-    return any(_is_integer(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes) or any(
-        _is_decoding(node) for node in model.graph
-    )
+    on_codes = any(_is_integer(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
+    return on_codes or any(_is_decoding(node) for node in model.graph) or has_weights(model)
 
 
 def integer_operators(model: ir.Model) -> tuple[str, ...]:

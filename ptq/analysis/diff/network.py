@@ -1,4 +1,4 @@
-"""The quantized network with a switch at every layer, for whoever asks how much of the error each of them causes."""
+"""The quantized network with a switch at every layer, for those who ask how much of the error each layer causes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SwitchedNetwork:
         return SwitchedNetwork(total, shares)
 
     def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
-        """Return this network if any layer could be switched; else the error divided as their weights' errors are."""
+        """Return this network if any layer could be switched, else one that divides the error by errors of weights."""
         if any(self.shares.get(layer.name) for layer in layers):
             return self
         errors = {layer.name: float(layer.weight_error.sum()) for layer in layers}
