@@ -63,7 +63,7 @@ class FloatNetwork:
 
     @property
     def total(self) -> float:
-        """Nothing: the float network itself errs nowhere."""
+        """Error of the float network itself: 0."""
         return 0.0
 
     def errors(self, layer: PlacedLayer, sets: Sequence[NDArray[np.intp]]) -> Float:

@@ -84,7 +84,7 @@ class Choices:
         rows: Layer name -> bits of the weights of each output feature, none shorter than its choice says.
         coarse: Layers that are the coarse part of another.
         centered_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
-        saturates: Integer products of two neighboring weights must not overflow; see `ptq.core.saturates`.
+        saturates: Integer products of two neighboring weights must not overflow; see `ptq.core.saturation`.
         dynamic: Ranges of activations are found at run time; recurrent layers run on integers too.
     """
 
@@ -115,7 +115,7 @@ class Choices:
                 return None
 
     def _of_rows(self, site: Table | StoredWeight) -> LayerChoice:
-        """Choose rounding with a scale per row: long words cost bytes and no time, and no error is corrected."""
+        """Choose rounding with a scale per row: long words cost bytes and no time, and nothing corrects errors."""
         spec, chosen = self.weights.spec, self.overrides.get(site.name)
         bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
         method: WeightQuantizer | NetworkMethod = Rtn("mse" if bits < BYTE else "absmax")

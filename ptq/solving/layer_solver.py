@@ -47,7 +47,7 @@ class LayerSolver:
         return self.settings.choice(self.layer)
 
     def with_bits(self, bits: LayerBits) -> LayerSolver:
-        """The same layer with words of these lengths."""
+        """Return the solver of the layer with words of these lengths."""
         rows = np.broadcast_to(np.array(bits, np.int8), len(self.arrays.weight))
         return replace(self, rows=rows)
 
@@ -61,7 +61,7 @@ class LayerSolver:
         return self._started(replace(self.choice, method=Given(encoding), split="never"), seen)
 
     def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
-        """What a method for all layers is given of this one."""
+        """Return the problem that a method for all layers is given."""
         saturates = self.settings.saturates
         return problem_of(self.arrays, self.choice, self._grid, moments, self._widths, saturates=saturates)
 
