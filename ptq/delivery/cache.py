@@ -155,7 +155,7 @@ class Cache:
 
 def _sources() -> list[Path]:
     """List the folders of our own code."""
-    folders = [Path(__file__).parent]
+    folders = [Path(__file__).parents[1]]
     for name in ("ptq.passes", "ptq.calibration", "ptq.runtime"):
         spec = find_spec(name)
         folders += [] if spec is None else map(Path, spec.submodule_search_locations or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,15 @@ def test_other_sources_or_libraries_make_a_new_run(folder: Path, monkeypatch: py
     monkeypatch.undo()
     monkeypatch.setattr(ptq.delivery.cache, "_sources", lambda: [folder])
     assert not was_repeated(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["core.affine", "solving.plan", "weights.gptq", "passes.linear", "calibration.collect", "api"]
+)
+def test_every_module_counts_as_a_source(name: str) -> None:
+    path = Path(import_module(f"ptq.{name}").__file__ or "").resolve()
+    sources = {source.resolve() for folder in ptq.delivery.cache._sources() for source in folder.rglob("*.py")}
+    assert path in sources
 
 
 def test_weights_beside_the_model_count(folder: Path) -> None:
