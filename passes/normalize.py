@@ -23,6 +23,9 @@ from ptq.passes.graph import message_without_weights
 MIN_OPSET = 13
 MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
 INT4_OPSET = 21
+RESIZE_OPSET = 11
+"""From here on Resize says how coordinates are scaled; Upsample became Resize."""
+
 IR_VERSIONS = {MIN_OPSET: MIN_IR_VERSION, INT4_OPSET: 10}
 FOLD_LIMIT = 64 * 2**20  # bytes; larger constants are left for onnxruntime to fold
 
@@ -104,6 +107,7 @@ def convert(model: ir.Model, opset: int) -> None:
     Raises:
         Exception: Whatever the converter raises when it does not know an operator of the model.
     """
+    before = model.opset_imports.get("", opset)
     message, weights = message_without_weights(model)
     converted = onnx.version_converter.convert_version(message, opset)
     folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
@@ -112,6 +116,17 @@ def convert(model: ir.Model, opset: int) -> None:
         value.const_value = weights.get(name, value.const_value)
     for folder in folders:  # one at most: a model's weights lie beside it
         ir.external_data.set_base_dir(model.graph, folder)
+    if before < RESIZE_OPSET <= opset:
+        _resize_as_before(model)
+
+
+def _resize_as_before(model: ir.Model) -> None:
+    """Say what Resize did before it could be told: coordinates scaled from the corner. The converter leaves it out."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize" and not node.domain and node.attributes.get_string("mode", "nearest") != "nearest":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
 
 
 def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:

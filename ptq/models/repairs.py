@@ -83,6 +83,27 @@ def put_in_order(proto: onnx.ModelProto) -> bool:
     return True
 
 
+def give_shapes(proto: onnx.ModelProto) -> bool:
+    """Give outputs that are declared without a shape the one that follows from the graph; return whether any got one.
+
+    onnxruntime needs none, the checker does. Where inference gives up, the output stays as it is.
+    """
+    bare = [
+        v for v in proto.graph.output if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
+    ]
+    if not bare:
+        return False
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # of several types; the checker will say what is wrong with the model
+        return False
+    shapes = {v.name: v.type.tensor_type.shape for v in inferred.graph.output if v.type.tensor_type.HasField("shape")}
+    for value in bare:
+        if value.name in shapes:
+            value.type.tensor_type.shape.CopyFrom(shapes[value.name])
+    return any(value.name in shapes for value in bare)
+
+
 def _names_read(node: onnx.NodeProto) -> set[str]:
     """Return the names that a node and its bodies read."""
     return {name for name in node.input if name} | {

@@ -1,0 +1,56 @@
+"""Model files that are put right before anything reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from ptq import quantize
+from ptq.core.errors import InputError
+from ptq.models.load import load_model
+from tests.builders import conv_net, feeds, model_from_text, random
+
+
+def without_shapes(model: ir.Model) -> onnx.ModelProto:
+    """As people leave outputs that they add or cut by hand."""
+    proto = ir.to_proto(model)
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def test_outputs_without_a_shape_get_the_one_that_follows(tmp_path: Path) -> None:
+    onnx.save(without_shapes(conv_net()), tmp_path / "m.onnx")
+    model = load_model(tmp_path / "m.onnx")
+    assert [value.shape is not None and len(value.shape) for value in model.graph.outputs] == [2]
+    found, wanted = (quantize(each, feeds(16, 3, 16, 16)) for each in (tmp_path / "m.onnx", conv_net()))
+    assert found.report.proof.comparison.sqnr_db == wanted.report.proof.comparison.sqnr_db
+    assert found.delivery.num_bytes == wanted.delivery.num_bytes
+
+
+def test_where_nothing_follows_the_checker_says_so(tmp_path: Path) -> None:
+    proto = without_shapes(model_from_text("m (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }", {}))
+    proto.graph.node[0].domain = "somebody.else"
+    proto.opset_import.add(domain="somebody.else", version=1)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="invalid ONNX model: Field 'shape'"):
+        load_model(tmp_path / "m.onnx")
+
+
+RESIZE = {10: "Resize", 9: "Upsample"}
+TEXT = 'm (float[1, 4, 5, 5] x) => (float[1, 4, H, W] y) {{ a = Conv (x, w) y = {} <mode = "linear"> (a, scales) }}'
+
+
+@pytest.mark.parametrize("opset", RESIZE)
+def test_older_resizing_keeps_its_coordinates_when_the_opset_is_raised(opset: int) -> None:
+    weights = {"w": random((4, 4, 1, 1), 1), "scales": np.array([1, 1, 2, 2], np.float32)}
+    result = quantize(
+        model_from_text(TEXT.format(RESIZE[opset]), weights, opset), feeds(24, 4, 5, 5)
+    )  # checked on a sample
+    (node,) = (node for node in result.delivery.model.graph if node.op_type == "Resize")
+    assert node.attributes.get_string("coordinate_transformation_mode") == "asymmetric"
+    assert result.report.proof.comparison.sqnr_db > 30
