@@ -24,6 +24,8 @@ MIN_OPSET = 7
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
 """Operators whose constants have to be finite; elsewhere -inf is a mask."""
+CONTAINERS = ("sequence_type", "map_type", "optional_type")
+"""Types that hold others."""
 
 
 def require_sound(proto: onnx.ModelProto, where: str, folder: Path | None) -> None:
@@ -44,6 +46,8 @@ def require_sound(proto: onnx.ModelProto, where: str, folder: Path | None) -> No
             raise InputError(f"{where}: opset {entry.version}; expected {MIN_OPSET} to {newest}, export it again")
     for value in proto.graph.input:
         _check_input(value, where)
+    for value in proto.graph.output:
+        _check_output(value, where)
     _require_plain_calls(proto, where)
     for tensor in tensors_of(proto):
         try:
@@ -61,6 +65,20 @@ def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
     extents = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
     if min(extents, default=1) < 0 or math.prod(extents) > MAX_INPUT:
         raise InputError(f"{name} the extents {extents[:9]}; expected a tensor that fits into memory")
+
+
+def _check_output(value: onnx.ValueInfoProto, where: str) -> None:
+    """Refuse what no quality can be measured on: the sequence of maps that a ZipMap ends in, for one."""
+    kinds, kind = [], value.type
+    while (which := kind.WhichOneof("value")) in CONTAINERS:
+        kinds.append(which.removesuffix("_type"))
+        holder = getattr(kind, which)
+        kind = holder.value_type if which == "map_type" else holder.elem_type
+    if kinds:
+        raise InputError(
+            f"{where}: output {value.name[:80]!r} is of type {' of '.join(kinds)}, expected a tensor; drop the "
+            "ZipMap or Sequence operator that makes it (skl2onnx: zipmap=False) and give out its input"
+        )
 
 
 def _require_plain_calls(proto: onnx.ModelProto, where: str) -> None:

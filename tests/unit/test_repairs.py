@@ -14,6 +14,9 @@ from ptq.core.errors import InputError
 from ptq.models.load import load_model
 from tests.builders import conv_net, feeds, model_from_text, random
 
+FLOATS = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.FLOAT))
+MAP = onnx.TypeProto(map_type=onnx.TypeProto.Map(key_type=onnx.TensorProto.INT64, value_type=FLOATS))
+
 
 def without_shapes(model: ir.Model) -> onnx.ModelProto:
     """As people leave outputs that they add or cut by hand."""
@@ -54,3 +57,19 @@ def test_older_resizing_keeps_its_coordinates_when_the_opset_is_raised(opset: in
     (node,) = (node for node in result.delivery.model.graph if node.op_type == "Resize")
     assert node.attributes.get_string("coordinate_transformation_mode") == "asymmetric"
     assert result.report.proof.comparison.sqnr_db > 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (onnx.TypeProto(sequence_type=onnx.TypeProto.Sequence(elem_type=FLOATS)), "sequence"),
+        (onnx.TypeProto(sequence_type=onnx.TypeProto.Sequence(elem_type=MAP)), "sequence of map"),
+        (onnx.TypeProto(optional_type=onnx.TypeProto.Optional(elem_type=FLOATS)), "optional"),
+    ],
+)
+def test_an_output_that_is_no_tensor_is_named(tmp_path: Path, kind: onnx.TypeProto, words: str) -> None:
+    proto = ir.to_proto(conv_net())
+    proto.graph.output.add(name="scores", type=kind)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=f"output 'scores' is of type {words}, expected a tensor; drop the ZipMap"):
+        load_model(tmp_path / "m.onnx")
