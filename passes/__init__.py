@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
 from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_dynamic import InsertDynamic
@@ -33,6 +34,7 @@ PrepareStep = (
     | Unfuse
     | FoldBatchNorm
     | PlainGemm
+    | FoldAffine
 )
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
@@ -44,6 +46,7 @@ PREPARE: tuple[PrepareStep, ...] = (
     Unfuse(),
     FoldBatchNorm(),
     PlainGemm(),
+    FoldAffine(),
 )
 """The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
 

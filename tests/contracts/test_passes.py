@@ -81,6 +81,35 @@ def odd_gemms() -> ir.Model:
     return model_from_text(text, weights | {"d": random((7,), 4), "s": np.array([6, 4])})
 
 
+def channels_scaled_and_shifted() -> ir.Model:
+    """As converters write normalizations and biases; layers with groups, without a bias, and turned weights."""
+    text = """
+    net (float[N, 4, 8, 8] x) => (float[N, 7] y) {
+        a = Conv <group = 2> (x, w)
+        b = Mul (a, g)
+        c = Sub (h, b)
+        r = Relu (c)
+        d = ConvTranspose <group = 2, strides = [2, 2]> (r, v, i)
+        e = Div (d, g)
+        f = Add (one, e)
+        p = GlobalAveragePool (f)
+        q = Flatten (p)
+        k = Gemm <transB = 1> (q, m, o)
+        l = Sub (k, n)
+        s = Gemm (l, t)
+        y = Mul (s, one)
+    }"""
+    channels = {
+        "g": np.abs(random((6, 1, 1), 1)) + 0.2,
+        "h": random((1, 6, 1, 1), 2),
+        "one": np.array([1.5], np.float32),
+    }
+    layers = {"w": random((6, 2, 3, 3)), "v": random((6, 3, 2, 2), 3), "i": random((6,), 4), "m": random((5, 6), 5)}
+    return model_from_text(
+        text, channels | layers | {"o": random((1, 5), 6), "n": random((5,), 7), "t": random((5, 7))}
+    )
+
+
 def weights_as_inputs() -> ir.Model:
     proto = ir.to_proto(conv_net())
     for tensor in proto.graph.initializer:
@@ -111,6 +140,7 @@ GRAPHS: list[tuple[Callable[[], ir.Model], tuple[int, ...]]] = [
     (old_and_wide, (16, 16, 3)),
     (function, VECTOR),
     (odd_gemms, (24,)),
+    (channels_scaled_and_shifted, (4, 8, 8)),
 ]
 each_graph = pytest.mark.parametrize(("build", "shape"), GRAPHS, ids=lambda value: getattr(value, "__name__", ""))
 
