@@ -15,6 +15,7 @@ from ptq.core.plan import QuantPlan
 from ptq.passes._guards import take_over
 from ptq.passes.decoding import decoding_of
 from ptq.passes.graph import add_initializer
+from ptq.passes.graph_writer import GraphWriter
 from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
@@ -47,7 +48,7 @@ class InsertDynamic(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the products of all layers, and LSTMs."""
-        writer = _Writer(model.graph)
+        writer = _Writer(GraphWriter(model.graph))
         nodes = {name_of(node): node for node in model.graph}
         for layer in self.placement.layers:
             node = nodes[layer.name]
@@ -102,7 +103,7 @@ class InsertDynamic(ir.passes.InPlacePass):
 
 @dataclass
 class _Writer:
-    graph: ir.Graph
+    writer: GraphWriter
     quantized: dict[ir.Value, ir.Node] = field(default_factory=dict)
 
     def rewrite(self, node: ir.Node, layer: LinearLayer) -> None:
@@ -116,34 +117,49 @@ class _Writer:
         quantize = self._quantize(source)
         turned = layer.layout.out_axis == 0
         if turned:
-            codes = _add(made, "Transpose", [codes], f"{layer.name}_turned", {"perm": [1, 0]})
-        weight_steps = add_initializer(self.graph, f"{layer.name}_steps", scale.numpy().reshape(-1))
-        total = _add(made, "MatMulInteger", [quantize.outputs[0], codes, quantize.outputs[2]], f"{layer.name}_int32")
-        wide = _add(made, "Cast", [total], f"{layer.name}_wide", {"to": int(ir.DataType.FLOAT)})
-        steps = _add(made, "Mul", [quantize.outputs[1], weight_steps], f"{layer.name}_step")
-        result = _add(made, "Mul", [wide, steps], f"{layer.name}_product")
+            codes = self._add(made, "Transpose", [codes], f"{layer.name}_turned", {"perm": [1, 0]})
+        weight_steps = self.writer.initializer(f"{layer.name}_steps", scale.numpy().reshape(-1))
+        total = self._add(
+            made, "MatMulInteger", [quantize.outputs[0], codes, quantize.outputs[2]], f"{layer.name}_int32"
+        )
+        wide = self._add(made, "Cast", [total], f"{layer.name}_wide", {"to": int(ir.DataType.FLOAT)})
+        steps = self._add(made, "Mul", [quantize.outputs[1], weight_steps], f"{layer.name}_step")
+        result = self._add(made, "Mul", [wide, steps], f"{layer.name}_product")
         bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
         if bias is not None:
-            result = _add(made, "Add", [result, bias], f"{layer.name}_biased")
+            result = self._add(made, "Add", [result, bias], f"{layer.name}_biased")
         out = node.outputs[0]
-        self.graph.insert_before(node, made)
+        self.writer.graph.insert_before(node, made)
         ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
         name, out.name = out.name, None
         result.name, result.shape, result.type = name, out.shape, out.type
-        self.graph.remove(node, safe=True)
+        self.writer.graph.remove(node, safe=True)
 
     def _quantize(self, source: ir.Value) -> ir.Node:
         if source not in self.quantized:
             node = ir.node("DynamicQuantizeLinear", [source], num_outputs=3)
             for value, part in zip(node.outputs, ("codes", "step", "zero"), strict=True):
-                value.name = f"{source.name}_{part}"
+                value.name = self.writer.fresh(f"{source.name}_{part}")
             producer = source.producer()
             if producer is None:
-                self.graph.insert_before(self.graph[0], node)
+                self.writer.graph.insert_before(self.writer.graph[0], node)
             else:
-                self.graph.insert_after(producer, node)
+                self.writer.graph.insert_after(producer, node)
             self.quantized[source] = node
         return self.quantized[source]
+
+    def _add(
+        self,
+        made: list[ir.Node],
+        op_type: str,
+        inputs: list[ir.Value],
+        name: str,
+        attributes: dict[str, int | list[int]] | None = None,
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes or {}, name="")
+        node.outputs[0].name = self.writer.fresh(name)
+        made.append(node)
+        return node.outputs[0]
 
 
 def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None:
@@ -152,16 +168,3 @@ def _codes_and_scale(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol] | None
     if found is None or found.node.op_type != "Mul" or found.scale.const_value is None:
         return None
     return found.codes, found.scale.const_value
-
-
-def _add(
-    made: list[ir.Node],
-    op_type: str,
-    inputs: list[ir.Value],
-    name: str,
-    attributes: dict[str, int | list[int]] | None = None,
-) -> ir.Value:
-    node = ir.node(op_type, inputs, attributes or {}, name="")
-    node.outputs[0].name = name
-    made.append(node)
-    return node.outputs[0]
