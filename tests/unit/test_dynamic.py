@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_table_that_is_read_and_multiplied_gets_names_of_its_own() -> None:
-    """Tied embeddings: the rows that Gather takes are codes, and what they are multiplied with is quantized as codes."""
+    """Tied embeddings: rows that Gather takes are codes, and what they are multiplied with is quantized to codes."""
     text = """
     m (int64[N, 6] ids) => (float[N, 6, 40] y) {
         rows = Gather (table, ids)
