@@ -141,15 +141,15 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_a_table_that_is_read_and_multiplied_gets_names_of_its_own() -> None:
     """Tied embeddings: rows that Gather takes are codes, and what they are multiplied with is quantized to codes."""
     text = """
-    m (int64[N, 6] ids) => (float[N, 6, 40] y) {
+    m (int64[N, 6] ids) => (float[N, 6, 600] y) {
         rows = Gather (table, ids)
         h = MatMul (rows, w)
         r = Relu (h)
         turned = Transpose <perm = [1, 0]> (table)
         y = MatMul (r, turned)
     }"""
-    model = model_from_text(text, {"table": random((40, 16)), "w": random((16, 16), 1)})
-    samples = [{"ids": np.random.default_rng(seed).integers(0, 40, (1, 6))} for seed in range(24)]
+    model = model_from_text(text, {"table": random((600, 16)), "w": random((16, 16), 1)})
+    samples = [{"ids": np.random.default_rng(seed).integers(0, 600, (1, 6))} for seed in range(24)]
     result = quantize(model, samples, Recipe(activations=Dynamic()))
     assert sum(node.op_type == "MatMulInteger" for node in result.delivery.model.graph) == 2
     assert sqnr_db(result, model, samples) > 25
