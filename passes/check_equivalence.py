@@ -58,7 +58,7 @@ def require_same(
                 raise EquivalenceError(f"pass {name} changed output {output!r}")
             continue
         finite = np.isfinite(reference)
-        difference = np.abs(reference - after[output])[finite].max(initial=0.0)
+        difference = np.abs(reference[finite] - after[output][finite]).max(initial=0.0)
         allowed = tolerance * float(np.abs(reference[finite]).max(initial=1e-30))
         if not np.array_equal(finite, np.isfinite(after[output])) or difference > allowed:
             raise EquivalenceError(

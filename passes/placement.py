@@ -16,13 +16,12 @@ import onnx_ir as ir
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
+from ptq.passes.poles import has_pole_behind
 from ptq.passes.sites import WeightSite
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
-from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS
+from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS, MOVING, RESHAPING
 
-RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
 Excludes = Callable[[ir.Node], str | None]
 """Why the user wants a node left in float, or None."""
 
@@ -227,6 +226,9 @@ class _Planner:
         name = name_of(node)
         if reason := self.excluded(node):
             self.left_float[name] = reason
+            return
+        if has_pole_behind(node.outputs[0]):
+            self.left_float[name] = "a code of 0 would become infinite in what reads it"
             return
         if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
             self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"

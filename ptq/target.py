@@ -15,6 +15,10 @@ LINEAR_OPS = INTEGER_OPS | {"ConvTranspose"}
 ARITHMETIC_OPS = frozenset({"Add", "Mul", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat"})
 """Operators that integers pass through; not AveragePool, whose integer kernel takes 5 to 20 times the float's time."""
 
+RESHAPING = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpace", "SpaceToDepth", "Expand", "Tile"}
+"""Operators that leave values on the grid on which they come."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

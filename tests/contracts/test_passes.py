@@ -195,3 +195,11 @@ def test_a_pass_that_changes_the_result_is_named() -> None:
     (feed,) = feeds(1, 3, 16, 16)
     with pytest.raises(EquivalenceError, match="Broken"):
         prepare(conv_net(), feed, steps=[*PREPARE, Broken()])
+
+
+def test_infinite_outputs_are_the_same_as_themselves() -> None:
+    """Warnings are errors here: a difference of two infinities would be one."""
+    value = {"y": np.array([np.inf, -np.inf, np.nan, 1.0], np.float32)}
+    require_same("nothing", value, value)
+    with pytest.raises(EquivalenceError, match="changed output 'y' by 0"):
+        require_same("something", value, {"y": np.array([1.0, -np.inf, np.nan, 1.0], np.float32)})
