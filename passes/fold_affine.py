@@ -61,17 +61,17 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
 def _folded(node: ir.Node, product: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Return the weight and the bias that a node and the layer before it come to; None if they do not fold."""
     first = node.inputs[0] is product.outputs[0]
-    weight, bias, numbers = constant(product.inputs[1]), _bias(product), constant(node.inputs[1 if first else 0])
-    if weight is None or bias is None or numbers is None:
+    weight, numbers = constant(product.inputs[1]), constant(node.inputs[1 if first else 0])
+    if weight is None or numbers is None:
         return None
     channels = _num_channels(product, weight)
-    per_channel = _per_channel(numbers, weight.ndim, channels)
-    if per_channel is None:
+    bias, per_channel = _bias(product, channels), _per_channel(numbers, weight.ndim, channels)
+    if bias is None or per_channel is None:
         return None
     with np.errstate(all="ignore"):
         factor, shift = _factor_and_shift(node, per_channel, first=first)
         scaled = _times(product, weight, factor)
-        moved = (np.broadcast_to(bias.reshape(-1), (channels,)) * factor + shift).astype(np.float32)
+        moved = (bias * factor + shift).astype(np.float32)
     return (scaled, moved) if np.isfinite(scaled).all() and np.isfinite(moved).all() else None
 
 
@@ -86,13 +86,13 @@ def _is_linear_alone(value: ir.Value | None) -> bool:
     return alone and is_float32(weight) and factors == (1.0, 1.0)
 
 
-def _bias(node: ir.Node) -> NDArray[np.float64] | None:
-    """Return the bias, 0 where there is none; None if it is not constant, or more than a number per channel."""
+def _bias(node: ir.Node, channels: int) -> NDArray[np.float64] | None:
+    """Return the bias, 0 where there is none; None where it is not a constant number per channel, as of some Gemms."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
-        return np.zeros(1)
+        return np.zeros(channels)
     numbers = constant(value)
-    return None if numbers is None or numbers.size != max(numbers.shape, default=1) else numbers.astype(np.float64)
+    return None if numbers is None else _per_channel(numbers, 2, channels)
 
 
 def _num_channels(node: ir.Node, weight: NDArray[np.float32]) -> int:

@@ -71,6 +71,15 @@ def test_what_is_read_twice_stays() -> None:
     assert found == {"Conv": 1, "Add": 1, "Clip": 1, "Mul": 1}, "a hard swish"
 
 
+@pytest.mark.parametrize("rows", [4, 6])
+def test_a_bias_per_row_stays(rows: int) -> None:
+    """Gemm adds what is as tall as its result too: no number per channel, though there may be as many."""
+    text = f"net (float[{rows}, 3] x) => (float[{rows}, 4] y) {{ a = Gemm (x, w, c)  y = Mul (a, g) }}"
+    weights = {"w": random((3, 4)), "c": random((rows, 1), 1), "g": random((4,), 2)}
+    folded = FoldAffine()(model_from_text(text, weights)).model
+    assert [node.op_type for node in folded.graph] == ["Gemm", "Mul"]
+
+
 def test_no_channel_arithmetic_stays_in_float() -> None:
     prepared, _ = prepare(channels_scaled_and_shifted(), feeds(1, 4, 8, 8)[0])
     assert not [node.op_type for node in prepared.graph if node.op_type in AFFINE]
