@@ -16,6 +16,7 @@ from ptq.passes.infer_shapes import annotate
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.lower_opset import LowerOpset
+from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
@@ -101,7 +102,7 @@ def prepare(
     Raises:
         EquivalenceError: A pass changed an output; the message names the pass.
     """
-    prepared = model.clone()
+    prepared, origin = model.clone(), model
     before = float_outputs(model, feed, custom_ops)
     InlineFunctions()(prepared)
     wider: tuple[str, ...] = ()
@@ -118,6 +119,7 @@ def prepare(
         _name_the_culprit(model, steps, before, lambda candidate: float_outputs(candidate, feed, custom_ops))
         raise
     annotate(prepared, feed, custom_ops)
+    note_modules(prepared, origin)
     return prepared, (*wider, *_notes(model, prepared))
 
 

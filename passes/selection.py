@@ -1,7 +1,8 @@
-"""Selection of nodes that the user wants left in float: by name, operator type, glob or regular expression."""
+"""Selection of nodes that the user wants left in float: by name, module, type, glob or regular expression."""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,16 @@ import onnx_ir as ir
 
 from ptq.core.errors import RecipeError
 from ptq.passes.linear import constant, name_of
+from ptq.passes.modules import module_of
 from ptq.passes.placement import Excludes
 from ptq.passes.stored import RECURRENT
 from ptq.target import LINEAR_OPS
 
 REGEX = "re:"
+GLOB = frozenset("*?[")
+
+NEAREST = 3
+"""Names that are proposed where a pattern matches nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,14 @@ class Exclusions:
     """Patterns of what the user leaves in float; what they match depends on the graph as it is by then.
 
     Attributes:
-        patterns: As in `select_nodes`.
+        patterns: Of nodes that are left in float; as in `select_nodes`.
+        rules: Patterns with whether they are left in float; later ones win.
+        only: Patterns of nodes that are not; none stands for all.
     """
 
     patterns: tuple[str, ...] = ()
+    rules: tuple[tuple[str, bool], ...] = ()
+    only: tuple[str, ...] = ()
 
     def on(self, model: ir.Model) -> Excludes:
         """Select the nodes of a graph that are left in float.
@@ -34,7 +44,20 @@ class Exclusions:
         Raises:
             RecipeError: A pattern matches nothing, or is no regular expression.
         """
-        return select_nodes(model, self.patterns)
+        always = select_nodes(model, self.patterns)
+        skips = [(pattern, skip, names_matching(model, pattern, "layers")) for pattern, skip in self.rules]
+        kept = [names_matching(model, pattern, "only") for pattern in self.only]
+
+        def excluded(node: ir.Node) -> str | None:
+            name, reason = name_of(node), always(node)
+            last = next(((pattern, skip) for pattern, skip, names in reversed(skips) if name in names), None)
+            if reason is None and last is not None and last[1]:
+                reason = f"excluded by {last[0]!r}"
+            if reason is None and kept and not any(name in names for names in kept):
+                reason = f"not among {', '.join(map(repr, self.only))}"
+            return reason
+
+        return excluded
 
 
 def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:
@@ -42,8 +65,8 @@ def select_nodes(model: ir.Model, patterns: Sequence[str]) -> Excludes:
 
     Args:
         model: Prepared model.
-        patterns: Each names an output value, a node, an operator type, or a glob over them; after `re:` comes a
-            regular expression that has to match a whole name.
+        patterns: Each names an output value, a node, a module with all that is in it, an operator type, or a glob over
+            them; after `re:` comes a regular expression that has to match a whole name.
 
     Returns:
         The selector.
@@ -104,11 +127,26 @@ def names_matching(model: ir.Model, pattern: str, where: str) -> frozenset[str]:
         RecipeError: It matches nothing, or is no regular expression.
     """
     test = _compile(pattern, where)
-    names = frozenset(name_of(node) for node in model.graph if any(test(word) for word in _words(node)))
-    if not names:
-        known = ", ".join(sorted({node.op_type for node in model.graph})[:8])
-        raise RecipeError(f"{where}: {pattern!r} matches no node; expected a node name or one of the types {known}")
-    return names
+    if not set(pattern) & GLOB:  # a node's own name comes before a module of that name
+        exact = frozenset(name_of(node) for node in model.graph if any(test(word) for word in _words(node)))
+        if exact:
+            return exact
+    every = frozenset(
+        name_of(node) for node in model.graph if any(test(word) for word in (*_words(node), *_modules(node)))
+    )
+    if not every:
+        raise RecipeError(f"{where}: {pattern!r} matches no node; {_nearest(model, pattern)}")
+    return every
+
+
+def _nearest(model: ir.Model, pattern: str) -> str:
+    """Name what the user may have meant: the nearest names, else some operator types."""
+    known = dict.fromkeys(word for node in model.graph for word in (*_modules(node), *_words(node)))
+    near = difflib.get_close_matches(pattern.removeprefix(REGEX), list(known), n=NEAREST, cutoff=0.5)
+    if near:
+        return f"the nearest names are {', '.join(near)}"
+    kinds = ", ".join(sorted({node.op_type for node in model.graph})[:8])
+    return f"expected a module, a node name or one of the types {kinds}"
 
 
 def outermost(model: ir.Model) -> frozenset[str]:
@@ -133,6 +171,12 @@ def _reached(
 
 def _words(node: ir.Node) -> list[str]:
     return [node.op_type, *([node.name] if node.name else []), *(str(v.name) for v in node.outputs if v.name)]
+
+
+def _modules(node: ir.Node) -> list[str]:
+    """List the module that a node is in, and all around it."""
+    parts = module_of(node).split(".") if module_of(node) else []
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _compile(pattern: str, where: str) -> Callable[[str], bool]:

@@ -18,9 +18,18 @@ from ptq.analysis.compare import Comparison, Metric, compare
 from ptq.analysis.diff import Diff, Pair
 from ptq.analysis.diff import diff as diff_models
 from ptq.analysis.diff.causes import Names
+from ptq.analysis.floor import worst_standing
 from ptq.analysis.latency import Latency, measure_latency
 from ptq.analysis.page import page, require_extra
-from ptq.analysis.verdict import Verdict, count_goals, judge_accuracy, judge_latency
+from ptq.analysis.verdict import (
+    Verdict,
+    count_goals,
+    in_order,
+    judge_accuracy,
+    judge_floor,
+    judge_latency,
+    word_for,
+)
 from ptq.calibration.executor import LOCAL, Executor
 from ptq.calibration.images import ImageOptions
 from ptq.calibration.reader import DataReader, open_data, random_data
@@ -84,8 +93,9 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
-    repeats, flows = recipe.search or recipe.optimize != "accuracy", ("__next__", "get_next")
-    if repeats and any(hasattr(each, name) for each in (data, evaluation) for name in flows):
+    repeats, once = recipe.search or recipe.optimize != "accuracy", ("__next__", "get_next")
+    flows_by = any(hasattr(each, name) for each in (data, evaluation) for name in once)
+    if repeats and flows_by:
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
     reader, other = _open(model, (data, evaluation), recipe, images)
     shards = CalibrationShards(checkpoints=Checkpoints(workspace))
@@ -93,7 +103,8 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         shards = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration), complete=True)
     with naming(model):
         return tune(
-            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards, profiled), progress
+            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards, profiled, flows_by),
+            progress,
         )
 
 
@@ -327,6 +338,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
     data: Any,
     *,
     goals: Goals | None = None,
+    accept_poor: bool = False,
     limit: int = EVALUATION_SAMPLES,
     custom_ops: Sequence[str | Path] = (),
     images: ImageOptions | None = None,
@@ -340,6 +352,7 @@ def validate(  # noqa: PLR0913 - the front door names every option
         model: The model to judge.
         data: As in `quantize`; labels give top-1 and top-5.
         goals: What `model` has to reach.
+        accept_poor: Whether a model below the default floor passes, where no goal for accuracy is set.
         limit: Most samples read.
         custom_ops: Libraries that the models need.
         images: How to read an image folder.
@@ -364,8 +377,11 @@ def validate(  # noqa: PLR0913 - the front door names every option
     comparison = compare(*forms, seen, custom_ops=custom_ops, metric=metric)
     latency = measure_latency(*forms, first.feed, custom_ops=custom_ops)
     wanted = goals or Goals()
-    findings = (*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted))
-    return Validation(comparison, latency, Verdict(findings, count_goals(wanted)))
+    standing = worst_standing(comparison)
+    findings = [*judge_accuracy(comparison, wanted), *judge_latency(latency, wanted)]
+    findings += judge_floor(standing, own=wanted.for_accuracy or accept_poor)
+    word = word_for(findings, wanted, standing)
+    return Validation(comparison, latency, Verdict(in_order(findings), count_goals(wanted), standing.text, word))
 
 
 def diff(  # noqa: PLR0913 - the front door names every option

@@ -98,6 +98,7 @@ class Job:
         engine: Where the calibration set is run.
         shards: What was seen of it before, and which parts are looked at here.
         profiled: Also measure which operators the time of both models goes to.
+        flows_by: The data can be read but once: nothing can be tried again.
     """
 
     source: ModelSource
@@ -110,6 +111,7 @@ class Job:
     engine: Executor = field(default_factory=Threads)
     shards: CalibrationShards = field(default_factory=CalibrationShards)
     profiled: bool = False
+    flows_by: bool = False
 
 
 MEMORY = 256 * 2**20

@@ -22,6 +22,7 @@ from ptq.delivery.deliver import Delivery, pack
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import prepare
+from ptq.passes.modules import modules_of
 from ptq.passes.placement import Placement
 from ptq.solving.choices import choices_of
 from ptq.solving.grids import grid_distributions, per_value
@@ -61,7 +62,10 @@ def run(job: Job, progress: Progress = silent) -> Result:
     notes = (*state.notes, *words, *context.notes_on(problem, plan, delivery.model))
     grids = grid_distributions(problem.placement, problem.histograms, plan)
     data = context.facts(calibration.split, proof)
-    outcome = Outcome(context.model, delivery, problem.placement, rows, notes, proof, data, state.evened_out, grids)
+    outcome = Outcome(
+        context.model, delivery, problem.placement, rows, notes, proof, data, state.evened_out, grids,
+        modules_of(state.model),
+    )  # fmt: skip
     return context.result(outcome, start)
 
 

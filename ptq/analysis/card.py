@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptq.analysis.report import QuantReport
+from ptq.analysis.verdict import sentence
 from ptq.core.distribution import Distribution
+from ptq.core.interval import share_text
+from ptq.passes.modules import shown_name
 from ptq.recipe.toml import recipe_toml
 
 
@@ -31,7 +34,8 @@ def card_markdown(report: QuantReport) -> str:
 
 
 def _head(report: QuantReport) -> str:
-    verdict = "every goal met" if report.verdict.passed else "GOAL MISSED, no model was delivered"
+    verdict = sentence(report.verdict.word, report.verdict.num_goals, report.verdict.floor)
+    verdict += "" if report.verdict.passed else "; no model was delivered"
     findings = [f"- **{finding.level}**: {finding.text}" for finding in report.verdict.findings if not finding.measured]
     before, after = report.float_model, report.quantized_model
     lines = [
@@ -65,13 +69,13 @@ def _accuracy(report: QuantReport) -> str:
             f"`{row.name}`",
             f"{row.sqnr_db:.2f}",
             f"{row.cosine:.6f}",
-            "-" if row.agreement is None else f"{row.agreement:.4f}",
+            "-" if row.agreement is None else share_text(row.agreement, data.num_verification),
             f"{row.max_abs_error:.4g}",
         )
         for row in report.proof.comparison.outputs
     ]
     text = f"## Accuracy\n\nOn {data.num_verification} samples {kind}.\n\n"
-    text += _table(("output", "SQNR dB", "cosine", "agreement", "largest error"), rows)
+    text += _table(("output", "SQNR dB", "cosine", "agreement (95 % interval)", "largest error"), rows)
     labelled = [(row.name, f"{row.reference:.4f}", f"{row.value:.4f}") for row in report.proof.comparison.accuracies]
     return text + ("\n\n" + _table(("figure", "float", "quantized"), labelled) if labelled else "")
 
@@ -114,7 +118,7 @@ def _kernels(report: QuantReport) -> str:
 def _layers(report: QuantReport) -> str:
     rows = [
         (
-            f"`{row.name}`",
+            f"`{shown_name(row.name, report.modules)}`",
             row.op_type,
             str(row.num_bits),
             str(row.num_weights),
@@ -150,7 +154,8 @@ def _layers(report: QuantReport) -> str:
         "of 32 bits at most",
     )
     text = "## Layers\n\n" + _table(head, rows)
-    floats = [(f"`{name}`", reason) for name, reason in sorted(report.left_float.items())]
+    modules = report.modules
+    floats = [(f"`{shown_name(name, modules)}`", reason) for name, reason in sorted(report.left_float.items())]
     return text + ("\n\n### Left in float\n\n" + _table(("node", "why"), floats) if floats else "")
 
 

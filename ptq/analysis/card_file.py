@@ -36,12 +36,16 @@ class Judged:
     """Verdict of a run.
 
     Attributes:
-        passed: Whether every goal was met.
+        passed: Whether every goal was met; without one, whether the default floor was.
         findings: Missed goals and warnings.
+        word: The verdict in a word or two; that of a card without one is empty.
+        floor: How the worst output stands against the default floor.
     """
 
     passed: bool
     findings: tuple[Finding, ...]
+    word: str = ""
+    floor: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Card:
         notes: What preparation changed.
         recipe: Every decision; read by itself.
         versions: What it was made with.
+        modules: Node -> the module that it was exported from.
     """
 
     verdict: Judged
@@ -120,6 +125,7 @@ class Card:
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     recipe: Recipe
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

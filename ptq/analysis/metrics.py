@@ -25,6 +25,8 @@ class OutputMetrics:
         agreement: Share of samples (or positions) with the same arg max; of equal elements for integer outputs. None
             for an output without classes.
         max_abs_error: Largest difference, real units.
+        varied: Whether the float model's decisions differ anywhere: to agree with one that never changes is easy.
+        is_float: Whether it holds real numbers.
     """
 
     name: str
@@ -32,6 +34,8 @@ class OutputMetrics:
     cosine: float
     agreement: float | None
     max_abs_error: float
+    varied: bool = True
+    is_float: bool = True
 
 
 class OutputComparison:
@@ -42,6 +46,8 @@ class OutputComparison:
         self._signal = self._error = self._other = self._dot = 0.0
         self._equal = self._decisions = 0
         self._largest = 0.0
+        self._first: Any = None
+        self._varied, self._is_float = False, True
 
     def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
         """Add one sample's output of both models.
@@ -73,18 +79,20 @@ class OutputComparison:
         norms = float(np.sqrt(self._signal * self._other))
         cosine = self._dot / norms if norms > 0 else float(self._error == 0)
         agreement = self._equal / self._decisions if self._decisions else None
-        return OutputMetrics(self._name, sqnr_db(self._signal, self._error), cosine, agreement, self._largest)
+        ratio = sqnr_db(self._signal, self._error)
+        return OutputMetrics(self._name, ratio, cosine, agreement, self._largest, self._varied, self._is_float)
 
     def _decide(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        if reference.dtype.kind in "iub":
-            self._equal += int((reference == value).sum())
-            self._decisions += reference.size
+        """Count equal decisions: equal elements of whole numbers and text, equal places of the largest of reals."""
+        self._is_float = reference.dtype.kind not in "iubOSU"
+        axis = class_axis(reference.shape) if self._is_float else None
+        if not reference.size or (self._is_float and axis is None):
             return
-        axis = class_axis(reference.shape)
-        if axis is not None and reference.size:
-            same = reference.argmax(axis) == value.argmax(axis)
-            self._equal += int(same.sum())
-            self._decisions += same.size
+        a, b = (reference.argmax(axis), value.argmax(axis)) if self._is_float else (reference, value)
+        self._equal += int(np.sum(a == b))
+        self._decisions += a.size
+        self._first = a.reshape(-1)[0] if self._first is None else self._first
+        self._varied = self._varied or bool(np.any(a != self._first))
 
 
 def class_axis(shape: tuple[int, ...]) -> int | None:

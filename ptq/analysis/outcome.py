@@ -49,6 +49,7 @@ class Outcome:
         data: On which data.
         equalized: Whether widths of channels were evened out.
         spreads: What was seen on each grid of activations.
+        modules: Name of a node -> the module that it was exported from.
     """
 
     model: ir.Model
@@ -60,6 +61,7 @@ class Outcome:
     data: DataFacts
     equalized: bool = False
     spreads: Mapping[str, Distribution] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: float) -> QuantReport:
@@ -76,16 +78,23 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
         target=target_named(recipe.target),
         layers=outcome.rows,
         left_float=outcome.placement.left_float,
+        modules=_named(outcome),
         num_grids=len(outcome.placement.groups),
         spreads=outcome.spreads,
         equalized=outcome.equalized,
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=outcome.notes,
         proof=outcome.proof,
-        verdict=judge(outcome.proof, outcome.rows, sizes, recipe.goals, random_data=outcome.data.is_random),
+        verdict=judge(outcome.proof, outcome.rows, sizes, recipe, random_data=outcome.data.is_random),
         seconds=time.perf_counter() - start,
         peak_rss_mb=peak_rss_mb(),
     )
+
+
+def _named(outcome: Outcome) -> dict[str, str]:
+    """Return the modules of those nodes that a report names."""
+    names = {*(row.name for row in outcome.rows), *outcome.placement.left_float}
+    return {name: module for name, module in outcome.modules.items() if name in names}
 
 
 def peak_rss_mb() -> float:

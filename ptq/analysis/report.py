@@ -113,6 +113,7 @@ class QuantReport:
         target: The deployment target.
         layers: A row per quantized linear layer.
         left_float: Layer name -> why it stays in float.
+        modules: Name of a node -> the module that it was exported from, for those that are named here.
         num_grids: Activation grids that were chosen.
         spreads: First value on each of them -> what was seen.
         equalized: Whether widths of channels were evened out.
@@ -134,6 +135,7 @@ class QuantReport:
     target: Target
     layers: tuple[LayerRow, ...]
     left_float: Mapping[str, str]
+    modules: Mapping[str, str]
     num_grids: int
     spreads: Mapping[str, Distribution]
     equalized: bool
@@ -155,6 +157,8 @@ class QuantReport:
             "schema": SCHEMA,
             "verdict": {
                 "passed": self.verdict.passed,
+                "word": self.verdict.word,
+                "floor": self.verdict.floor,
                 "findings": [{"level": f.level, "text": f.text} for f in findings],
             },
             "float_model": asdict(self.float_model),
@@ -170,6 +174,7 @@ class QuantReport:
             "layers": [_rounded(asdict(replace(row, spread=None))) for row in self.layers],
             "spreads": self._spreads(),
             "left_float": dict(sorted(self.left_float.items())),
+            "modules": dict(sorted(self.modules.items())),
             "notes": list(self.notes),
             "recipe": dict(self.recipe),
             "versions": {name: version(name) for name in TOOLS},

@@ -83,7 +83,10 @@ RECIPE_OPTIONS = options(
     click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that latency is measured for."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
-    click.option("--exclude", multiple=True, help="Leave nodes in float: name, operator type, glob, or re:REGEX."),
+    click.option(
+        "--exclude", multiple=True, help="Leave nodes in float: name, module, operator type, glob, or re:REGEX."
+    ),
+    click.option("--only", multiple=True, help="Leave all other nodes in float; named likewise."),
     title="Method",
 )
 ENGINE_OPTIONS = options(
@@ -119,6 +122,9 @@ GOAL_OPTIONS = options(
         "--max-drop", type=click.FloatRange(0), help="Largest loss of top-1 (or the metric), 0.01 is a point."
     ),
     click.option("--max-latency-ratio", type=click.FloatRange(0), help="Quantized over float latency."),
+    click.option(
+        "--accept-poor", is_flag=True, help="Keep a model far from float as it comes out: no repair, no exit code 1."
+    ),
     click.option("--metric", help="Own metric as package.module:function over (outputs, labels)."),
     title="Goals",
 )
@@ -183,6 +189,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         "no_equalize": False,
         "no_other_words": False,
         "goals": True,
+        "accept_poor": True,
     }
     fields = {"no_equalize": "equalize", "no_other_words": "other_words", "goals": "search"}
     plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
@@ -191,6 +198,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         weights=replace(recipe.weights, **weights),
         layers=recipe.layers + tuple(parse_rule(text) for text in given["rules"]),
         exclude=recipe.exclude + given["exclude"],
+        only=recipe.only + given["only"],
         goals=goals_of(given, recipe.goals),
         **plain,
     )

@@ -81,7 +81,6 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         _repeat(entry, model, output, given)
         return
     from ptq.analysis.front_matter import front_matter
-    from ptq.delivery.deliver import deliver
     from ptq.display import Display
     from ptq.files.whole import write_whole
     from ptq.job import cards_of
@@ -96,7 +95,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     passed, cards = report.verdict.passed, cards_of(report, output)
     if given["front_matter"]:
         cards[".card.md"] = front_matter(report).encode() + cards[".card.md"]
-    deliver(output, result.delivery if passed else None, cards)
+    _put(output, result, cards)
     _write_page(given["page"], cards)
     if given["save_recipe"] is not None:
         write_whole(given["save_recipe"], recipe_toml(report.recipe).encode())
@@ -109,6 +108,18 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         if given["as_json"]:
             click.echo(json.dumps({**report.card(), "bench": report.bench()}, sort_keys=True))
         display.result(report, output, given["page"])
+
+
+def _put(output: Path, result: Result, cards: Mapping[str, bytes]) -> None:
+    """Write the model to its place, or beside it if it did not pass, and its cards."""
+    from ptq.delivery.deliver import deliver, forget_rejected, reject
+
+    passed = result.report.verdict.passed
+    if not passed:
+        reject(output, result.delivery)
+    deliver(output, result.delivery if passed else None, cards)
+    if passed:
+        forget_rejected(output)
 
 
 def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ def validate(reference: Path, model: Path, **given: Any) -> None:
             model,
             given["data"],
             goals=goals_of(given),
+            accept_poor=given["accept_poor"],
             limit=given["samples"],
             custom_ops=given["custom_ops"],
             images=images_of(given),

@@ -19,6 +19,7 @@ from ptq.core.errors import InputError
 from ptq.files.scratch import Scratch, clear, owned, scratch_folder, signals_later
 from ptq.models.source import INLINE_BYTES, external_files, fingerprint, weight_bytes
 from ptq.models.validation import tensors_of
+from ptq.passes.modules import forget_modules
 
 try:
     import fcntl
@@ -26,7 +27,10 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 DATA_SUFFIX = ".data"
-PRODUCTS = ("", ".card.json", ".card.md", ".bench.json", DATA_SUFFIX)
+REJECTED = ".rejected.onnx"
+"""Suffix of the model's path under which a model goes that did not pass, to be looked at."""
+
+PRODUCTS = ("", ".card.json", ".card.md", ".bench.json", DATA_SUFFIX, REJECTED)
 """Suffixes of the model's path under which a run writes."""
 
 
@@ -82,6 +86,7 @@ def pack(model: ir.Model, metadata: Mapping[str, str]) -> Delivery:
         The delivery.
     """
     model.metadata_props.update(metadata)
+    forget_modules(model)
     _drop_inferable(model)
     constants = [value.const_value for value in model.graph.initializers.values()]
     large = weight_bytes(model) > INLINE_BYTES or any(isinstance(each, ir.ExternalTensor) for each in constants)
@@ -136,6 +141,26 @@ def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes])
                     _sync(output.parent)
     except OSError as error:
         raise InputError(f"cannot write {output}: {cause_of(error)}") from error
+
+
+def reject(output: Path, delivery: Writable) -> None:
+    """Put a model that did not pass beside its place, where it can be looked at and nobody takes it for a good one.
+
+    Args:
+        output: Where it would have gone.
+        delivery: The model.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    deliver(output.with_name(output.name + REJECTED), delivery, {})
+
+
+def forget_rejected(output: Path) -> None:
+    """Remove the model that an earlier run has put beside the place of one that passes now."""
+    place = output.with_name(output.name + REJECTED)
+    if place.is_file():
+        deliver(place, None, {})
 
 
 def cause_of(error: OSError) -> str:

@@ -18,11 +18,13 @@ from rich.text import Text
 from ptq.analysis.bench import Bench
 from ptq.analysis.diff import Diff
 from ptq.analysis.report import QuantReport
-from ptq.analysis.verdict import Verdict
+from ptq.analysis.verdict import Verdict, sentence
 from ptq.api import Validation
 from ptq.calibration.observers import Observer
 from ptq.core.family import describe_method, members
+from ptq.core.interval import share_text
 from ptq.core.printable import printable
+from ptq.delivery.deliver import REJECTED
 from ptq.display.inspection import (
     LEGEND,
     MOST_ROWS,
@@ -34,6 +36,7 @@ from ptq.display.inspection import (
     tree_table,
 )
 from ptq.display.progress import Steps
+from ptq.passes.modules import shown_name
 from ptq.runtime.native import native_status
 from ptq.weights import WeightMethod
 
@@ -102,7 +105,8 @@ class Display:
                 f"in {sums['layers']} layers, {sums['share']:.1%} more products, {sums['executed']:.1%} executed",
             )
         for output_row in report.proof.comparison.outputs:
-            agreement = "" if output_row.agreement is None else f", agreement {output_row.agreement:.2%}"
+            share = output_row.agreement
+            agreement = "" if share is None else f", agreement {share_text(share, data.num_verification)}"
             figures = f"SQNR {output_row.sqnr_db:.2f} dB, cosine {output_row.cosine:.6f}{agreement}"
             row("accuracy", f"{figures} ({output_row.name}, {data.num_verification} {kind})")
         for score in report.proof.comparison.accuracies:
@@ -122,26 +126,29 @@ class Display:
             met = "goal met" if each.passed else "missed"
             row("tried", f"{each.name}: {each.sqnr_db:.2f} dB, {size_of(each.num_bytes)}, {met}")
         beside = f"{output.name}.card.md" + (f", report in {page}" if page else "")
-        self.verdict(report.verdict, f"{output}, card in {beside}", f"no model at {output}; see {beside}")
+        withheld = f"no model at {output}; what came out is {output.name}{REJECTED}; see {beside}"
+        self.verdict(report.verdict, f"{output}, card in {beside}", withheld)
 
     def verdict(self, verdict: Verdict, delivered: str, withheld: str) -> None:
-        """Print findings, then the one line that counts. Missed goals show even when quiet."""
+        """Print findings, then the one line that counts. What keeps a model from passing shows even when quiet."""
         for finding in verdict.findings:
-            console = self._always if finding.level == "missed" and self._quiet else self._out
-            console.print(f"[bold red]{finding.level}[/]: [red]{_shown(finding.text)}[/]")
+            console = self._always if finding.level in ("missed", "poor") and self._quiet else self._out
+            color = "yellow" if finding.level in ("repaired", "warning") else "red"
+            console.print(f"[bold {color}]{finding.level}[/]: {_shown(finding.text)}")
+        line = _shown(sentence(verdict.word, verdict.num_goals, verdict.floor))
         if verdict.passed:
-            goals = f"all {verdict.num_goals} goals met" if verdict.num_goals else "runs; no goal was set"
-            self._out.print(f"[bold green]verdict: {goals}[/] -> {_shown(delivered)}")
+            style = "bold green" if verdict.word == "goals met" else "bold"
+            self._out.print(f"[{style}]verdict: {line}[/] -> {_shown(delivered)}")
         else:
             console = self._always if self._quiet else self._out
-            console.print(f"[bold red]verdict: goal missed[/], {_shown(withheld)}")
+            console.print(f"[bold red]verdict: {line}[/], {_shown(withheld)}")
 
     def validation(self, validation: Validation) -> None:
         """Print two models side by side."""
         comparison, latency = validation.comparison, validation.latency
         table = _figures("output", "SQNR dB", "cosine", "agreement", "largest error")
         for row in comparison.outputs:
-            agreement = "-" if row.agreement is None else f"{row.agreement:.4f}"
+            agreement = "-" if row.agreement is None else share_text(row.agreement, comparison.num_samples)
             table.add_row(
                 _shown(row.name), f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", agreement, f"{row.max_abs_error:.4g}"
             )
@@ -183,15 +190,18 @@ class Display:
         for note in result.notes:
             self._row("", note)
         table = _figures("layer", "operator", "SQNR dB", "cosine", "alone", "restored")
+        modules = {row.name: row.module for row in result.layers}
         for row in result.layers[:LAYERS_SHOWN]:
             shares = ["-" if share is None else f"{share:.1%}" for share in (row.alone, row.restored)]
-            table.add_row(_shown(row.name), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares)
+            table.add_row(
+                _shown(shown_name(row.name, modules)), row.op_type, f"{row.sqnr_db:.2f}", f"{row.cosine:.6f}", *shares
+            )
         self._out.print(table)
         if len(result.layers) > LAYERS_SHOWN:
             self._row("", f"{len(result.layers) - LAYERS_SHOWN} more layers with --json")
         for finding in result.findings:
             share = "time" if finding.alone is None else f"{finding.share:.0%} of the error"
-            what = f"{_shown(finding.layer)}, {share}: {_shown(finding.text)}"
+            what = f"{_shown(shown_name(finding.layer, modules))}, {share}: {_shown(finding.text)}"
             self._out.print(f"[bold yellow]{_shown(finding.kind)}[/] {what}")
             self._out.print(f"  {_shown(finding.command)}")
 
@@ -242,6 +252,7 @@ class Display:
             return ""
         name, reason = next(iter(sorted(report.left_float.items())))
         more = len(report.left_float) - 1
+        name = shown_name(name, report.modules)
         return f" ({name}: {reason}{f'; {more} more in the card' if more else ''})"
 
     def _islands(self, report: QuantReport) -> str:
@@ -258,6 +269,8 @@ def validation_table(validation: Validation) -> dict[str, Any]:
     comparison = validation.comparison
     return {
         "passed": validation.verdict.passed,
+        "word": validation.verdict.word,
+        "floor": validation.verdict.floor,
         "latency": {**asdict(validation.latency), "ratio": validation.latency.ratio},
         "outputs": [asdict(row) for row in comparison.outputs],
         "labelled": [asdict(row) for row in comparison.accuracies],

@@ -20,13 +20,14 @@ from ptq.core.statistics import Histogram
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
 from ptq.inspection.footprint import file_bytes, huge_file_bytes
 from ptq.inspection.layers import Known, describe_layers, linear_layers
-from ptq.inspection.tree import module_tree, noted_scopes
+from ptq.inspection.tree import module_tree
 from ptq.models.load import load_model
 from ptq.models.probe import require_survivable
 from ptq.models.sessions import naming
 from ptq.models.source import ModelSource, input_specs, runnable_source, source_bytes, weight_bytes
 from ptq.passes import place, place_weights, prepare
 from ptq.passes.infer_shapes import known_sizes, output_sizes
+from ptq.passes.modules import noted_scopes
 from ptq.passes.placement import Placement
 from ptq.recipe import Recipe
 from ptq.solving.grids import per_value

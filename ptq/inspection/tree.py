@@ -1,8 +1,7 @@
-"""Modules that a graph was exported from, read out of the names that exporters leave: no computation."""
+"""Tree of the modules that a graph was exported from: no computation."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ptq.passes.linear import name_of
-
-Path = tuple[str, ...]
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's exporter notes the modules around a node: a Python list of names, each holding the one before."""
+from ptq.passes.modules import Path, module_paths
 
 DEEPEST = 24
 """Parts of a path; names are anybody's, and trees are walked by recursion."""
@@ -69,13 +64,11 @@ def module_tree(model: ir.Model, layers: Sequence[str], scopes: Mapping[str, Pat
     Returns:
         The whole model, without a name.
     """
-    root, known, counted = Module(""), set(layers), set[str]()
-    paths: dict[str, Path] = {}
+    root, known, counted, paths = Module(""), set(layers), set[str](), module_paths(model, scopes)
     for node in model.graph.all_nodes():
         if node.op_type == "Constant":
             continue
-        path = _own_path(node) or scopes.get(name_of(node)) or _path_of_neighbors(node, paths)
-        paths |= {str(value.name): path for value in node.outputs}
+        path = paths.get(name_of(node), ()) if node.outputs else ()
         parameters = sum(_parameters(node, counted))
         for module in _walk(root, path[:DEEPEST]):
             module.operators[node.op_type] += 1
@@ -83,46 +76,6 @@ def module_tree(model: ir.Model, layers: Sequence[str], scopes: Mapping[str, Pat
         if name_of(node) in known:
             module.layers.append(name_of(node))
     return root
-
-
-def noted_scopes(model: ir.Model) -> dict[str, Path]:
-    """Read the modules that torch's exporter noted beside the nodes, by the name of a node's result."""
-    scopes = {}
-    for node in model.graph:
-        names = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
-        if len(names) > 1 and not names[0]:
-            scopes[name_of(node)] = tuple(part for part in names[-2].split(".") if part)
-    return scopes
-
-
-def _own_path(node: ir.Node) -> Path:
-    """Read a path from names with slashes, of the node, or with dots, of its weight; empty if there are none.
-
-    `/layer1/layer1.0/conv1/Conv` and `layer1.0.conv1.weight` are both in layer1, 0, conv1.
-    """
-    parts = [part for part in (node.name or "").split("/") if part]
-    if len(parts) > 1:
-        path: list[str] = []
-        for i, part in enumerate(parts[:-1]):
-            inner = part.removeprefix(f"{parts[i - 1]}.") if i else part
-            path += [each for each in inner.split(".") if each]
-        return tuple(path)
-    for value in node.inputs:
-        if value is not None and value.const_value is not None and "." in str(value.name):
-            return tuple(part for part in str(value.name).split(".")[:-1] if part)
-    return ()
-
-
-def _path_of_neighbors(node: ir.Node, paths: Mapping[str, Path]) -> Path:
-    """Place a node without a name of its own where all the nodes that it reads from are, or around them."""
-    own = [paths[str(value.name)] for value in node.inputs if value is not None and str(value.name) in paths]
-    common = own[0][:-1] if own else ()
-    for path in own[1:]:
-        same = 0
-        while same < min(len(common), len(path) - 1) and common[same] == path[same]:
-            same += 1
-        common = common[:same]
-    return common
 
 
 def _walk(root: Module, path: Path) -> Iterator[Module]:

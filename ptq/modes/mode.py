@@ -88,9 +88,9 @@ class RecipeMode:
     @property
     def exclusions(self) -> Exclusions:
         """Patterns of what the user leaves in float, those of layer rules included."""
-        skipped = tuple(rule.match for rule in self.recipe.layers if rule.skip)
+        rules = tuple((rule.match, rule.skip) for rule in self.recipe.layers if rule.skip is not None)
         planned = () if self.recipe.bit_plan is None else tuple(map(glob.escape, self.recipe.bit_plan.floats))
-        return Exclusions(self.recipe.exclude + skipped + planned)
+        return Exclusions(self.recipe.exclude + planned, rules, self.recipe.only)
 
     @property
     def steps(self) -> tuple[PrepareStep, ...]:

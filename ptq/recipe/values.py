@@ -68,12 +68,12 @@ class LayerRule:
     """Settings for some layers. Those that are None stay as in `Weights`; later rules win.
 
     Attributes:
-        match: Output name, node name, operator type, glob, or `re:` and a pattern.
+        match: Output name, node name, module, operator type, glob, or `re:` and a pattern.
         method: The weight method.
         bits: Word length, 2 to 8.
         granularity: Which weights share a scale.
         split: Coarse & fine splitting.
-        skip: Leave the layer in float.
+        skip: Whether the layer is left in float; None leaves that to earlier rules.
     """
 
     match: str
@@ -81,7 +81,12 @@ class LayerRule:
     bits: int | None = None
     granularity: GranularityName | None = None
     split: Split | None = None
-    skip: bool = False
+    skip: bool | None = None
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether it says anything about weights."""
+        return any(getattr(self, name) is not None for name in ("method", "bits", "granularity", "split"))
 
     def over(self, weights: Weights) -> Weights:
         """Return the weights' settings with this rule on top."""
@@ -104,6 +109,11 @@ class Goals:
     min_agreement: float | None = None
     max_drop: float | None = None
     max_latency_ratio: float | None = None
+
+    @property
+    def for_accuracy(self) -> bool:
+        """Whether any of them says how near to float is near enough."""
+        return any(goal is not None for goal in (self.min_sqnr_db, self.min_agreement, self.max_drop))
 
     def __post_init__(self) -> None:
         tops = {"min_sqnr_db": math.inf, "min_agreement": 1.0, "max_drop": math.inf, "max_latency_ratio": math.inf}
@@ -135,13 +145,16 @@ class Recipe:
         layers: What some layers do differently.
         bit_plan: Word lengths of layers, or of single output features; over those of `weights` and `layers`. None has
             no further say.
-        exclude: Nodes left in float: output names, node names, operator types, globs, or `re:` and a pattern.
+        exclude: Nodes left in float: output names, node names, modules, operator types, globs, or `re:` and a pattern.
+        only: The nodes that are not left in float, named likewise; none names all.
         samples: Most samples read from the calibration set.
         skip_bad_samples: Leave out images that cannot be read and samples with NaN or infinity, and say so.
         min_input_sqnr_db: A layer whose input keeps less than this on its grid stays float. 23 dB is where a layer
             starts to dominate the error of a transformer; convolutional networks rarely come near.
         goals: What has to be reached.
         search: Give layers more bits, or leave them in float, until the goals are met.
+        accept_poor: Keep the model as it comes out, even below the default floor. Otherwise, where no goal for accuracy
+            is set, the layers and grids that are to blame get more bits, or stay float, until it is reached.
         seed: Seed of everything random.
     """
 
@@ -157,11 +170,13 @@ class Recipe:
     layers: tuple[LayerRule, ...] = ()
     bit_plan: BitPlan | None = None
     exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     samples: int = 512
     skip_bad_samples: bool = False
     min_input_sqnr_db: float = 23.0
     goals: Goals = field(default_factory=Goals)
     search: bool = False
+    accept_poor: bool = False
     seed: int = 0
 
     @property

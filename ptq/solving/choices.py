@@ -172,7 +172,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
     for rule in recipe.layers:
         own = rule.over(weights)
         chosen = choice(own, own.bits)
-        overrides |= dict.fromkeys(() if rule.skip else sites_matching(model, rule.match), chosen)
+        overrides |= dict.fromkeys(sites_matching(model, rule.match) if rule.has_settings else (), chosen)
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
     choices = Choices(

@@ -11,6 +11,7 @@ from ptq.calibration.split import split_samples
 from ptq.delivery.deliver import pack
 from ptq.delivery.workspace import Workspace
 from ptq.job import Context, Result
+from ptq.passes.modules import modules_of
 from ptq.solving.choices import choices_of
 from ptq.streaming.solve import COMPARED, prepare_streaming, require_streamable, stream
 from ptq.streaming.verify import verify_streamed
@@ -50,5 +51,7 @@ def run_streamed(context: Context, start: float) -> Result:
     notes = (f"too large for memory: weights solved layer by layer, compared on {len(samples)} samples",)
     data = context.facts(split, proof)
     return context.result(
-        Outcome(context.model, delivery, streamed.placement, rows, notes, proof, data), start, workspace
+        Outcome(context.model, delivery, streamed.placement, rows, notes, proof, data, modules=modules_of(prepared)),
+        start,
+        workspace,
     )

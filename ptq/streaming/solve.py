@@ -34,6 +34,7 @@ from ptq.passes import STREAMING_STEPS
 from ptq.passes.graph import initializer_of
 from ptq.passes.infer_shapes import infer_statically
 from ptq.passes.insert_qdq import lower_one_by_one
+from ptq.passes.modules import note_modules
 from ptq.passes.placement import Excludes, Placement, place_weights
 from ptq.recipe import Recipe
 from ptq.solving.choices import Choices, LayerChoice
@@ -92,6 +93,7 @@ def prepare_streaming(model: ir.Model) -> ir.Model:
     for step in STREAMING_STEPS:
         step(prepared)
     infer_statically(prepared)
+    note_modules(prepared, model)
     return prepared
 
 

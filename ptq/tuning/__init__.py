@@ -1,4 +1,4 @@
-"""Tuning of recipes by measuring: which layers are faster as integers, which need more to reach a goal."""
+"""Tuning of recipes by measuring: which layers are faster as integers, which need more to reach a goal or the floor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from ptq.analysis.report import TimedPlan
 from ptq.core.progress import Progress, silent
 from ptq.job import Job, Result
 from ptq.pipeline import run
-from ptq.tuning.goals import reach
+from ptq.tuning.advice import advised
+from ptq.tuning.goals import reach, repair
 from ptq.tuning.latency import fastest
 
 
@@ -27,4 +28,6 @@ def tune(job: Job, progress: Progress = silent) -> Result:
         choice = fastest(job, progress)
         job, plans = replace(job, recipe=choice.recipe), choice.plans
     result = reach(job, progress) if job.recipe.search else run(job, progress)
-    return replace(result, report=replace(result.report, plans=plans))
+    if result.report.verdict.word == "poor" and not (job.recipe.search or job.recipe.accept_poor or job.flows_by):
+        result = repair(job, result, progress)
+    return advised(job, replace(result, report=replace(result.report, plans=plans)), progress)

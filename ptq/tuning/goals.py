@@ -1,8 +1,9 @@
-"""Search for the smallest model that meets a goal: the costliest layers get more bits, or stay float, until it holds.
+"""Search for the smallest model that meets a goal: what costs most gets more bits, or stays float, until it holds.
 
 What costs nothing is tried first: a weight method that sees the data, scales per channel, the default choice of ranges.
-Then each layer's part of the final error is measured once, and bits go where they take away most error for their bytes.
-What longer words take away is a guess, the verdict is not: every recipe is run, and its miss corrects the next guess.
+Then the part of the final error that each weight and each grid has is measured once, and bits go where they take away
+most error for their bytes. What longer words take away is a guess, the verdict is not: every recipe is run, and its
+miss corrects the next guess. A model below the default floor is repaired in the same way, with fewer tries.
 """
 
 from __future__ import annotations
@@ -10,37 +11,34 @@ from __future__ import annotations
 import glob
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ptq.allocation import MoreBits
-from ptq.allocation.bit_plan import shortest_of
-from ptq.allocation.budget import Bytes
-from ptq.analysis.diff import Pair
-from ptq.analysis.diff.causes import Names
-from ptq.analysis.diff.network import SwitchedNetwork
+from ptq.allocation.bit_plan import LayerBits, shortest_of
+from ptq.analysis.floor import FLOOR_DB, worst_standing
 from ptq.analysis.report import Attempt
-from ptq.calibration.observers import Auto
+from ptq.analysis.verdict import Finding
+from ptq.calibration.observers import Auto, MinMax, Observer, Percentile
 from ptq.calibration.shards import CalibrationShards
-from ptq.core.layer_row import LayerRow
 from ptq.core.problem import Needs
 from ptq.core.progress import Progress, silent, within
 from ptq.job import Job, Result
+from ptq.passes.modules import shown_name
 from ptq.pipeline import run
 from ptq.recipe import LayerRule, Recipe
-from ptq.sensitivity import RestoredShare
-from ptq.sensitivity.problem import RoundedLayer
-from ptq.sensitivity.table import FLOAT, SensitivityTable
+from ptq.sensitivity.table import FLOAT
+from ptq.tuning.blame import BYTE, Blame, blame, error_of
 from ptq.weights import Gptq
 
 SAMPLES = 8
-"""Samples on which each layer's part of the error is measured."""
+"""Samples on which each part of the error is measured."""
 
 MOST_RUNS = 14
 """Runs after which the best that was found is taken."""
+
+MOST_REPAIRS = 6
+"""Runs for a model below the default floor, the first one included."""
 
 REFINED = 2
 """Runs that look for a smaller model once the goal is met."""
@@ -48,9 +46,14 @@ REFINED = 2
 HALF, STRIDE = 0.5, 0.05
 """Factors by which the next try aims lower, when nothing is known and at most: far off the error's model is no help."""
 
-WHOLE = 8
-BITS = (*range(2, WHOLE + 1), FLOAT)
-"""Word lengths that a layer may have."""
+MARGIN_DB = 2.0
+"""How far above the floor a repair aims: it was chosen on the samples that it is judged on."""
+
+NAMED = 5
+"""Layers that a repair is told by."""
+
+OBSERVERS: Mapping[str, Observer] = {"clipped": MinMax(), "outliers": Percentile()}
+"""Cause of an error, as `ptq diff` names it -> the choice of ranges that mends it."""
 
 
 def reach(job: Job, progress: Progress = silent) -> Result:
@@ -64,107 +67,219 @@ def reach(job: Job, progress: Progress = silent) -> Result:
         Smallest model that meets the goals, its report with a recipe that makes it in one go. If none does, the
         best one, whose verdict says what is missing. After an interruption, the smallest so far, if there is one.
     """
-    search = _Search(replace(job, recipe=replace(job.recipe, search=False)), progress)
-    try:
-        search.free_of_charge()
-        if search.met is None:
-            search.with_more_bits()
-            search.at_eight_bits()
-    except KeyboardInterrupt:
-        if search.met is None:
-            raise
-    best = search.best
-    return replace(best, report=replace(best.report, tries=tuple(search.tries)))
+    search = Search(replace(job, recipe=replace(job.recipe, search=False)), progress)
+    search.run("as given", search.job.recipe)
+    return search.finished()
 
 
-class _Search:
-    """Search over recipes, each run with one job."""
+def repair(job: Job, poor: Result, progress: Progress = silent) -> Result:
+    """Bring a model that came out below the default floor up to it, at the least cost, within few tries.
 
-    def __init__(self, job: Job, progress: Progress) -> None:
-        self._job, self._progress = job, progress
-        self._runs: dict[Recipe, Result] = {}
-        self.tries: list[Attempt] = []
-        self.met: Result | None = None
+    Args:
+        job: What was run.
+        poor: What came of it.
+        progress: Called with the name of each step.
+
+    Returns:
+        The first model that clears the floor, with a finding that tells what was done and the recipe that makes it.
+        If none is, the best one.
+    """
+    search = Search(job, progress, _clears_the_floor, MOST_REPAIRS, refined=0)
+    search.note("as asked", job.recipe, poor)
+    result = search.finished()
+    if result.report.verdict.word == "poor":
+        return result
+    changed = changes(job.recipe, search.recipe_of(search.best), poor.report.modules)
+    text = f"as asked, {poor.report.verdict.floor}; so {changed}"
+    verdict = result.report.verdict.with_finding(Finding("repaired", text))
+    return replace(result, report=replace(result.report, verdict=verdict))
+
+
+def _clears_the_floor(result: Result) -> bool:
+    """Whether a model would also be at the floor on data that is a little less kind."""
+    comparison = result.report.proof.comparison
+    rows = [replace(row, sqnr_db=row.sqnr_db - MARGIN_DB) for row in comparison.outputs]
+    return worst_standing(replace(comparison, outputs=tuple(rows))).holds
+
+
+def changes(asked: Recipe, made: Recipe, modules: Mapping[str, str]) -> str:
+    """Tell in words what a search has changed about a recipe.
+
+    Args:
+        asked: As it was given.
+        made: As it is now.
+        modules: Name of a node -> the module that it was exported from.
+    """
+    rules, escaped = made.layers[len(asked.layers) :], {glob.escape(name): name for name in modules}
+
+    def named(chosen: Iterable[LayerRule]) -> list[str]:
+        return [shown_name(escaped.get(rule.match, rule.match), modules) for rule in chosen]
+
+    groups = {"in float": named(rule for rule in rules if rule.skip)}
+    for bits in sorted({rule.bits for rule in rules if rule.bits is not None}):
+        groups[f"with {bits} bits"] = named(rule for rule in rules if rule.bits == bits and not rule.skip)
+    parts = [f"{_listed(names)} {how}" for how, names in groups.items() if names]
+    if made.weights != asked.weights:
+        parts.append(f"weights by {type(made.weights.method).__name__.lower()} with {made.weights.bits} bits")
+    if made.activations != asked.activations:
+        parts.append(f"ranges by {type(made.activations).__name__.lower()}")
+    if made.weight_only and not asked.weight_only:
+        parts.append("all activations in float")
+    return "; ".join(parts) or "nothing"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+@dataclass
+class Search:
+    """A search over recipes, each run with one job.
+
+    Attributes:
+        job: Model, data and recipe.
+        progress: Told which try runs.
+        holds: Whether a result is good enough.
+        most: Runs after which the search ends.
+        refined: Runs that look for a smaller model once one is good enough.
+        runs: Recipe -> what came of it.
+        tries: The same in the report's words.
+        met: The smallest that is good enough.
+    """
+
+    job: Job
+    progress: Progress
+    holds: Callable[[Result], bool] = field(default=lambda result: result.report.verdict.passed)
+    most: int = MOST_RUNS
+    refined: int = REFINED
+    runs: dict[Recipe, Result] = field(default_factory=dict)
+    tries: list[Attempt] = field(default_factory=list)
+    met: Result | None = None
+    _blamed: tuple[Result, Blame] | None = None
+
+    def finished(self) -> Result:
+        """Search until something is good enough, and return the best of all."""
+        try:
+            if self.met is None:
+                self._search()
+        except KeyboardInterrupt:
+            if self.met is None:
+                raise
+        return replace(self.best, report=replace(self.best.report, tries=tuple(self.tries)))
+
+    def _search(self) -> None:
+        """Try one kind of change after the other, the cheapest first."""
+        self.free_of_charge()
+        if self.met is not None:
+            return
+        for step in (self.better_ranges, self.with_more_bits):
+            if self.met is None:
+                step()
+        if self.refined or self.met is None:
+            self.at_eight_bits()
+        if self.met is None:
+            self.in_float()
 
     @property
     def best(self) -> Result:
-        """Smallest model that meets the goals, or the nearest to them."""
-        return self.met or min(self._runs.values(), key=_error)
+        """Smallest model that is good enough, or the nearest to it."""
+        return self.met or min(self.runs.values(), key=error_of)
 
     def free_of_charge(self) -> None:
         """Try everything that costs no bytes, at once."""
-        self._run("as given", self._job.recipe)
-        better = _better(self._job.recipe)
-        if self.met is None and better != self._job.recipe:
-            self._run("better choices at no cost", better)
+        self.run("better choices at no cost", _better(self.job.recipe))
+
+    def better_ranges(self) -> None:
+        """Try the choice of ranges that mends the greatest single cause, if that is one."""
+        recipe, causes = self.recipe_of(self.best), [found.kind for found in self.blamed.findings[:1]]
+        for cause in causes:
+            if recipe.has_grids and cause in OBSERVERS:
+                name = f"ranges by {type(OBSERVERS[cause]).__name__.lower()}"
+                self.run(name, replace(recipe, activations=OBSERVERS[cause]))
 
     def with_more_bits(self) -> None:
-        """Give layers more bits, or float, aiming lower until the goal is met, then a little higher again."""
-        base, recipe = self.best, self._recipe_of(self.best)
-        table, cost = self._table(base), Bytes({row.name: row.num_weights for row in base.report.layers})
-        fails, holds, refined = _error(base), None, 0
+        """Give weights more bits, or leave them and grids in float, aiming lower until the goal is met; then higher."""
+        base, recipe, blamed = self.best, self.recipe_of(self.best), self.blamed
+        table = blamed.table
+        fails, holds, refined = error_of(base), None, 0
         aim = max(self._wanted(base) or fails * HALF, fails * STRIDE)
-        while len(self.tries) < MOST_RUNS and refined <= REFINED:
-            plan = MoreBits().allocate(table, cost, aim)
-            bits = {name: shortest_of(each) for name, each in plan.layers.items() if each != table.shortest[name]}
-            asked = replace(recipe, layers=(*recipe.layers, *_rules(bits)))
-            if len(plan.floats) == len(table.layers):
+        while len(self.tries) < self.most and refined <= self.refined:
+            plan = MoreBits().allocate(table, blamed.prices, aim)
+            bits = {name: each for name, each in plan.layers.items() if shortest_of(each) != table.shortest[name]}
+            asked = replace(recipe, layers=(*recipe.layers, *blamed.rules(bits)))
+            if blamed.leaves_nothing(bits) or aim < error_of(base) * TINY:
                 return  # that is the float model, and no goal met by quantizing
-            if asked in self._runs:
+            if asked in self.runs:
                 if holds is not None:
                     return
                 fails = aim = aim * HALF  # too small a step to change anything
                 continue
-            found = self._run(_called(bits), asked)
-            if found.report.verdict.passed:
+            found = self.run(_called(bits, blamed), asked)
+            if found is None:
+                return
+            if self.holds(found):
                 holds, refined = aim, refined + 1
             else:
                 fails, refined = aim, refined + (holds is not None)
             wanted = self._wanted(base)
-            missed = HALF if wanted is None else min(max(wanted / _error(found), STRIDE), 0.9)
+            missed = HALF if wanted is None else min(max(wanted / error_of(found), STRIDE), 0.9)
             aim = aim * missed if holds is None else math.sqrt(holds * fails)
 
     def at_eight_bits(self) -> None:
         """Try whole bytes: short codes need unpacking, whose bytes can be more than they save in a very small model."""
-        base, recipe = self.best, self._recipe_of(self.best)
+        base, recipe = self.best, self.recipe_of(self.best)
         if sum(row.num_weights for row in base.report.layers) < base.delivery.num_bytes:
             layers = tuple(rule for rule in recipe.layers if rule.bits is None)
-            weights = replace(recipe.weights, bits=WHOLE, first_last_bits=None)
-            asked = replace(recipe, weights=weights, layers=layers)
-            if asked not in self._runs:
-                self._run("all at 8 bits", asked)
+            weights = replace(recipe.weights, bits=BYTE, first_last_bits=None)
+            self.run("all at 8 bits", replace(recipe, weights=weights, layers=layers))
 
-    def _run(self, name: str, recipe: Recipe) -> Result:
-        """Run the job with a recipe, as one try."""
-        number = len(self.tries) + 1
-        job = replace(self._job, recipe=recipe, shards=CalibrationShards())
-        result = run(job, within(self._progress, f"try {number}, {name}"))
-        self._runs[recipe] = result
-        passed, size = result.report.verdict.passed, result.delivery.num_bytes
-        self.tries.append(Attempt(name, result.report.proof.comparison.sqnr_db, size, passed))
-        if passed and (self.met is None or size < self.met.delivery.num_bytes):
-            self.met = result
+    def in_float(self) -> None:
+        """Try weights on codes with all activations in float: as small, and no faster than the float model."""
+        given = self.job.recipe
+        if not given.weight_only:
+            plain = replace(_better(given), weight_only=True, activation_bits=BYTE)
+            self.run("all activations in float", plain, beyond=True)
+
+    def run(self, name: str, recipe: Recipe, *, beyond: bool = False) -> Result | None:
+        """Run the job with a recipe, as one try; not one that was tried before, nor when the tries are over."""
+        if recipe in self.runs or (len(self.tries) >= self.most and not beyond):
+            return None
+        job = replace(self.job, recipe=recipe, shards=CalibrationShards())
+        result = run(job, within(self.progress, f"try {len(self.tries) + 1}, {name}"))
+        self.note(name, recipe, result)
         return result
 
-    def _recipe_of(self, result: Result) -> Recipe:
-        return next(recipe for recipe, each in self._runs.items() if each is result)
+    def note(self, name: str, recipe: Recipe, result: Result) -> None:
+        """Keep what came of a recipe."""
+        self.runs[recipe] = result
+        holds, size = self.holds(result), result.delivery.num_bytes
+        self.tries.append(Attempt(name, result.report.proof.comparison.sqnr_db, size, holds))
+        if holds and (self.met is None or size < self.met.delivery.num_bytes):
+            self.met = result
+
+    def recipe_of(self, result: Result) -> Recipe:
+        """Return the recipe that a result was made with."""
+        return next(recipe for recipe, each in self.runs.items() if each is result)
+
+    @property
+    def blamed(self) -> Blame:
+        """Blame for the error of the best so far."""
+        base = self.best
+        if self._blamed is None or self._blamed[0] is not base:
+            samples = itertools.islice(self.job.data if self.job.evaluation is None else self.job.evaluation, SAMPLES)
+            self._blamed = base, blame(self.job, base, samples, within(self.progress, "layers"))
+        return self._blamed[1]
 
     def _wanted(self, base: Result) -> float | None:
-        """Return the error that an SQNR goal allows, if that is what was missed."""
-        goal = self._job.recipe.goals.min_sqnr_db
-        return None if goal is None or goal <= base.report.proof.comparison.sqnr_db else 10 ** (-goal / 10)
+        """Return the error that an SQNR goal allows, or the default floor, if that is what was missed."""
+        goals = self.job.recipe.goals
+        least = goals.min_sqnr_db if goals.for_accuracy else FLOOR_DB + MARGIN_DB
+        return None if least is None or least <= base.report.proof.comparison.sqnr_db else 10 ** (-least / 10)
 
-    def _table(self, base: Result) -> SensitivityTable:
-        """Tabulate what each layer does to the output at its word length and at longer ones, measured if it can be."""
-        rows, samples = base.report.layers, itertools.islice(self._job.evaluation or self._job.data, SAMPLES)
-        layers = [RoundedLayer(row.name, row.num_bits, *_errors(row)) for row in rows]
-        network = SwitchedNetwork(_error(base), {})
-        if base.delivery.data is not None:
-            names = Names("the float model", "the quantized model", self._job.data.description)
-            pair = Pair(self._job.source, base.delivery.data, names, self._job.custom_ops)
-            network = SwitchedNetwork.measured(pair, samples, _error(base), within(self._progress, "layers"))
-        table = RestoredShare().measure(layers, BITS, network.or_guessed(layers))
-        return table.among({row.name: [bits for bits in BITS if bits >= row.num_bits] for row in rows})
+
+TINY = 1e-6
+"""Share of the error below which aiming lower is no use: what is left is of another kind."""
 
 
 def _better(recipe: Recipe) -> Recipe:
@@ -178,23 +293,8 @@ def _better(recipe: Recipe) -> Recipe:
     return replace(recipe, weights=weights, activations=activations, equalize=True)
 
 
-def _rules(bits: Mapping[str, int]) -> tuple[LayerRule, ...]:
-    return tuple(
-        LayerRule(glob.escape(name), skip=True) if each == FLOAT else LayerRule(glob.escape(name), bits=each)
-        for name, each in bits.items()
-    )
-
-
-def _called(bits: Mapping[str, int]) -> str:
-    floats = sum(each == FLOAT for each in bits.values())
-    return f"{len(bits) - floats} layers with more bits" + (f", {floats} in float" if floats else "")
-
-
-def _errors(row: LayerRow) -> tuple[NDArray[np.float64], float]:
-    """Return the energies of the errors of a layer's weight and input, relative to theirs."""
-    return np.array([10 ** (-row.weight_sqnr_db / 10)]), 10 ** (-row.input_sqnr_db / 10)
-
-
-def _error(result: Result) -> float:
-    """Return the energy of the error at the worst output, relative."""
-    return float(10 ** (-result.report.proof.comparison.sqnr_db / 10))
+def _called(bits: Mapping[str, LayerBits], blamed: Blame) -> str:
+    """Name a try by what it changes."""
+    longer = sum(each != FLOAT for each in bits.values())
+    floats = len([rule for rule in blamed.rules(bits) if rule.skip])
+    return f"{longer} layers with more bits" + (f", {floats} in float" if floats else "")

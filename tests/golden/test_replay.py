@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACE = "tests/golden/scenarios.py"
 CHANGED: dict[str, str] = tomllib.loads(Path(__file__).with_name("changed.toml").read_text())
 
+EVERY_CARD = "every card"
+"""Name under which a change of all cards stands; models are compared nevertheless."""
+
 
 def git(*arguments: str) -> bytes:
     """What git prints; nothing where it fails or is missing."""
@@ -79,10 +82,11 @@ def test_runs_deliver_what_they_delivered_before(
 ) -> None:
     before, after = trees
     assert after.keys() == SCENARIOS.keys()
-    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    compared = slice(None) if EVERY_CARD not in CHANGED else slice(1)
+    changed = {name for name in before.keys() & after.keys() if before[name][compared] != after[name][compared]}
     assert changed - CHANGED.keys() == set()
 
 
 def test_what_is_meant_to_change_is_there() -> None:
-    assert CHANGED.keys() <= SCENARIOS.keys()
+    assert CHANGED.keys() <= {*SCENARIOS.keys(), EVERY_CARD}
     assert all(CHANGED.values())

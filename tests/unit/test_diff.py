@@ -222,7 +222,10 @@ def test_json_holds_what_the_help_says(folder: Path) -> None:
     facts = json.loads(diff(folder, "m.onnx", "q.onnx", "--json", "--samples", "2").stdout)
     listed = ["sqnr_db", "cosine", "num_samples", "num_shared", "float_sqnr_db", "findings", "layers", "worst", "notes"]
     assert sorted(facts) == sorted(listed)
-    assert sorted(facts["layers"][0]) == sorted(["name", "op_type", "sqnr_db", "cosine", "alone", "restored", "share"])
+    shares = ["alone", "restored", "share", "of_weights", "of_grids"]
+    assert sorted(facts["layers"][0]) == sorted(
+        [*shares, "name", "op_type", "sqnr_db", "cosine", "has_grids", "readers", "module"]
+    )
     assert sorted(facts["findings"][0]) == sorted(
         ["kind", "layer", "share", "alone", "restored", "text", "option", "command"]
     )

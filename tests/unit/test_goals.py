@@ -107,7 +107,8 @@ def test_a_goal_out_of_reach_ends_with_the_best_and_the_reason() -> None:
 
 
 def test_free_choices_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(goals._Search, "with_more_bits", lambda _self: None)
+    for later in ("with_more_bits", "in_float"):
+        monkeypatch.setattr(goals.Search, later, lambda _self: None)
     coarse = Recipe(weights=Weights(bits=4, granularity="per-tensor", bias_correction=False), search=True)
     report = quantize(net(), feeds(32, 3, 8, 8), replace(coarse, goals=Goals(min_sqnr_db=99.0))).report
     assert [each.name for each in report.tries] == ["as given", "better choices at no cost"]

@@ -18,7 +18,7 @@ from ptq.cli import main
 from ptq.core.printable import printable
 from ptq.display.inspection import count_of, reasons_of, tree_rows
 from ptq.inspection import inspect_model
-from ptq.inspection.tree import SCOPES
+from ptq.passes.modules import SCOPES
 from ptq.recipe import Weights
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 

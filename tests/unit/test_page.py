@@ -112,7 +112,13 @@ def test_every_layer_is_named_once_and_the_worst_is_first(made: Path, card: dict
 
 def test_it_says_what_the_card_says(made: Path, card: dict[str, Any]) -> None:
     text = " ".join(Seen((made / "q.html").read_bytes()).texts)
-    sections = ("The model runs; no goal was set", "What changed", "Where time goes", "left in float", "make it again")
+    sections = (
+        "Holds; no goal was set; SQNR",
+        "What changed",
+        "Where time goes",
+        "left in float",
+        "make it again",
+    )
     assert all(words in text for words in sections)
     assert card["quantized_model"]["sha256"] in text
     assert card["data"]["sha256"] in text
@@ -233,7 +239,7 @@ def test_a_missed_goal_has_a_report_too(made: Path, tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert f"report in {tmp_path / 'q.html'}" in done.output
     html = (tmp_path / "q.html").read_text()
-    assert "Goal missed: no model was delivered" in html
+    assert "Goal missed; no model was delivered" in html
     assert "the goal is 150 dB" in html
 
 

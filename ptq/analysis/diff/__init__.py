@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ptq.models.source import ModelSource, runnable_source
 from ptq.passes import prepare
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.linear import name_of
+from ptq.passes.modules import Handles, modules_of
 
 SHARED = 16
 """Samples that shares are measured on: two runs per layer each."""
@@ -62,6 +63,11 @@ class LayerDiff:
         alone: Final error with only this layer rounded, over the final error; None where nothing can be switched.
         restored: Part of the final error that goes with this layer in float; negative where errors cancel.
         share: Mean of the two, each within 0 and 1.
+        of_weights: The part of it that is its constants'; None where that was not measured by itself.
+        of_grids: The part of its grids, likewise.
+        has_grids: Whether its result is rounded.
+        readers: Layers that read its result.
+        module: The module that it was exported from; empty if that is unknown.
     """
 
     name: str
@@ -71,6 +77,11 @@ class LayerDiff:
     alone: float | None = None
     restored: float | None = None
     share: float | None = None
+    of_weights: float | None = None
+    of_grids: float | None = None
+    has_grids: bool = False
+    readers: tuple[str, ...] = ()
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,13 +160,14 @@ class Pair:
     custom_ops: tuple[str | Path, ...] = ()
 
 
-def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None) -> Diff:
+def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None, divided: int = SUSPECTS) -> Diff:
     """Find out which layers of a quantized model cost its accuracy.
 
     Args:
         pair: The models.
         samples: Data, consumed once; never more than `SHARED` samples are held.
         say: Called with the name of each step.
+        divided: Sites, the most costly ones, whose constants and grids are told apart.
 
     Returns:
         The comparison.
@@ -182,7 +194,8 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None) -
         both = Both(left, right, pair_outputs(left, right), whole)
         if board.sites:
             with _panel(board, floats, pair.custom_ops) as panel:
-                results = _switched(panel, both, few, everything, pair.names, say)
+                task = Task(pair.names, divided, say, _modules(board, prepared))
+                results = _switched(panel, both, few, everything, task)
         else:
             results = _by_name(prepared, quantized, both, everything, pair.custom_ops)
     speed = speed_findings(_kernels(pair, quantized), pair.names)
@@ -244,6 +257,23 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Task:
+    """Task of switching layers.
+
+    Attributes:
+        names: How the user calls the models.
+        divided: Sites whose constants and grids are told apart.
+        say: Called with the name of each step.
+        modules: Site -> the module that it was exported from.
+    """
+
+    names: Names
+    divided: int
+    say: Say
+    modules: Mapping[str, str]
+
+
 @contextmanager
 def _panel(board: Switchboard, floats: FloatNodes, custom_ops: Sequence[str | Path]) -> Iterator[Panel]:
     """Open the switchboard with every value that is compared among its outputs."""
@@ -254,37 +284,47 @@ def _panel(board: Switchboard, floats: FloatNodes, custom_ops: Sequence[str | Pa
         yield Panel(board, session, outputs, restore(board, floats))
 
 
-def _switched(
-    panel: Panel, both: Both, few: Sequence[Sample], everything: Iterable[Sample], names: Names, say: Say
-) -> Found:
+def _switched(panel: Panel, both: Both, few: Sequence[Sample], everything: Iterable[Sample], task: Task) -> Found:
     """Compare all samples, then switch one layer after the other."""
     panel, _ = settle(panel, few[0].feed, both.reference(few[0].feed))
     measured, inside = Measured(), Outputs()
     for index, sample in enumerate(everything):
-        say(f"comparing layers: sample {index + 1}")
+        task.say(f"comparing layers: sample {index + 1}")
         inside.update(both.update(sample.feed), look(panel, sample.feed, measured))
     sites, feeds = panel.board.sites, [sample.feed for sample in few]
-    measure(panel, feeds, [keys_of(site) for site in sites], measured, say)
+    measure(panel, feeds, [keys_of(site) for site in sites], measured, task.say)
     ranked = sorted(sites, key=lambda site: share_of(measured, keys_of(site)), reverse=True)
-    suspects = [site for site in ranked[:SUSPECTS] if share_of(measured, keys_of(site)) >= EXPLAINED]
-    divided = [keys for site in suspects for keys in parts_of(site) if all(parts_of(site))]
-    measure(panel, feeds, divided, measured, say)
-    findings = tuple(_finding(site, panel, measured, names) for site in suspects)
-    layers = tuple(_row(site, measured) for site in ranked)
+    costly = [site for site in ranked[: task.divided] if share_of(measured, keys_of(site)) >= EXPLAINED]
+    parts = [keys for site in costly for keys in parts_of(site) if all(parts_of(site))]
+    measure(panel, feeds, parts, measured, task.say)
+    findings = tuple(_finding(site, panel, measured, task) for site in costly[:SUSPECTS])
+    layers = tuple(_row(site, measured, task.modules.get(site.name, "")) for site in ranked)
     return Found(layers, findings, inside.sqnr_db, tuple(_notes(panel, inside.sqnr_db, both.whole)))
 
 
-def _finding(site: Site, panel: Panel, measured: Measured, names: Names) -> Finding:
-    symptom = explain(site, measured, panel.restored, parts_of(site))
-    share, command = share_of(measured, keys_of(site)), names.command(symptom.option)
+def _modules(board: Switchboard, prepared: ir.Model) -> dict[str, str]:
+    """Map sites to the modules that they were exported from."""
+    modules = modules_of(prepared)
+    return {site.name: modules[site.name] for site in board.sites if site.name in modules}
+
+
+def _finding(site: Site, panel: Panel, measured: Measured, task: Task) -> Finding:
+    known = Handles(task.modules)
+    called = replace(site, name=known.of(site.name), readers=tuple(map(known.of, site.readers)))
+    symptom = explain(site, called, measured, panel.restored)
+    share, command = share_of(measured, keys_of(site)), task.names.command(symptom.option)
     alone, restored = measured.shares(keys_of(site))
     return Finding(symptom.kind, site.name, share, alone, restored, symptom.text, symptom.option, command)
 
 
-def _row(site: Site, measured: Measured) -> LayerDiff:
+def _row(site: Site, measured: Measured, module: str) -> LayerDiff:
     tally, (alone, restored) = measured.layers[site.name], measured.shares(keys_of(site))
-    share = share_of(measured, keys_of(site))
-    return LayerDiff(site.name, site.op_type, tally.sqnr_db, tally.cosine, alone, restored, share)
+    share, both = share_of(measured, keys_of(site)), [keys for keys in parts_of(site) if keys in measured.alone]
+    of_weights, of_grids = [share_of(measured, keys) for keys in both] if len(both) > 1 else (None, None)
+    return LayerDiff(
+        site.name, site.op_type, tally.sqnr_db, tally.cosine, alone, restored, share,
+        of_weights, of_grids, bool(parts_of(site)[1]), site.readers, module,
+    )  # fmt: skip
 
 
 def _notes(panel: Panel, nearest: float, whole: Whole) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.analysis.diff.board import Site, Switch
-from ptq.analysis.diff.measure import GridSeen, Measured
+from ptq.analysis.diff.measure import GridSeen, Measured, parts_of
 from ptq.analysis.diff.weights import Restored
 from ptq.analysis.kernels import Kernels
 from ptq.analysis.metrics import sqnr_db
@@ -95,26 +95,24 @@ class Symptom:
     option: str = ""
 
 
-def explain(
-    site: Site, measured: Measured, restored: Mapping[str, Restored], parts: Sequence[frozenset[str]]
-) -> Symptom:
+def explain(site: Site, called: Site, measured: Measured, restored: Mapping[str, Restored]) -> Symptom:
     """Find the likely cause of what a site costs.
 
     Args:
         site: The site.
+        called: The same by the names that a user knows.
         measured: What was measured, with the shares of its parts if it has two.
         restored: Its float numbers.
-        parts: Keys of its constants, and of its grids; empty sets where it has none.
 
     Returns:
         The most telling symptom of the part that costs more.
     """
-    of_weights, of_grids = parts
+    of_weights, of_grids = parts_of(site)
     weights = bool(of_weights) and (not of_grids or share_of(measured, of_weights) >= share_of(measured, of_grids))
     if weights:
-        return _of_weights(site, [restored[part.key] for part in site.parameters])
+        return _of_weights(called, [restored[part.key] for part in site.parameters])
     worst = max(site.switches, key=lambda switch: _relative(measured.grids[switch.key]))
-    return _of_grid(site, worst, measured.grids[worst.key], measured.parts[site.name])
+    return _of_grid(called, worst, measured.grids[worst.key], measured.parts[site.name])
 
 
 def share_of(measured: Measured, keys: frozenset[str]) -> float:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq.analysis.diff import Pair, Say, diff
-from ptq.calibration.reader import Sample
 from ptq.core.arrays import Float
-from ptq.core.errors import PtqError
 from ptq.sensitivity.problem import RoundedLayer
 
 
@@ -35,22 +31,6 @@ class SwitchedNetwork:
         """
         whole = max(sum(self.shares.values()), 1.0)
         return np.full(len(sets), self.total * self.shares.get(layer.name, 0.0) / whole)
-
-    @staticmethod
-    def measured(pair: Pair, samples: Iterable[Sample], total: float, say: Say) -> SwitchedNetwork:
-        """Restore every layer of a quantized model that can be switched; none of one that cannot.
-
-        Args:
-            pair: The float model and the quantized one.
-            samples: Data.
-            total: Energy of the error at the outputs, over that of the outputs.
-            say: Called with the name of each step.
-        """
-        shares: dict[str, float] = {}
-        with suppress(PtqError):  # of a form in which no layer can be switched
-            layers = diff(pair, samples, say).layers
-            shares = {layer.name: layer.share for layer in layers if layer.share is not None}
-        return SwitchedNetwork(total, shares)
 
     def or_guessed(self, layers: Sequence[RoundedLayer]) -> SwitchedNetwork:
         """Return this network if any layer could be switched, else one that divides the error by errors of weights."""

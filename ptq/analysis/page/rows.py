@@ -10,10 +10,11 @@ from itertools import islice
 
 from ptq.analysis.card_file import BenchFile, Card, Operator
 from ptq.analysis.page.figures import histogram
-from ptq.analysis.verdict import Finding, count_goals
+from ptq.analysis.verdict import Finding, count_goals, in_order, sentence
 from ptq.core.decibels import NO_ERROR_DB
 from ptq.core.distribution import Distribution
 from ptq.core.layer_row import LayerRow
+from ptq.passes.modules import shown_name
 from ptq.recipe.toml import recipe_to, recipe_toml
 
 MOST_LAYERS, MOST_FIGURES, MOST_LINES, MOST_OPERATORS = 500, 100, 200, 12
@@ -81,17 +82,25 @@ class View:
     @property
     def verdict(self) -> str:
         """Verdict in one line."""
-        goals = count_goals(self.card.recipe.goals)
-        if not self.card.verdict.passed:
-            return "Goal missed: no model was delivered"
-        return f"Every goal met ({goals} of {goals})" if goals else "The model runs; no goal was set"
+        verdict = self.card.verdict
+        text = sentence(verdict.word, count_goals(self.card.recipe.goals), verdict.floor)
+        return text[0].upper() + text[1:] + ("" if verdict.passed else "; no model was delivered")
+
+    @property
+    def mood(self) -> str:
+        """Class of the verdict's line: good only where goals were set and met."""
+        verdict = self.card.verdict
+        return "missed" if not verdict.passed else "passed" if verdict.word == "goals met" else "neutral"
 
     @property
     def findings(self) -> list[Finding]:
         """Findings, missed goals first, those that rest on a time included."""
         measured = self.bench.findings if self.bench else ()
-        every = sorted([*self.card.verdict.findings, *measured], key=lambda finding: finding.level != "missed")
-        return every[:MOST_LINES]
+        return list(in_order([*self.card.verdict.findings, *measured]))[:MOST_LINES]
+
+    def shown(self, name: str) -> str:
+        """Write a node's name, its module first."""
+        return shown_name(name, self.card.modules)
 
     @property
     def layers(self) -> list[LayerLine]:
@@ -113,7 +122,7 @@ class View:
         """Reasons with the nodes that they keep in float, the commonest first."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.card.left_float.items():
-            reasons.setdefault(reason, []).append(name)
+            reasons.setdefault(reason, []).append(self.shown(name))
         return sorted(reasons.items(), key=lambda item: -len(item[1]))[:MOST_LINES]
 
     @property
