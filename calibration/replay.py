@@ -49,6 +49,10 @@ class SampleReplay:
         self.store, self.custom_ops, self.engine = store, tuple(custom_ops), engine
         self._names: list[tuple[str, ...]] = []
 
+    def __len__(self) -> int:
+        """Return the number of samples that are kept."""
+        return len(self._names)
+
     def record(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """Pass samples through, and keep a copy of each."""
         for feed in feeds:

@@ -33,8 +33,9 @@ MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbors in an image say much the same."""
 
 
-TOGETHER = 2**20
-"""Values of a layer's input from which a second moment is taken: it costs about as much for fewer."""
+TOGETHER, ROWS_TOGETHER = 2**20, 2**21
+"""Values of a layer's input, or of the rows that it makes of them, from which a second moment is taken: it costs about
+as much for fewer, and more take memory."""
 
 
 class SequentialWalk:
@@ -102,7 +103,7 @@ class SequentialWalk:
         values = zip(self.sizes, self.float_run.advance(), self._quantized_run.advance(), strict=True)
         common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in moments_of.items()))
         with threadpool_limits(1, "blas"):  # one product per core, not every core in one product
-            for half, parts in self._engine.map(_measure, common, _together(values)):
+            for half, parts in self._engine.map(_measure, common, _together(values, stage)):
                 for moments, part in zip(moments_of.values(), parts, strict=True):
                     moments.add(half, part)
         return [(layer, moments_of[layer.unfold].of(layer)) for layer in stage]
@@ -176,13 +177,15 @@ def _sample_means(rows: NDArray[Any], size: int) -> NDArray[Any]:
     return np.stack([own.mean(1) for own in np.array_split(rows, size, 1)], 1)
 
 
-def _together(values: Iterable[_Values]) -> Iterator[_Together]:
+def _together(values: Iterable[_Values], stage: Sequence[LinearLayer]) -> Iterator[_Together]:
     """Yield chunks of each half of the set in turn, several at once where they are small."""
+    width = max(layer.fan_in * layer.unfold.groups for layer in stage)
     waiting: tuple[list[_Values], list[_Values]] = ([], [])
     for index, chunk in enumerate(values):
         chunks = waiting[index % 2]
         chunks.append(chunk)
-        if sum(codes.size for _, _, (codes,) in chunks) >= TOGETHER:
+        rows = sum(size * MAX_ROWS for size, _, _ in chunks) * width
+        if sum(codes.size for _, _, (codes,) in chunks) >= TOGETHER or rows >= ROWS_TOGETHER:
             yield index % 2, list(chunks)
             chunks.clear()
     for half, chunks in enumerate(waiting):

@@ -114,7 +114,7 @@ class Job:
     flows_by: bool = False
 
 
-MEMORY = 256 * 2**20
+MEMORY = 96 * 2**20
 """Bytes of values that wait in memory between two layers; more go to temporary files."""
 
 
@@ -144,6 +144,7 @@ class Context:
             InputError: The model cannot be read.
         """
         progress("prepare")
+        job = replace(job, recipe=job.recipe.settled(random_data=job.data.is_random))
         target = target_named(job.recipe.target)
         return Context(job, load_model(job.source), target, mode_of(job.recipe, target), progress)
 

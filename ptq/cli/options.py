@@ -47,8 +47,11 @@ RECIPE_OPTIONS = options(
         help="Observer of activation ranges, see `ptq methods` (default auto).",
     ),
     click.option(
-        "--weights", shell_complete=propose_weight_methods, help="Weight method, see `ptq methods` (default rtn)."
+        "--weights",
+        shell_complete=propose_weight_methods,
+        help="Weight method, see `ptq methods` (default: gptq for static integers on --data, else rtn).",
     ),
+    click.option("--fast", is_flag=True, help="Round weights: seconds instead of minutes, a little less accurate."),
     click.option("--bits", type=click.IntRange(2, 8), help="Word length of weights (default 8)."),
     click.option(
         "--granularity",
@@ -169,12 +172,16 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     from ptq.recipe import Recipe
     from ptq.recipe.text import parse_rule
     from ptq.recipe.toml import load_recipe
-    from ptq.weights import WeightMethod
+    from ptq.weights import Rtn, WeightMethod
 
     recipe = load_recipe(given["recipe_path"]) if given["recipe_path"] else Recipe()
     weights = {key: given[key] for key in ("bits", "first_last_bits", "split", "granularity") if given[key] is not None}
     if given["weights"]:
         weights["method"] = member_named(WeightMethod, given["weights"])
+    if given["fast"]:
+        if given["weights"]:
+            raise RecipeError("--fast rounds weights, --weights names another way; leave one of them")
+        weights["method"] = Rtn()
     if given["extra_macs"]:
         weights["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
     if given["no_bias_correction"]:

@@ -24,6 +24,25 @@ class Counts(Protocol):
         ...
 
 
+@runtime_checkable
+class Notes(Protocol):
+    """A `Progress` that also hears what a user should know while the run goes on."""
+
+    def __call__(self, step: str) -> None:
+        """Hear that a step begins."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Hear a line."""
+        ...
+
+
+def noted(progress: Progress, text: str) -> None:
+    """Tell a progress a line, if it takes any."""
+    if isinstance(progress, Notes):
+        progress.note(text)
+
+
 def silent(_step: str) -> None:
     """Ignore the progress of a run."""
 
@@ -42,6 +61,9 @@ class _Within:
 
     def advance(self, done: int, total: int | None) -> None:
         self._progress.advance(done, total)
+
+    def note(self, text: str) -> None:
+        noted(self._progress, text)
 
 
 def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterable[T]:

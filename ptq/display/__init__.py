@@ -76,7 +76,10 @@ class Display:
     def steps(self) -> Iterator[Steps]:
         """Show which step runs and how far it is; in a terminal only."""
         with self._err.status("reading") as status:
-            yield Steps(lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")))
+            yield Steps(
+                lambda line: status.update(Text(line, no_wrap=True, overflow="ellipsis")),
+                say=lambda line: self._err.print(escape(line)),
+            )
 
     def line(self, text: str) -> None:
         """Print one line of text."""

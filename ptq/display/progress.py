@@ -32,17 +32,27 @@ class Steps:
 
     Args:
         show: Takes each new line.
+        say: Takes lines that stay.
         clock: Seconds.
     """
 
-    def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._clock = show, clock
+    def __init__(
+        self,
+        show: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._show, self._clock, self._say = show, clock, say
         self._words, self._start, self._shown, self._done = "", clock(), clock(), 0
 
     def __call__(self, step: str) -> None:
         """Show that a step begins."""
         self._words, self._start, self._done = printable(_in_words(step)), self._clock(), 0
         self._show(self._words)
+
+    def note(self, text: str) -> None:
+        """Say a line that stays."""
+        self._say(printable(text))
 
     def advance(self, done: int, total: int | None) -> None:
         """Show how many samples or layers of the step are done, and the time left; seldom, as showing takes time."""

@@ -30,6 +30,7 @@ from ptq.passes.infer_shapes import known_sizes, output_sizes
 from ptq.passes.modules import noted_scopes
 from ptq.passes.placement import Placement
 from ptq.recipe import Recipe
+from ptq.solving.cost import seconds_to_solve
 from ptq.solving.grids import per_value
 from ptq.streaming.solve import needs_streaming, prepare_streaming, streaming_bytes
 from ptq.target import Target, target_named
@@ -143,14 +144,17 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
         seen = collect(prepared, feeds, dict.fromkeys(observed, (HistogramOf(),)), custom_ops=custom_ops)
         histograms = per_value(placement, seen.statistics.histograms)
     convs = sum(layer.op_type == "Conv" for layer in placement.layers)
+    num_samples = Recipe().samples if data is None else reader.num_samples or Recipe().samples
+    timed = run_seconds(prepared, feeds[0], custom_ops)
     work = Work(
-        Recipe().samples if data is None else reader.num_samples or Recipe().samples,
+        num_samples,
         sum(sizes.get(name, 0) for name in observed),
         len(observed),
         convs,
         len(placement.layers) - convs,
         spent,
-        run_seconds(prepared, feeds[0], custom_ops),
+        timed,
+        seconds_to_solve(placement.layers, num_samples, timed),
     )
     estimate = _estimate(prepared, placement, target, work, feeds[0])
     shapes = {name: list(array.shape) for name, array in feeds[0].items()}

@@ -38,6 +38,7 @@ class Work:
         num_products: Other layers that do.
         prepare_seconds: What preparing the model took.
         run_seconds: One sample through the float model, one thread.
+        solve_seconds: Solving of weights.
     """
 
     num_samples: int
@@ -47,6 +48,7 @@ class Work:
     num_products: int
     prepare_seconds: float
     run_seconds: float
+    solve_seconds: float = 0.0
 
 
 def seconds_for(work: Work, model: ir.Model) -> float:
@@ -56,7 +58,7 @@ def seconds_for(work: Work, model: ir.Model) -> float:
     layers = work.num_convs * SECONDS_PER_CONV + work.num_products * SECONDS_PER_PRODUCT
     timed = min(TIMED_RUNS * work.run_seconds, TIMED_SECONDS)
     fixed = START_SECONDS + work.prepare_seconds + weight_bytes(model) * SECONDS_PER_WEIGHT_BYTE
-    return fixed + layers + work.num_samples * per_sample + 2 * checked * work.run_seconds + timed
+    return work.solve_seconds + fixed + layers + work.num_samples * per_sample + 2 * checked * work.run_seconds + timed
 
 
 def ram_bytes_for(work: Work, model: ir.Model, feed: Mapping[str, NDArray[Any]]) -> int:

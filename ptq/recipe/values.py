@@ -13,7 +13,7 @@ from ptq.core.family import tag_of
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
 from ptq.target import TARGETS
-from ptq.weights import Rtn, WeightMethod, methods_that_need
+from ptq.weights import Gptq, Rtn, WeightMethod, methods_that_need
 
 GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "block-64", "block-128", "block-256"]
 
@@ -33,7 +33,7 @@ class Weights:
     """Settings of how weights become integers.
 
     Attributes:
-        method: The weight method.
+        method: The weight method; None takes gptq where static integers are calibrated on real data, else rounding.
         bits: Word length, 2 to 8. Below 8 the codes use less of their storage.
         granularity: Which weights share a scale: a tensor, an output feature, or a block of 16 to 256 of its inputs.
             (Blocks are for products of weight-only and dynamic models: with static activations no runtime has a kernel
@@ -47,13 +47,18 @@ class Weights:
         first_last_bits: Word length in layers with no other before them, or none behind; None treats them like all.
     """
 
-    method: WeightMethod = field(default_factory=Rtn)
+    method: WeightMethod | None = None
     bits: int = 8
     granularity: GranularityName = "per-channel"
     bias_correction: bool = True
     split: Split = "auto"
     extra_macs: float = 0.0
     first_last_bits: int | None = None
+
+    @property
+    def chosen(self) -> WeightMethod:
+        """Method that was named, or rounding."""
+        return self.method or Rtn()
 
     @property
     def layout(self) -> Granularity:
@@ -189,6 +194,13 @@ class Recipe:
         """Whether activations have ranges that are chosen beforehand."""
         return not self.weight_only and not self.is_dynamic
 
+    def settled(self, *, random_data: bool) -> Recipe:
+        """Return the recipe with its weight method named: the most accurate one where data can tell."""
+        if self.weights.method is not None:
+            return self
+        tells = self.weights.extra_macs > 0 or (self.has_grids and not random_data)
+        return replace(self, weights=replace(self.weights, method=Gptq() if tells else Rtn()))
+
     @property
     def has_small_weights(self) -> bool:
         """Whether any weight is shorter than a byte."""
@@ -253,7 +265,7 @@ class Recipe:
             raise RecipeError(f"extra_macs is {share}; expected a share from 0 to 10, for example 0.05")
         if share and self.weights.bits > 7:
             raise RecipeError("extra_macs adds points to weights of less than 8 bits; give --bits 2 to 7, or leave it")
-        if share and Needs.MOMENTS not in method.needs:
+        if share and method is not None and Needs.MOMENTS not in method.needs:
             raise RecipeError(
                 f"extra_macs is spent by output error, which {tag_of(type(method))} does not see; "
                 f"expected {', '.join(methods_that_need(Needs.MOMENTS))}"

@@ -163,7 +163,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
 
     def choice(own: Weights, bits: int) -> LayerChoice:
         spec = replace(target.weight, granularity=own.layout, num_bits=bits, narrow_range=bits > 7)
-        return LayerChoice(own.method, spec, own.split)
+        return LayerChoice(own.chosen, spec, own.split)
 
     overrides = {}
     if weights.first_last_bits is not None:

@@ -25,7 +25,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.layer_row import LayerRow
 from ptq.core.plan import QuantPlan
 from ptq.core.problem import LayerProblem, Needs
-from ptq.core.progress import Progress, counted, silent
+from ptq.core.progress import Progress, counted, noted, silent
 from ptq.core.solved_layer import SOLVED_PARTS, SolvedLayer
 from ptq.core.statistics import Histogram
 from ptq.files.checkpoints import Checkpoints
@@ -35,12 +35,16 @@ from ptq.passes.sites import WeightSite, matrix_of
 from ptq.sensitivity import FeatureInfluence
 from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
 from ptq.solving.choices import Choices
+from ptq.solving.cost import seconds_to_solve
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import LayerArrays
 from ptq.solving.layer_solver import LayerSolver, start_layer
 
 ASKED_ON = 8
 """Samples that a method which sees the whole network is told errors on."""
+
+LONG = 120.0
+"""Seconds of solving from which on a line says so, with the flag that ends it."""
 
 WIDE = 2048
 """Inputs of a layer from which on several threads in one matrix product are worth their waiting for each other."""
@@ -162,7 +166,9 @@ def _solve(
     walked = _walked(jobs)
     if not walked:
         return solved
-    start = _plan(grids, solved, tables)
+    start, seconds = _plan(grids, solved, tables), seconds_to_solve(walked, len(problem.samples))
+    if seconds > LONG:
+        noted(problem.progress, f"solving weights takes about {seconds / 60:.0f} min; --fast rounds them instead")
     walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples)
     for layer, seen in counted(walk.layers(), len(walked), problem.progress):
         solve = functools.partial(jobs[layer.name].settled, seen)

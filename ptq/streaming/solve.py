@@ -67,7 +67,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
             one layer have words of several lengths, or something was asked for that is not looked at.
     """
     size = f"the model has more than {INLINE_BYTES / 1e9:.1f} GB of weights, and models of that size are"
-    if not recipe.weight_only or recipe.weights.method.needs != Needs.WEIGHT:
+    if not recipe.weight_only or recipe.weights.chosen.needs != Needs.WEIGHT:
         raise UnsupportedModelError(f"{size} quantized layer by layer: add --weight-only, and --weights rtn")
     if recipe.bit_plan is not None and recipe.bit_plan.has_rows:
         raise UnsupportedModelError(f"{size} quantized in blocks of one word length: give the bit plan bits by layer")

@@ -23,7 +23,7 @@ def tune(job: Job, progress: Progress = silent) -> Result:
     Returns:
         Model and report, as `run` returns them. The recipe in the report makes the same model without measuring.
     """
-    plans: tuple[TimedPlan, ...] = ()
+    job, plans = replace(job, recipe=job.recipe.settled(random_data=job.data.is_random)), tuple[TimedPlan, ...]()
     if job.recipe.optimize == "latency":
         choice = fastest(job, progress)
         job, plans = replace(job, recipe=choice.recipe), choice.plans

@@ -120,7 +120,7 @@ def changes(asked: Recipe, made: Recipe, modules: Mapping[str, str]) -> str:
         groups[f"with {bits} bits"] = named(rule for rule in rules if rule.bits == bits and not rule.skip)
     parts = [f"{_listed(names)} {how}" for how, names in groups.items() if names]
     if made.weights != asked.weights:
-        parts.append(f"weights by {type(made.weights.method).__name__.lower()} with {made.weights.bits} bits")
+        parts.append(f"weights by {type(made.weights.chosen).__name__.lower()} with {made.weights.bits} bits")
     if made.activations != asked.activations:
         parts.append(f"ranges by {type(made.activations).__name__.lower()}")
     if made.weight_only and not asked.weight_only:
@@ -285,7 +285,7 @@ TINY = 1e-6
 def _better(recipe: Recipe) -> Recipe:
     """Return a recipe with all that costs no bytes: a method that sees data, scales per channel, default ranges."""
     weights = replace(recipe.weights, bias_correction=True)
-    if Needs.MOMENTS not in weights.method.needs:
+    if Needs.MOMENTS not in weights.chosen.needs:
         weights = replace(weights, method=Gptq())
     if weights.granularity == "per-tensor":
         weights = replace(weights, granularity="per-channel")

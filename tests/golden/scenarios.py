@@ -63,8 +63,9 @@ class Scenario:
 
     def result(self) -> Result:
         """Quantize."""
-        target = self.recipe.target or "cpu-x86"
-        return self.run(self.build(), list(self.data), replace(self.recipe, target=target))
+        target, weights = self.recipe.target or "cpu-x86", self.recipe.weights
+        weights = replace(weights, method=weights.method or Rtn())
+        return self.run(self.build(), list(self.data), replace(self.recipe, target=target, weights=weights))
 
 
 def streamed(model: ir.Model, data: Feeds, recipe: Recipe) -> Result:
