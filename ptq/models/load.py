@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ptq.core.errors import InputError
 from ptq.files.whole import read_regular_file
+from ptq.models.foreign import check
 from ptq.models.repairs import give_shapes, make_dense, name_apart, put_in_order
 from ptq.models.sessions import one_line
 from ptq.models.source import CHANGED, INLINE_BYTES, MAX_PROTOBUF_BYTES, ModelSource, weight_bytes
@@ -50,7 +51,7 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
     require_sound(proto, where, None if path is None else path.parent)
     changed = any([make_dense(proto, where), name_apart(proto), put_in_order(proto), give_shapes(proto)])
     try:
-        onnx.checker.check_model(proto if path is None or changed else str(path))
+        check(proto)
     except Exception as error:  # of several types, its own and plain ones
         raise InputError(f"{where}: invalid ONNX model: {one_line(error)}") from error
     try:
