@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ptq.passes.fused.attention import attention
+from ptq.passes.fused.attention import attention, biases_before
 from ptq.passes.fused.blocked import DOMAIN as BLOCKED
 from ptq.passes.fused.blocked import POOLS, blocked_conv, blocked_pool, blocked_upsample, reorder_input, reorder_output
 from ptq.passes.fused.channels import blocked_channels
@@ -27,6 +27,7 @@ FORMS: dict[tuple[str, str], Callable[[Writer], Outputs | None]] = {
     (MICROSOFT, "FusedGemm"): fused_gemm,
     (MICROSOFT, "FusedMatMul"): fused_matmul,
     (MICROSOFT, "Gelu"): erf_gelu,
+    (MICROSOFT, "MultiHeadAttention"): biases_before,
     (MICROSOFT, "QuickGelu"): quick_gelu,
     (MICROSOFT, "SkipLayerNormalization"): skip_norm,
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): skip_rms_norm,

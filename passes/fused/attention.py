@@ -37,6 +37,32 @@ def attention(w: Writer) -> Outputs | None:
     return [w.op("Reshape", mixed, w.constant([0, 0, widths[2]], "width", np.int64)), present]
 
 
+def biases_before(w: Writer) -> Outputs | None:
+    """Write biases of query, key and value behind their products, and the attention of those as it is, which is fast.
+
+    None where they do not come out of products.
+    """
+    bias, sides = constant(w.input(3)), [w.input(index) for index in range(3)]
+    widths = [_width(side) for side in sides]
+    if bias is None or None in widths or bias.size != sum(width or 0 for width in widths):
+        return None
+    parts, start = [], 0
+    for side, width, name in zip(sides, widths, ("query", "key", "value"), strict=True):
+        end = start + (width or 0)
+        parts.append(w.op("Add", side, w.constant(bias[start:end], f"{name}_bias")))
+        start = end
+    settings = {name: each.value for name, each in w.node.attributes.items()}
+    inputs, count = [*parts, None, *w.node.inputs[4:]], len(w.node.outputs)
+    return [*w.tape.op_multi_out(w.node.op_type, inputs, settings, num_outputs=count, domain=w.node.domain)]
+
+
+def _width(value: ir.Value | None) -> int | None:
+    """Return how many features a product makes that has its weight on the right; None for other values."""
+    node = None if value is None else value.producer()
+    weight = constant(node.inputs[1]) if node is not None and node.op_type == "MatMul" and not node.domain else None
+    return weight.shape[1] if weight is not None and weight.ndim == 2 else None
+
+
 def _projections(
     w: Writer, weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]], bias: object, widths: list[int]
 ) -> list[ir.Value]:

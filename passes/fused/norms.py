@@ -13,7 +13,7 @@ EPSILON = 1e-12
 
 def skip_norm(w: Writer) -> Outputs | None:
     """Write sum and LayerNormalization; None if somebody reads its mean or deviation."""
-    total = w.sum(w.input(0), w.input(1), w.input(4))
+    total = _skipped(w, w.input(4))
     return None if w.is_read(1) or w.is_read(2) else [_norm(w, total, w.input(2), w.input(3)), None, None, total]
 
 
@@ -21,7 +21,7 @@ def skip_rms_norm(w: Writer) -> Outputs | None:
     """Write sum and root-mean-square normalization; None if somebody reads its deviation."""
     if w.is_read(1) or w.is_read(2):
         return None
-    total = w.sum(w.input(0), w.input(1), w.input(3))
+    total = _skipped(w, w.input(3))
     epsilon = w.node.attributes.get_float("epsilon", EPSILON)
     outcome = w.op("SimplifiedLayerNormalization", total, w.input(2), epsilon=epsilon, axis=-1, stash_type=1)
     return [outcome, None, None, total]
@@ -37,6 +37,19 @@ def embed_norm(w: Writer) -> Outputs:
     total = w.sum(w.op("Gather", w.input(2), ids), w.op("Gather", w.input(3), places))
     total = total if segments is None else w.op("Add", total, w.op("Gather", w.input(4), segments))
     return [_norm(w, total, w.input(5), w.input(6)), _lengths(w, ids) if w.is_read(1) else None, total]
+
+
+def _skipped(w: Writer, bias: ir.Value | None) -> ir.Value:
+    """Write the sum of two values and a bias, which is added to the product among them: it is that layer's."""
+    first, second = w.input(0), w.input(1)
+    if second is not None and _is_product(second) and not (first is not None and _is_product(first)):
+        first, second = second, first
+    return w.sum(w.sum(first, bias), second)
+
+
+def _is_product(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "MatMul" and not node.domain
 
 
 def _norm(w: Writer, value: ir.Value, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:

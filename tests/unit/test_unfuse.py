@@ -10,8 +10,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from ptq import quantize
+from ptq import Recipe, quantize
+from ptq.core.layer import LinearLayer
 from ptq.passes import prepare
+from ptq.passes.linear import bias_add, describe_linear
 from ptq.passes.unfuse import Unfuse
 from tests.builders import random
 
@@ -132,6 +134,34 @@ def test_other_forms_stay(name: str) -> None:
     assert [node.op_type for node in prepared.graph if node.domain == "com.microsoft"] != []
     constants = {str(value.name) for node in prepared.graph for value in node.inputs if value is not None}
     assert constants >= set(prepared.graph.initializers)  # nothing is left behind by what was tried
+
+
+@pytest.mark.parametrize("first", ["f, x", "x, f"], ids=["product first", "product last"])
+@pytest.mark.parametrize(
+    "kind", ["SkipLayerNormalization ({}, g, c, d)", "SkipSimplifiedLayerNormalization ({}, g, d)"], ids=["mean", "rms"]
+)
+def test_the_bias_of_a_skip_is_that_of_the_product_before(kind: str, first: str) -> None:
+    node = f"f = MatMul (z, u)\ny = com.microsoft.{kind.format(first)}"
+    report = quantize(fused(node), samples(16), Recipe(weight_only=True)).report
+    assert [row.name for row in report.layers] == ["f", "out"]
+    prepared, _ = prepare(fused(node), samples(1)[0])
+    (product,) = (node for node in prepared.graph if node.outputs[0].name == "f")
+    add = bias_add(product)
+    assert add is not None
+    assert "d" in {value.name for value in add.inputs if value is not None}
+
+
+def test_biases_of_an_attention_go_to_the_products_before() -> None:
+    node = """q = MatMul (x, u)
+    k = MatMul (z, u)
+    v = MatMul (z, u)
+    y = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, b)"""
+    prepared, _ = prepare(fused(node), samples(1)[0])
+    layers = [describe_linear(node) for node in prepared.graph if node.op_type == "MatMul"]
+    assert [layer.bias for layer in layers if isinstance(layer, LinearLayer)] == [
+        "y_query_bias", "y_key_bias", "y_value_bias", None,
+    ]  # fmt: skip
+    assert [any(node.inputs[3:]) for node in prepared.graph if node.op_type == "MultiHeadAttention"] == [False]
 
 
 def test_shapes_that_no_run_told_leave_the_node_as_it_is() -> None:
