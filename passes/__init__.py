@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
-from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.infer_shapes import annotate, observe
@@ -108,20 +108,21 @@ def prepare(
         EquivalenceError: A pass changed an output; the message names the pass.
     """
     prepared, origin = model.clone(), model
-    before = float_outputs(model, feed, custom_ops)
+    original = Original(model, feed, custom_ops)
+    _ = original.outputs  # a model that does not run says so before anything else does
     InlineFunctions()(prepared)
     wider: tuple[str, ...] = ()
     if WidenFloats()(prepared).modified:
-        widened = float_outputs(prepared, feed, custom_ops)
-        require_same("WidenFloats", before, widened, SAME_AS_HALF)
+        original.require_same("WidenFloats", prepared, SAME_AS_HALF)
         wider = ("float16, bfloat16 and double are computed in float32; inputs and outputs keep their types",)
-        before, model = widened, prepared.clone()
+        model = prepared.clone()
+        original = Original(model, feed, custom_ops)
     for step in steps:
         _take(step, prepared, feed, custom_ops)
     try:
-        require_same("prepare", before, float_outputs(prepared, feed, custom_ops))
+        original.require_same("prepare", prepared)
     except EquivalenceError:
-        _name_the_culprit(model, steps, before, feed, custom_ops)
+        _name_the_culprit(original, steps)
         raise
     annotate(prepared, feed, custom_ops)
     note_modules(prepared, origin)
@@ -138,14 +139,12 @@ def _take(step: PrepareStep, model: ir.Model, feed: Feed, custom_ops: Sequence[s
     step(model)
 
 
-def _name_the_culprit(
-    model: ir.Model, steps: Sequence[PrepareStep], before: Feed, feed: Feed, custom_ops: Sequence[str | Path]
-) -> None:
+def _name_the_culprit(original: Original, steps: Sequence[PrepareStep]) -> None:
     """Run step by step, so that the error carries the name of the pass that broke the model."""
-    candidate = model.clone()
+    candidate = original.model.clone()
     for step in steps:
-        _take(step, candidate, feed, custom_ops)
-        require_same(type(step).__name__, before, float_outputs(candidate, feed, custom_ops))
+        _take(step, candidate, original.feed, original.custom_ops)
+        original.require_same(type(step).__name__, candidate)
 
 
 def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
