@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
-from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
-from ptq.passes.infer_shapes import annotate
+from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.lower_opset import LowerOpset
@@ -20,7 +20,7 @@ from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_gemm import PlainGemm
-from ptq.passes.unfuse import Unfuse
+from ptq.passes.unfuse import FUNCTION_OPSET, Unfuse, values_to_look_at
 from ptq.passes.use_native import UseNative
 from ptq.passes.widen import SAME_AS_HALF, WidenFloats
 from ptq.target import INTEGER_OPS
@@ -67,6 +67,11 @@ STREAMING_STEPS: tuple[PrepareStep, ...] = (
 )
 """Steps that can be done without reading weights."""
 
+WHY_RAISED = {
+    INT4_OPSET: "4-bit weights and scales per block need 21",
+    FUNCTION_OPSET: "what stands for fused operators needs 17",
+}
+
 
 __all__ = [
     "PREPARE",
@@ -103,34 +108,43 @@ def prepare(
         EquivalenceError: A pass changed an output; the message names the pass.
     """
     prepared, origin = model.clone(), model
-    before = float_outputs(model, feed, custom_ops)
+    original = Original(model, feed, custom_ops)
+    _ = original.outputs  # a model that does not run says so before anything else does
     InlineFunctions()(prepared)
     wider: tuple[str, ...] = ()
     if WidenFloats()(prepared).modified:
-        widened = float_outputs(prepared, feed, custom_ops)
-        require_same("WidenFloats", before, widened, SAME_AS_HALF)
+        original.require_same("WidenFloats", prepared, SAME_AS_HALF)
         wider = ("float16, bfloat16 and double are computed in float32; inputs and outputs keep their types",)
-        before, model = widened, prepared.clone()
+        model = prepared.clone()
+        original = Original(model, feed, custom_ops)
     for step in steps:
-        step(prepared)
+        _take(step, prepared, feed, custom_ops)
     try:
-        require_same("prepare", before, float_outputs(prepared, feed, custom_ops))
+        original.require_same("prepare", prepared)
     except EquivalenceError:
-        _name_the_culprit(model, steps, before, lambda candidate: float_outputs(candidate, feed, custom_ops))
+        _name_the_culprit(original, steps)
         raise
     annotate(prepared, feed, custom_ops)
     note_modules(prepared, origin)
     return prepared, (*wider, *_notes(model, prepared))
 
 
-def _name_the_culprit(
-    model: ir.Model, steps: Sequence[PrepareStep], before: Feed, evaluate: Callable[[ir.Model], Feed]
-) -> None:
+def _take(step: PrepareStep, model: ir.Model, feed: Feed, custom_ops: Sequence[str | Path]) -> None:
+    """Take one step; fused operators that are written out may ask for shapes, which one run tells."""
+    names = values_to_look_at(model) if isinstance(step, Unfuse) else []
+    if names:
+        inner = [name for name in names if name not in feed]
+        arrays = {**feed, **dict(zip(inner, observe(model, inner, feed, custom_ops) if inner else [], strict=True))}
+        step = Unfuse({name: arrays[name].shape for name in names})
+    step(model)
+
+
+def _name_the_culprit(original: Original, steps: Sequence[PrepareStep]) -> None:
     """Run step by step, so that the error carries the name of the pass that broke the model."""
-    candidate = model.clone()
+    candidate = original.model.clone()
     for step in steps:
-        step(candidate)
-        require_same(type(step).__name__, before, evaluate(candidate))
+        _take(step, candidate, original.feed, original.custom_ops)
+        original.require_same(type(step).__name__, candidate)
 
 
 def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
@@ -139,8 +153,7 @@ def _notes(model: ir.Model, prepared: ir.Model) -> tuple[str, ...]:
     if after < before:
         notes.append(f"opset lowered from {before} to {after}: onnxruntime has no integer operators in newer ones")
     if before < after:
-        why = "4-bit weights and scales per block need 21" if after == INT4_OPSET else "per-channel scales need 13"
-        notes.append(f"opset raised from {before} to {after}: {why}")
+        notes.append(f"opset raised from {before} to {after}: {WHY_RAISED.get(after, 'per-channel scales need 13')}")
     folded = _count(model, "BatchNormalization") - _count(prepared, "BatchNormalization")
     if folded > 0:
         notes.append(f"{folded} BatchNormalization folded into the layer before")

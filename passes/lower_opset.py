@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
+from ptq.models.foreign import is_foreign
 from ptq.models.sessions import RunError, session_of
 from ptq.passes.normalize import INT4_OPSET, convert
 
@@ -75,10 +76,7 @@ def _is_quantizable(opset: int) -> bool:
 
 
 def _is_same(node: ir.Node, opset: int, older: int) -> bool:
-    """Whether both sets hold one version of a node's operator; those of other domains have versions of their own."""
-    if node.domain:
+    """Whether both sets hold one version of a node's operator; those that are none of ONNX's have their own."""
+    if node.domain or is_foreign("", node.op_type, opset):
         return True
-    try:
-        return bool(onnx.defs.get_schema(node.op_type, opset).since_version <= older)
-    except onnx.defs.SchemaError:
-        return False
+    return bool(onnx.defs.get_schema(node.op_type, opset).since_version <= older)

@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from ptq.core.errors import UnsupportedModelError
+from ptq.models.foreign import hide_foreign, show_foreign
 from ptq.passes.graph import message_without_weights
 
 MIN_OPSET = 13
@@ -109,7 +110,9 @@ def convert(model: ir.Model, opset: int) -> None:
     """
     before = model.opset_imports.get("", opset)
     message, weights = message_without_weights(model)
+    hide_foreign(message)
     converted = onnx.version_converter.convert_version(message, opset)
+    show_foreign(converted)
     folders = {t.base_dir for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
     model.graph = ir.from_proto(converted).graph
     for name, value in model.graph.initializers.items():

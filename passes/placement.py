@@ -7,7 +7,7 @@ all its inputs are codes already; and nodes that only move data, whose output sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import has_pole_behind
+from ptq.passes.remaining import remaining_floats
 from ptq.passes.sites import WeightSite
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
@@ -36,7 +37,8 @@ class Placement:
         groups: Values that share one grid, each group in dataflow order.
         sources: Values whose data decide the grid of their group: value name -> group index.
         produced: Values whose producer writes codes, so that every reader has to go through them.
-        left_float: Node name -> why it stays float, for Conv, Gemm, MatMul and Concat.
+        left_float: Node name -> why it stays float, for linear layers, arithmetic that could be integer, and all others
+            that read float weights.
         right_operands: Groups that are only the right side of a product of two activations: kernels want them signed.
         tables: Embedding tables.
         only_products: Groups whose values no integer node but products reads.
@@ -118,12 +120,15 @@ def place_weights(
     tables, stored = find_tables(model, excluded), find_stored(model, excluded)
     if not layers and not stored:
         _require_own_fault(model, excluded, left_float)
-    left_float |= _inside(model, excluded)
+    left_float = _left(model, excluded, (*layers, *tables, *stored), left_float)
     return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
 
 
-def _inside(model: ir.Model, excluded: Excludes) -> dict[str, str]:
-    return {name_of(node): excluded(node) or INSIDE for node in inner_layers(model)}
+def _left(model: ir.Model, excluded: Excludes, sites: Iterable[WeightSite], known: Mapping[str, str]) -> dict[str, str]:
+    """Return why nodes stay float: what is known, kernels inside bodies, and whatever else reads float weights."""
+    coded = {site.weight if isinstance(site, LinearLayer) else site.name for site in sites}
+    inside = {name_of(node): excluded(node) or INSIDE for node in inner_layers(model)}
+    return remaining_floats(model, coded, excluded) | dict(known) | inside
 
 
 def _require_own_fault(model: ir.Model, excluded: Excludes, left_float: Mapping[str, str]) -> None:
@@ -197,17 +202,18 @@ class _Planner:
             for name in members
             if name not in derived or not any(other not in derived for other in members)
         }
+        tables, stored = find_tables(model, self.excluded), find_stored(model, self.excluded)
         return Placement(
             tuple(self.layers),
             frozenset(self.integer | self.absorbed),
             tuple(tuple(members) for members in groups.values()),
             sources,
             frozenset(self.produced),
-            self.left_float | _inside(model, self.excluded),
+            _left(model, self.excluded, (*self.layers, *tables, *stored), self.left_float),
             self._read_as(nodes, groups, lambda node, position: node.op_type == "MatMul" and position == 1),
-            find_tables(model, self.excluded),
+            tables,
             self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
-            find_stored(model, self.excluded),
+            stored,
         )
 
     def _read_as(

@@ -12,7 +12,7 @@ from ptq.core.arrays import Float
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import constant, name_of
 
-NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ptq.core.errors import InputError
 from ptq.files.whole import read_regular_file
-from ptq.models.repairs import give_shapes, make_dense, name_apart, put_in_order
+from ptq.models.foreign import check
+from ptq.models.repairs import free_extents, give_shapes, make_dense, name_apart, put_in_order
 from ptq.models.sessions import one_line
 from ptq.models.source import CHANGED, INLINE_BYTES, MAX_PROTOBUF_BYTES, ModelSource, weight_bytes
 from ptq.models.validation import require_finite_weights, require_sound
@@ -48,9 +49,10 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
     require_sound(proto, where, None if path is None else path.parent)
-    changed = any([make_dense(proto, where), name_apart(proto), put_in_order(proto), give_shapes(proto)])
+    repairs = (name_apart, put_in_order, free_extents, give_shapes)
+    changed = any([make_dense(proto, where), *(repair(proto) for repair in repairs)])
     try:
-        onnx.checker.check_model(proto if path is None or changed else str(path))
+        check(proto)
     except Exception as error:  # of several types, its own and plain ones
         raise InputError(f"{where}: invalid ONNX model: {one_line(error)}") from error
     try:

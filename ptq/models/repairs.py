@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
-from ptq.models.validation import bodies_of
+from ptq.models.validation import OPEN, bodies_of
 
 MAX_DENSE_BYTES = 2**30
 
@@ -81,6 +81,24 @@ def put_in_order(proto: onnx.ModelProto) -> bool:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes[index] for index in order)
     return True
+
+
+def free_extents(proto: onnx.ModelProto) -> bool:
+    """Leave open the extents of -1 by which older exporters say that they are; return whether there were any.
+
+    Args:
+        proto: The model; extents of inputs, outputs and values inside, those of bodies too.
+    """
+    waiting, found = [proto.graph], False
+    while waiting:
+        graph = waiting.pop()
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                if dim.dim_value == OPEN:
+                    dim.ClearField("dim_value")
+                    found = True
+        waiting += [body for node in graph.node for body in bodies_of(node)]
+    return found
 
 
 def give_shapes(proto: onnx.ModelProto) -> bool:

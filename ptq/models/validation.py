@@ -21,6 +21,9 @@ MAX_INPUT = 2**40
 MIN_OPSET = 7
 """Oldest operator set that onnxruntime has kernels for."""
 
+OPEN = -1
+"""Extent by which older exporters say that one is open."""
+
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
 """Operators whose constants have to be finite; elsewhere -inf is a mask."""
@@ -62,7 +65,7 @@ def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
     name = f"{where}: input {value.name[:80]!r} has"
     if value.type.HasField("tensor_type") and not _is_known(kind.elem_type):
         raise InputError(f"{name} the element type {kind.elem_type}, which is none of ONNX's")
-    extents = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
+    extents = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value") and dim.dim_value != OPEN]
     if min(extents, default=1) < 0 or math.prod(extents) > MAX_INPUT:
         raise InputError(f"{name} the extents {extents[:9]}; expected a tensor that fits into memory")
 

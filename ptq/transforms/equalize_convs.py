@@ -28,7 +28,7 @@ from ptq.core.spec import PerTensor
 from ptq.core.statistics import HistogramAccumulator
 from ptq.models.sessions import run, session_of
 from ptq.passes.absorb_bias import AbsorbBias, can_absorb
-from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.check_equivalence import Original
 from ptq.passes.equalize import ChannelPair, Equalize, channel_pairs
 from ptq.passes.infer_shapes import exposed, section
 from ptq.passes.linear import constant, describe_linear, name_of
@@ -107,8 +107,7 @@ class EqualizeConvs:
                 known.extend([gain] if gain > 0 else [])
             changed = trial.model
         if changed is not model:
-            before, after = (float_outputs(each, feeds[0], calibration.custom_ops) for each in (model, changed))
-            require_same("EqualizeConvs", before, after)
+            Original(model, feeds[0], calibration.custom_ops).require_same("EqualizeConvs", changed)
         notes = _notes(gains, absorbed, len(halves))
         return replace(state, model=changed, notes=(*state.notes, *notes), evened_out=bool(notes))
 

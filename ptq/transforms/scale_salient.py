@@ -8,7 +8,6 @@ methods that look at the inputs gain nothing by it, as they know which errors co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +23,7 @@ from ptq.core.errors import EquivalenceError
 from ptq.core.problem import LayerProblem, Needs
 from ptq.core.smoothing import scales_of
 from ptq.core.spec import QuantSpec
-from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.check_equivalence import Original
 from ptq.passes.linear import constant, name_of
 from ptq.passes.placement import place_weights
 from ptq.passes.selection import Exclusions
@@ -159,14 +158,13 @@ def _scaled(
     names, makers = {source: tuple(map(name_of, free[source])) for source in scales}, _makers(model)
     made = {names[source][0]: scale for source, scale in scales.items() if names[source][0] in makers}
     normed = {source: scale for source, scale in scales.items() if names[source][0] not in makers}
-    outputs = functools.partial(float_outputs, feed=calibration.first, custom_ops=calibration.custom_ops)
-    before = outputs(model) if scales else {}
+    original = Original(model, calibration.first, calibration.custom_ops)
     for products in (made, {}) if scales else ():
         changed = model.clone()
         SmoothValues(products)(changed)
         SmoothActivations(normed, names)(changed)
         try:
-            require_same("ScaleSalient", before, outputs(changed))
+            original.require_same("ScaleSalient", changed)
         except EquivalenceError:  # heads in another order than they look
             continue
         return changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -16,7 +15,7 @@ from ptq.calibration.record import CHANNELS
 from ptq.calibration.statistics import ExtremesOf
 from ptq.core.errors import EquivalenceError
 from ptq.core.smoothing import Halves, Reader, Smoothing, SmoothingTerms, best_smoothing
-from ptq.passes.check_equivalence import float_outputs, require_same
+from ptq.passes.check_equivalence import Original
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.placement import Excludes
 from ptq.passes.selection import Exclusions
@@ -70,12 +69,12 @@ class SmoothProducts:
         values = _value_outputs(model, products)
         wanted = dict.fromkeys([*products, *values.values()], (ExtremesOf(),))
         halves = calibration.observe(model, wanted, CHANNELS, again=True).halves
-        outputs = functools.partial(float_outputs, feed=calibration.first, custom_ops=calibration.custom_ops)
-        before, terms = outputs(model), self._terms(state.choices.weights.spec.num_bits)
+        original = Original(model, calibration.first, calibration.custom_ops)
+        terms = self._terms(state.choices.weights.spec.num_bits)
         of_values = {name: halves[value] for name, value in values.items()}
         changed, scales = _smooth_values(model, products, of_values, terms)
         try:
-            require_same("SmoothValues", before, outputs(changed))
+            original.require_same("SmoothValues", changed)
         except EquivalenceError:  # heads in another order than they look
             changed, scales = model.clone(), {}
         for source, scale in scales.items():
@@ -87,7 +86,7 @@ class SmoothProducts:
         SmoothActivations({value: smoothing.scale for value, smoothing in smooth.items()}, names)(changed)
         leaving = {names[value][0]: channels for value, channels in apart.items()}
         SplitOutliers(leaving, self._limits(apart, halves, names))(changed)
-        require_same("SmoothProducts", before, outputs(changed))
+        original.require_same("SmoothProducts", changed)
         return replace(
             state,
             model=changed,

@@ -12,6 +12,7 @@ import pytest
 from ptq import quantize
 from ptq.core.errors import InputError
 from ptq.models.load import load_model
+from ptq.models.source import input_specs
 from tests.builders import conv_net, feeds, model_from_text, random
 
 FLOATS = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.FLOAT))
@@ -73,3 +74,20 @@ def test_an_output_that_is_no_tensor_is_named(tmp_path: Path, kind: onnx.TypePro
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(InputError, match=f"output 'scores' is of type {words}, expected a tensor; drop the ZipMap"):
         load_model(tmp_path / "m.onnx")
+
+
+def test_extents_of_minus_one_are_open(tmp_path: Path) -> None:
+    """As Paddle exported images of any size."""
+    proto = ir.to_proto(conv_net())
+    for value, axes in ((proto.graph.input[0], (0, 2, 3)), (proto.graph.output[0], (0,))):
+        for axis in axes:
+            value.type.tensor_type.shape.dim[axis].ClearField("dim_param")
+            value.type.tensor_type.shape.dim[axis].dim_value = -1
+    onnx.save(proto, tmp_path / "m.onnx")
+    (spec,) = input_specs(load_model(tmp_path / "m.onnx"))
+    assert spec.shape == (None, 3, None, None)
+    result = quantize(tmp_path / "m.onnx", feeds(16, 3, 16, 16))
+    assert result.report.proof.comparison.sqnr_db > 25
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -3
+    with pytest.raises(InputError, match="input 'x' has the extents"):
+        load_model(proto.SerializeToString())
