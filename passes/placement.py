@@ -2,7 +2,7 @@
 
 Three kinds of nodes run on integers: linear layers; arithmetic with an integer kernel (Add, Concat, pooling ...) when
 all its inputs are codes already; and nodes that only move data, whose output shares the grid of their input. A Relu
-(or Clip at 0) after a linear layer or Add disappears into the zero point, which then is the smallest code.
+(or Clip around 0) after a linear layer or Add disappears into the ends of the grid.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
+from ptq.core.ramp import Ramp
+from ptq.passes.gates import gated, is_flat_below, ramp_of
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import has_pole_behind
 from ptq.passes.sites import WeightSite
@@ -41,6 +43,9 @@ class Placement:
         tables: Embedding tables.
         only_products: Groups whose values no integer node but products reads.
         stored: Weights that float kernels read and that lie on codes nevertheless.
+        ramps: Group -> the hard sigmoid that reads it, whose foot has to lie on a code.
+        cut: Groups among them that need not reach below the foot.
+        gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -53,6 +58,9 @@ class Placement:
     tables: tuple[Table, ...] = ()
     only_products: frozenset[int] = frozenset()
     stored: tuple[StoredWeight, ...] = ()
+    ramps: Mapping[int, Ramp] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
+    gates: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
@@ -146,6 +154,8 @@ class _Planner:
     absorbed: set[str] = field(default_factory=set)
     left_float: dict[str, str] = field(default_factory=dict)
     parent: dict[str, str] = field(default_factory=dict)
+    ramps: dict[str, Ramp] = field(default_factory=dict)
+    gates: dict[str, str] = field(default_factory=dict)
 
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
@@ -175,8 +185,10 @@ class _Planner:
                 self.integer.add(name)
                 self._produce(node, absorb=False)
                 self._join(node.outputs[0], node.inputs[0])
-        elif node.op_type in ARITHMETIC_OPS and all(self._has_codes(value) for value in node.inputs):
+        elif node.op_type in ARITHMETIC_OPS and self._reads_codes(node):
             self._visit_arithmetic(node)
+        elif ramp_of(node) is not None:
+            self._visit_gate(node)
 
     def finish(self, nodes: list[ir.Node], model: ir.Model) -> Placement:
         """Number the groups in dataflow order and return the placement."""
@@ -191,6 +203,12 @@ class _Planner:
             name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer
         }
         index = {root: i for i, root in enumerate(groups)}
+        ramps = {index[self._root(name)]: ramp for name, ramp in self.ramps.items()}
+        apart = [
+            index[self._root(name)]
+            for name, ramp in self.ramps.items()
+            if len(groups[self._root(name)]) == 1 and is_flat_below(self.needed[name], ramp)
+        ]
         sources = {
             name: index[root]
             for root, members in groups.items()
@@ -208,6 +226,9 @@ class _Planner:
             find_tables(model, self.excluded),
             self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
             find_stored(model, self.excluded),
+            ramps,
+            frozenset(apart),
+            {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
         )
 
     def _read_as(
@@ -241,6 +262,21 @@ class _Planner:
                 if value is not None and len(value.uses()) == 1:
                     self._join(node.outputs[0], value)
 
+    def _visit_gate(self, node: ir.Node) -> None:
+        """Let a hard sigmoid clip the codes of what it reads, if all that it is multiplied by lies on codes as well."""
+        source, ramp, factors = node.inputs[0], ramp_of(node), gated(node)
+        if ramp is None or source is None or not factors or not self._has_codes(source) or self.excluded(node):
+            return
+        if not all(self._has_codes(factor) for factor in factors):
+            return
+        root = self._root(str(source.name))
+        taken = [other for name, other in self.ramps.items() if self._root(name) == root]
+        if all(other == ramp for other in taken):
+            self.integer.add(name_of(node))
+            self._produce(node, absorb=False)
+            self.ramps[str(source.name)] = ramp
+            self.gates[name_of(node)] = str(source.name)
+
     def _need_upwards(self, value: ir.Value | None) -> None:
         """Ask for codes; before pure reshaping rather than after it, so that the reshaping moves bytes."""
         if value is None or constant(value) is not None:
@@ -264,6 +300,15 @@ class _Planner:
 
     def _need(self, value: ir.Value) -> None:
         self.needed.setdefault(str(value.name), value)
+
+    def _reads_codes(self, node: ir.Node) -> bool:
+        """Whether an arithmetic node reads codes, or codes and a number, which is a code of a grid of its own."""
+        changing = [value for value in node.inputs if constant(value) is None]
+        if not changing or not all(self._has_codes(value) for value in changing):
+            return False
+        return len(changing) == len(node.inputs) or (
+            is_number_on_codes(node) and _feeds_integers(node.outputs[0], self.needed)
+        )
 
     def _has_codes(self, value: ir.Value | None) -> bool:
         return (
@@ -309,8 +354,15 @@ def _moves_only(node: ir.Node) -> bool:
     return True
 
 
+def is_number_on_codes(node: ir.Node) -> bool:
+    """Whether a node adds a number to codes, or multiplies them by one; a number per channel would lose digits."""
+    numbers = [array for value in node.inputs if (array := constant(value)) is not None]
+    fits = [array.dtype == np.float32 and array.size == 1 and array.ndim < 2 and bool(array.all()) for array in numbers]
+    return node.op_type in ("Add", "Mul") and fits == [True] and bool(np.isfinite(numbers[0]).all())
+
+
 def _clipping_follower(value: ir.Value) -> ir.Node | None:
-    """Return the only reader of a value, if it is a Relu or a Clip that starts at 0."""
+    """Return the only reader of a value, if it is a Relu or a Clip to an interval with 0 in it: its ends are codes."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -320,8 +372,11 @@ def _clipping_follower(value: ir.Value) -> ir.Node | None:
     if node.op_type == "Relu":
         return node
     if node.op_type == "Clip":
-        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return node if low is not None and float(low) == 0.0 else None
+        low, high = (constant(end) for end in [*node.inputs[1:3], None, None][:2])
+        given = [end for end in node.inputs[1:3] if end is not None]
+        known = len(given) == sum(end is not None and end.size == 1 for end in (low, high))
+        below = low is None or float(low.item()) <= 0.0
+        return node if known and below and (high is None or float(high.item()) > 0.0) else None
     return None
 
 
