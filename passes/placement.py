@@ -18,7 +18,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.ramp import Ramp
 from ptq.passes.gates import gated, is_flat_below, ramp_of
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
-from ptq.passes.poles import has_pole_behind
+from ptq.passes.poles import relative_values
 from ptq.passes.sites import WeightSite
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
 from ptq.passes.tables import Table, find_tables
@@ -82,7 +82,7 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(excluded, native)
+    planner = _Planner(excluded, native, relative_values(model.graph))
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
@@ -94,6 +94,11 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
 
 
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
+
+
+def near_a_pole(reader: str) -> str:
+    """Return the reason why a value keeps float in front of an operator that is infinite or steep at 0."""
+    return f"its relative errors count: a code of 0 would become infinite, or far off, in {reader} behind it"
 
 
 def place_weights(
@@ -113,11 +118,14 @@ def place_weights(
         UnsupportedModelError: The exclusions leave nothing.
     """
     layers, left_float = [], {}
+    relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
         if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
+        if reader := relative.get(node.outputs[0]):
+            unfit = near_a_pole(reader)
         reason = excluded(node) or (layer if isinstance(layer, str) else unfit)
         if reason:
             left_float[name_of(node)] = reason
@@ -147,6 +155,7 @@ class _Planner:
 
     excluded: Excludes
     native: bool = False
+    relative: Mapping[ir.Value, str] = field(default_factory=dict)
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     needed: dict[str, ir.Value] = field(default_factory=dict)
@@ -163,7 +172,8 @@ class _Planner:
             return
         name = name_of(node)
         layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
-        reason = self.excluded(node) or (layer if isinstance(layer, str) else None)
+        reader = self.relative.get(node.outputs[0])
+        reason = self.excluded(node) or (layer if isinstance(layer, str) else reader and near_a_pole(reader))
         if reason:
             self.left_float[name] = reason
             return
@@ -248,8 +258,8 @@ class _Planner:
         if reason := self.excluded(node):
             self.left_float[name] = reason
             return
-        if has_pole_behind(node.outputs[0]):
-            self.left_float[name] = "a code of 0 would become infinite in what reads it"
+        if reader := self.relative.get(node.outputs[0]):
+            self.left_float[name] = near_a_pole(reader)
             return
         if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
             self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
