@@ -12,6 +12,7 @@ from ptq.core.errors import EquivalenceError
 from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
+from ptq.passes.fold_front import FoldFront
 from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
@@ -19,7 +20,10 @@ from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.placement import Placement, place, place_weights
+from ptq.passes.plain_activations import PlainActivations
+from ptq.passes.plain_clip import PlainClip
 from ptq.passes.plain_gemm import PlainGemm
+from ptq.passes.pool_means import PoolMeans
 from ptq.passes.unfuse import FUNCTION_OPSET, Unfuse, values_to_look_at
 from ptq.passes.use_native import UseNative
 from ptq.passes.widen import SAME_AS_HALF, WidenFloats
@@ -35,7 +39,11 @@ PrepareStep = (
     | Unfuse
     | FoldBatchNorm
     | PlainGemm
+    | PlainClip
+    | PlainActivations
+    | PoolMeans
     | FoldAffine
+    | FoldFront
 )
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
@@ -47,9 +55,17 @@ PREPARE: tuple[PrepareStep, ...] = (
     Unfuse(),
     FoldBatchNorm(),
     PlainGemm(),
+    PlainClip(),
+    PlainActivations(),
+    PoolMeans(),
     FoldAffine(),
+    FoldBatchNorm(),
+    FoldFront(),
 )
-"""The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants."""
+"""The order matters: functions hide nodes, the converter wants plain graphs, folding wants constants.
+
+A bias may stand before a BatchNormalization, which then folds once that is in its layer.
+"""
 
 PREPARE_SMALL: tuple[PrepareStep, ...] = (*PREPARE, RaiseOpset(INT4_OPSET, required=False))
 """Steps for weights below eight bits; the opset is raised last, as the converter does better on a plain graph."""

@@ -65,11 +65,11 @@ def _folded(node: ir.Node, product: ir.Node) -> tuple[NDArray[np.float32], NDArr
     if weight is None or numbers is None:
         return None
     channels = _num_channels(product, weight)
-    bias, per_channel = _bias(product, channels), _per_channel(numbers, weight.ndim, channels)
-    if bias is None or per_channel is None:
+    bias, each = _bias(product, channels), per_channel(numbers, weight.ndim, channels)
+    if bias is None or each is None:
         return None
     with np.errstate(all="ignore"):
-        factor, shift = _factor_and_shift(node, per_channel, first=first)
+        factor, shift = factor_and_shift(node, each, first=first)
         scaled = _times(product, weight, factor)
         moved = (bias * factor + shift).astype(np.float32)
     return (scaled, moved) if np.isfinite(scaled).all() and np.isfinite(moved).all() else None
@@ -92,7 +92,7 @@ def _bias(node: ir.Node, channels: int) -> NDArray[np.float64] | None:
     if value is None:
         return np.zeros(channels)
     numbers = constant(value)
-    return None if numbers is None else _per_channel(numbers, 2, channels)
+    return None if numbers is None else per_channel(numbers, 2, channels)
 
 
 def _num_channels(node: ir.Node, weight: NDArray[np.float32]) -> int:
@@ -101,7 +101,7 @@ def _num_channels(node: ir.Node, weight: NDArray[np.float32]) -> int:
     return int(weight.shape[1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0])
 
 
-def _per_channel(numbers: NDArray[np.float32], rank: int, channels: int) -> NDArray[np.float64] | None:
+def per_channel(numbers: NDArray[np.float32], rank: int, channels: int) -> NDArray[np.float64] | None:
     """Return a constant as one number per channel (axis 1); None if it has other axes, or more than the value."""
     if numbers.ndim > rank:
         return None
@@ -111,7 +111,7 @@ def _per_channel(numbers: NDArray[np.float32], rank: int, channels: int) -> NDAr
     return np.broadcast_to(numbers.reshape(-1).astype(np.float64), (channels,))
 
 
-def _factor_and_shift(
+def factor_and_shift(
     node: ir.Node, numbers: NDArray[np.float64], *, first: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what a node multiplies by, then adds. `first`: its value comes first; NaN where it divides by that."""

@@ -19,16 +19,22 @@ from ptq.core.affine import QuantParams
 from ptq.core.encoding import LookupWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
+from ptq.core.ramp import Ramp
 from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
+from ptq.passes._qdq import decoder
+from ptq.passes.gates import ramp_of
 from ptq.passes.graph_writer import GraphWriter, Store
-from ptq.passes.linear import bias_add, name_of
+from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.lower_stored import lower_stored, lower_table
 from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
-from ptq.passes.placement import Placement
+from ptq.passes.placement import Placement, is_number_on_codes
 from ptq.passes.tables import Table
 
 FLOAT = ir.DataType.FLOAT
+
+EXACT = 64
+"""Code of a number beside codes: a power of two, so that its scale loses nothing."""
 
 ON_CODES = frozenset({"Pad", "SpaceToDepth"})
 """Moving nodes that onnxruntime does not pull through Q/DQ pairs: written on the codes themselves."""
@@ -126,6 +132,9 @@ class _Lowering:
         }
         # By identity: a graph output's producer is renamed on the way.
         self.integer = {node for node in nodes if name_of(node) in self.placement.integer_nodes}
+        first = [members[0] for members in self.placement.groups]
+        grids = self.plan.activations
+        self.read_by_gate = {first[gate]: grids[first[source]] for gate, source in self.placement.gates.items()}
 
     def activations(self) -> None:
         """Put a Q/DQ pair behind every value that has a grid, and point its readers at the right side of it."""
@@ -134,8 +143,13 @@ class _Lowering:
             producer = value.producer()
             if producer is not None and producer.op_type in ON_CODES and producer in self.integer:
                 self._move_on_codes(producer, params)
+            elif producer is not None and producer in self.integer and (ramp := ramp_of(producer)) is not None:
+                self._clip_codes(producer, params, ramp)
             else:
                 self._insert_pair(value, params)
+        for node in list(self.graph):
+            if node in self.integer and is_number_on_codes(node):
+                self._encode_number(node)
 
     def weight(self, layer: LinearLayer) -> LoweredLayer:
         """Replace the float weight and bias of a layer by codes."""
@@ -238,6 +252,43 @@ class _Lowering:
         self.graph.insert_before(node, [moved, back])
         take_over(node.outputs[0], back.outputs[0])
         self.graph.remove(node, safe=True)
+
+    def _clip_codes(self, node: ir.Node, params: QuantParams, ramp: Ramp) -> None:
+        """Write a hard sigmoid as a clip of the codes it reads, which are then codes of a grid of its own."""
+        name, source = name_of(node), decoder(node.inputs[0])
+        if source is None or source.inputs[0] is None:
+            raise RuntimeError(f"{name} should read decoded values")
+        codes, grid = source.inputs[0], self.read_by_gate[name]
+        bounds = [
+            None
+            if end == limit
+            else self.writer.initializer(f"{name}_{key}", np.asarray(end).astype(grid.zero_point.dtype))
+            for key, end, limit in zip(("low", "high"), ramp.ends(grid), grid.spec.limits, strict=True)
+        ]
+        made = []
+        if any(bounds):
+            codes = self.writer.node("Clip", [codes, *bounds], f"{name}_q", (codes.dtype, codes.shape))
+            made = [codes.producer()]
+        back = ir.Node("", "DequantizeLinear", [codes, *self._grid(name, params)])
+        self.graph.insert_before(node, [each for each in (*made, back) if each is not None])
+        take_over(node.outputs[0], back.outputs[0])
+        self.graph.remove(node, safe=True)
+
+    def _encode_number(self, node: ir.Node) -> None:
+        """Write the number beside codes as the last or first code of a grid that it lies on exactly."""
+        place = next(i for i, value in enumerate(node.inputs) if constant(value) is not None)
+        pair, array = decoder(node.inputs[1 - place]), constant(node.inputs[place])
+        if pair is None or array is None:
+            raise RuntimeError(f"{name_of(node)} should read decoded values and a number")
+        kind, number = pair.inputs[2].dtype.numpy(), float(array.item())  # type: ignore[union-attr]
+        name = f"{name_of(node)}_number"
+        code, zero = (EXACT, 0) if number > 0 else (0, EXACT)
+        stored = self.writer.initializer(name, np.asarray(code).astype(kind).reshape(array.shape))
+        scale = self.writer.initializer(f"{name}_scale", np.asarray(abs(number) / EXACT, np.float32))
+        middle = self.writer.initializer(f"{name}_zero_point", np.asarray(zero).astype(kind))
+        back = self.writer.node("DequantizeLinear", [stored, scale, middle], f"{name}_dq", (FLOAT, stored.shape))
+        self.graph.insert_before(node, [each for each in [back.producer()] if each is not None])
+        node.replace_input_with(place, back)
 
     def _grid(self, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
         """Return scale and zero point as initializers; equal grids are stored once."""

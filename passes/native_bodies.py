@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 DOMAIN, VERSION = "ai.ptq", 1
-CONV, CENTER = "NhwcQLinearConv", "NhwcQLinearConvWithCenter"
+CONV, CENTER, LOOKUP = "NhwcQLinearConv", "NhwcQLinearConvWithCenter", "Lookup"
 
 UNSIGNED = """
     {name}_wide = Cast <to = 6> ({name})
@@ -29,6 +29,13 @@ NhwcQLinearConv <group, strides, pads, dilations> (x, x_scale, x_zero, w, w_scal
         (first, x_scale, x_zero, w_bytes, w_scale, zero, y_scale, y_zero, bias)
     y = Transpose <perm = [0, 2, 3, 1]> (product)
 }}"""
+
+LOOKUP_BODY = """
+Lookup (x, table) => (y)
+{
+    places = Cast <to = 6> (x)
+    y = Gather (table, places)
+}"""
 
 CENTER_BODY = f"""
 NhwcQLinearConvWithCenter <group, strides, pads, dilations, center_pads> (
@@ -137,8 +144,13 @@ PRODUCTS = {
     "QLinearMatMulNBits": (f"{BYTES}, y_scale, y_zero", READ_BYTES, TO_BYTES),
 }
 
-NATIVE_OPERATORS = frozenset({CONV, CENTER, *PRODUCTS})
+BODIES = {CONV: CONV_BODY, CENTER: CENTER_BODY, LOOKUP: LOOKUP_BODY}
+
+NATIVE_OPERATORS = frozenset({*BODIES, *PRODUCTS})
 """Everything that the operator library has kernels for."""
+
+NATIVE_LAYERS = NATIVE_OPERATORS - {LOOKUP}
+"""Operators among them that are linear layers."""
 
 
 def overload(*, blocks: bool = False, clipped: bool = False) -> str:
@@ -169,7 +181,7 @@ def body(op_type: str, opset: int, *, blocks: bool = False, clipped: bool = Fals
         steps = MIDDLE + UNSIGNED.format(name="table") + weight + read + end
         text = f"{op_type} <{attributes}> ({inputs}) => (y)\n{{\n{steps}}}"
     else:
-        text = CENTER_BODY if op_type == CENTER else CONV_BODY
+        text = BODIES[op_type]
     proto = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{text}')
     proto.overload = overload(blocks=blocks, clipped=clipped)
     return ir.serde.deserialize_function(proto)

@@ -2,7 +2,7 @@
 
 Three kinds of nodes run on integers: linear layers; arithmetic with an integer kernel (Add, Concat, pooling ...) when
 all its inputs are codes already; and nodes that only move data, whose output shares the grid of their input. A Relu
-(or Clip at 0) after a linear layer or Add disappears into the zero point, which then is the smallest code.
+(or Clip around 0) after a linear layer or Add disappears into the ends of the grid.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import onnx_ir as ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
+from ptq.core.ramp import Ramp
+from ptq.passes.gates import gated, is_flat_below, ramp_of
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
-from ptq.passes.poles import has_pole_behind
+from ptq.passes.poles import relative_values
 from ptq.passes.remaining import remaining_floats
 from ptq.passes.sites import WeightSite
 from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
@@ -43,6 +45,9 @@ class Placement:
         tables: Embedding tables.
         only_products: Groups whose values no integer node but products reads.
         stored: Weights that float kernels read and that lie on codes nevertheless.
+        ramps: Group -> the hard sigmoid that reads it, whose foot has to lie on a code.
+        cut: Groups among them that need not reach below the foot.
+        gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -55,6 +60,9 @@ class Placement:
     tables: tuple[Table, ...] = ()
     only_products: frozenset[int] = frozenset()
     stored: tuple[StoredWeight, ...] = ()
+    ramps: Mapping[int, Ramp] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
+    gates: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
@@ -76,7 +84,7 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(excluded, native)
+    planner = _Planner(excluded, native, relative_values(model.graph))
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_linear(node)
@@ -88,6 +96,11 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
 
 
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
+
+
+def near_a_pole(reader: str) -> str:
+    """Return the reason why a value keeps float in front of an operator that is infinite or steep at 0."""
+    return f"its relative errors count: a code of 0 would become infinite, or far off, in {reader} behind it"
 
 
 def place_weights(
@@ -107,11 +120,14 @@ def place_weights(
         UnsupportedModelError: The exclusions leave nothing.
     """
     layers, left_float = [], {}
+    relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
         if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
+        if reader := relative.get(node.outputs[0]):
+            unfit = near_a_pole(reader)
         reason = excluded(node) or (layer if isinstance(layer, str) else unfit)
         if reason:
             left_float[name_of(node)] = reason
@@ -144,6 +160,7 @@ class _Planner:
 
     excluded: Excludes
     native: bool = False
+    relative: Mapping[ir.Value, str] = field(default_factory=dict)
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     needed: dict[str, ir.Value] = field(default_factory=dict)
@@ -151,6 +168,8 @@ class _Planner:
     absorbed: set[str] = field(default_factory=set)
     left_float: dict[str, str] = field(default_factory=dict)
     parent: dict[str, str] = field(default_factory=dict)
+    ramps: dict[str, Ramp] = field(default_factory=dict)
+    gates: dict[str, str] = field(default_factory=dict)
 
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
@@ -158,7 +177,8 @@ class _Planner:
             return
         name = name_of(node)
         layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
-        reason = self.excluded(node) or (layer if isinstance(layer, str) else None)
+        reader = self.relative.get(node.outputs[0])
+        reason = self.excluded(node) or (layer if isinstance(layer, str) else reader and near_a_pole(reader))
         if reason:
             self.left_float[name] = reason
             return
@@ -180,8 +200,10 @@ class _Planner:
                 self.integer.add(name)
                 self._produce(node, absorb=False)
                 self._join(node.outputs[0], node.inputs[0])
-        elif node.op_type in ARITHMETIC_OPS and all(self._has_codes(value) for value in node.inputs):
+        elif node.op_type in ARITHMETIC_OPS and self._reads_codes(node):
             self._visit_arithmetic(node)
+        elif ramp_of(node) is not None:
+            self._visit_gate(node)
 
     def finish(self, nodes: list[ir.Node], model: ir.Model) -> Placement:
         """Number the groups in dataflow order and return the placement."""
@@ -196,6 +218,12 @@ class _Planner:
             name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer
         }
         index = {root: i for i, root in enumerate(groups)}
+        ramps = {index[self._root(name)]: ramp for name, ramp in self.ramps.items()}
+        apart = [
+            index[self._root(name)]
+            for name, ramp in self.ramps.items()
+            if len(groups[self._root(name)]) == 1 and is_flat_below(self.needed[name], ramp)
+        ]
         sources = {
             name: index[root]
             for root, members in groups.items()
@@ -214,6 +242,9 @@ class _Planner:
             tables,
             self._read_as(nodes, groups, lambda node, _: node.op_type == "MatMul"),
             stored,
+            ramps,
+            frozenset(apart),
+            {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
         )
 
     def _read_as(
@@ -233,8 +264,8 @@ class _Planner:
         if reason := self.excluded(node):
             self.left_float[name] = reason
             return
-        if has_pole_behind(node.outputs[0]):
-            self.left_float[name] = "a code of 0 would become infinite in what reads it"
+        if reader := self.relative.get(node.outputs[0]):
+            self.left_float[name] = near_a_pole(reader)
             return
         if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
             self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
@@ -246,6 +277,21 @@ class _Planner:
             for value in node.inputs:
                 if value is not None and len(value.uses()) == 1:
                     self._join(node.outputs[0], value)
+
+    def _visit_gate(self, node: ir.Node) -> None:
+        """Let a hard sigmoid clip the codes of what it reads, if all that it is multiplied by lies on codes as well."""
+        source, ramp, factors = node.inputs[0], ramp_of(node), gated(node)
+        if ramp is None or source is None or not factors or not self._has_codes(source) or self.excluded(node):
+            return
+        if not all(self._has_codes(factor) for factor in factors):
+            return
+        root = self._root(str(source.name))
+        taken = [other for name, other in self.ramps.items() if self._root(name) == root]
+        if all(other == ramp for other in taken):
+            self.integer.add(name_of(node))
+            self._produce(node, absorb=False)
+            self.ramps[str(source.name)] = ramp
+            self.gates[name_of(node)] = str(source.name)
 
     def _need_upwards(self, value: ir.Value | None) -> None:
         """Ask for codes; before pure reshaping rather than after it, so that the reshaping moves bytes."""
@@ -270,6 +316,15 @@ class _Planner:
 
     def _need(self, value: ir.Value) -> None:
         self.needed.setdefault(str(value.name), value)
+
+    def _reads_codes(self, node: ir.Node) -> bool:
+        """Whether an arithmetic node reads codes, or codes and a number, which is a code of a grid of its own."""
+        changing = [value for value in node.inputs if constant(value) is None]
+        if not changing or not all(self._has_codes(value) for value in changing):
+            return False
+        return len(changing) == len(node.inputs) or (
+            is_number_on_codes(node) and _feeds_integers(node.outputs[0], self.needed)
+        )
 
     def _has_codes(self, value: ir.Value | None) -> bool:
         return (
@@ -315,8 +370,15 @@ def _moves_only(node: ir.Node) -> bool:
     return True
 
 
+def is_number_on_codes(node: ir.Node) -> bool:
+    """Whether a node adds a number to codes, or multiplies them by one; a number per channel would lose digits."""
+    numbers = [array for value in node.inputs if (array := constant(value)) is not None]
+    fits = [array.dtype == np.float32 and array.size == 1 and array.ndim < 2 and bool(array.all()) for array in numbers]
+    return node.op_type in ("Add", "Mul") and fits == [True] and bool(np.isfinite(numbers[0]).all())
+
+
 def _clipping_follower(value: ir.Value) -> ir.Node | None:
-    """Return the only reader of a value, if it is a Relu or a Clip that starts at 0."""
+    """Return the only reader of a value, if it is a Relu or a Clip to an interval with 0 in it: its ends are codes."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -326,8 +388,11 @@ def _clipping_follower(value: ir.Value) -> ir.Node | None:
     if node.op_type == "Relu":
         return node
     if node.op_type == "Clip":
-        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return node if low is not None and float(low) == 0.0 else None
+        low, high = (constant(end) for end in [*node.inputs[1:3], None, None][:2])
+        given = [end for end in node.inputs[1:3] if end is not None]
+        known = len(given) == sum(end is not None and end.size == 1 for end in (low, high))
+        below = low is None or float(low.item()) <= 0.0
+        return node if known and below and (high is None or float(high.item()) > 0.0) else None
     return None
 
 

@@ -12,8 +12,9 @@ from onnx_ir.passes import common
 from ptq.core.plan import QuantPlan
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
 from ptq.passes.linear import has_native_kernel, name_of
-from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, VERSION, body
+from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, LOOKUP, VERSION, body
 from ptq.passes.native_products import rewrite_product
+from ptq.passes.native_tables import write_tables
 
 OVERLOADS_IR = 10
 """Version of the file format that knows several functions of one name."""
@@ -32,6 +33,8 @@ class UseNative(ir.passes.InPlacePass):
     After:  the same with NhwcQLinearConvWithCenter, which rounds once
     Before: y = [Q](Gemm(DQ(x), DQ(w), DQ(b)))
     After:  y = QLinearMatMulNBits[ToFloat](x, scale, zero point, packed w, ...)
+    Before: y = Q(f(DQ(x))), where f computes with x and numbers only
+    After:  y = Lookup(x, the 256 codes that f comes to)
     Requires: a lowered graph with unsigned activations.
     Ensures: every operator carries a function of standard operators, which runs where the library is absent.
 
@@ -45,16 +48,16 @@ class UseNative(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
-        opset, functions = model.opset_imports[""], list[ir.Function]()
-        for node in [node for node in model.graph if not node.domain]:
-            if node.op_type == "Conv" and has_native_kernel(node) and _rewrite_conv(model.graph, node):
+        opset, graph = model.opset_imports[""], model.graph
+        functions = [body(LOOKUP, opset)] if write_tables(model) else []
+        for node in [node for node in graph if not node.domain]:
+            if node.op_type == "Conv" and has_native_kernel(node) and _rewrite_conv(graph, node):
                 functions.append(body(CONV, opset))
-            elif node.op_type == "Add" and _rewrite_sum(model.graph, node):
+            elif node.op_type == "Add" and _rewrite_sum(graph, node):
                 functions.append(body(CENTER, opset))
             elif node.op_type in ("MatMul", "Gemm"):
-                made = rewrite_product(model.graph, node, self.plan.weights.get(name_of(node)), self.words)
-                if made is not None:
-                    functions.append(body(made.op_type, opset, clipped="min" in made.attributes))
+                made = rewrite_product(graph, node, self.plan.weights.get(name_of(node)), self.words)
+                functions += [] if made is None else [body(made.op_type, opset, clipped="min" in made.attributes)]
         for function in functions:
             model.functions.setdefault(function.identifier(), function)
             model.opset_imports[DOMAIN] = VERSION

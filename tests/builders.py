@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes.native_bodies import CENTER, CONV, body, overload
+from ptq.passes.native_bodies import CENTER, CONV, LOOKUP, body, overload
 from ptq.passes.native_products import Fields, pack_weight
 
 Arrays = dict[str, NDArray[Any]]
@@ -187,6 +187,17 @@ def native_product(layer: dict[str, Any], **changes: Any) -> tuple[bytes, NDArra
     real = given.astype(np.float64) if floats else 0.02 * (given.astype(np.float64) - 77)
     decoded = table[values.astype(np.int64) + (1 << (bits - 1))] * np.repeat(scale, block, 1)[:, :inputs].astype(float)
     return ir.to_proto(model).SerializeToString(), given, {"weight": decoded, "real": real, **arrays}
+
+
+def native_lookup(table: NDArray[np.uint8]) -> bytes:
+    """One operator and its body."""
+    values = [ir.Value(name="table", const_value=ir.tensor(table, name="table"))]
+    x = ir.Value(name="x", shape=ir.Shape(["N", None]), type=ir.TensorType(ir.DataType.UINT8))
+    node = ir.node(LOOKUP, [x, *values], domain="ai.ptq", name="lookup7")
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", x.type, ir.Shape([None, None])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=values, opset_imports={"": 17, "ai.ptq": 1})
+    return ir.to_proto(ir.Model(graph, ir_version=9, functions=[body(LOOKUP, 17)])).SerializeToString()
 
 
 SWIGLU_WIDTH = 64

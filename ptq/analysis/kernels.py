@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from ptq.core.errors import InputError, PtqError, VerificationError
 from ptq.files.scratch import scratch_folder
-from ptq.passes.native_bodies import NATIVE_OPERATORS
+from ptq.passes.native_bodies import NATIVE_LAYERS
 from ptq.runtime.opening import open_session
 
-LINEAR_KERNELS = NATIVE_OPERATORS | {
+LINEAR_KERNELS = NATIVE_LAYERS | {
     "QLinearConv",
     "QLinearMatMul",
     "QGemm",

@@ -82,6 +82,23 @@ class Histogram:
         np.add.at(counts, slots, np.concatenate([self.counts, other.counts]))
         return Histogram(bins, counts, min(self.rmin, other.rmin), max(self.rmax, other.rmax))
 
+    def raised(self, low: float) -> Histogram:
+        """Return the histogram of max(x, low) for a `low` below 0, exact but for values in the bin of `low`.
+
+        Example:
+            >>> h = Histogram.of(np.array([-5.0, -2.0, 1.0], np.float32)).raised(-3.0)
+            >>> h.total, h.rmin, len(h.bins)
+            (3, -3.0, 3)
+        """
+        if self.rmin >= low:
+            return self
+        place = Histogram.of(np.array([low], np.float32)).bins[0]
+        below = self.bins < place
+        count = self.counts[below].sum() + self.counts[self.bins == place].sum()
+        bins = np.concatenate([[place], self.bins[self.bins > place]])
+        counts = np.concatenate([[count], self.counts[self.bins > place]])
+        return Histogram(bins, counts, low, max(self.rmax, low))
+
     @cached_property
     def pieces(self) -> Density:
         """Density at full resolution."""

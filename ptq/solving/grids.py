@@ -52,10 +52,15 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
         histograms: Value name of `placement.sources` -> its distribution.
         settings: Observer and grid of activations.
     """
-    groups = _merge_groups(placement, histograms)
+    groups = _seen_on_grids(placement, histograms)
     specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
     observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
-    grids = [choose_qparams(o.choose_range(h, s), s) for o, h, s in zip(observers, groups, specs, strict=True)]
+    ranges = [observer.choose_range(h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
+    grids = [choose_qparams(limits, spec) for limits, spec in zip(ranges, specs, strict=True)]
+    for i, ramp in placement.ramps.items():
+        grids[i] = ramp.fit(ranges[i], specs[i], cut=i in placement.cut)
+    for i, source in placement.gates.items():
+        grids[i] = placement.ramps[source].gate(grids[source])
     noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
     index = {name: i for i, members in enumerate(placement.groups) for name in members}
     return Grids(
@@ -76,7 +81,7 @@ def grid_distributions(
         plan: Holds their grids.
     """
     spreads = {}
-    for members, histogram in zip(placement.groups, _merge_groups(placement, histograms), strict=True):
+    for members, histogram in zip(placement.groups, _seen_on_grids(placement, histograms), strict=True):
         grid = plan.activations[members[0]]
         spreads[members[0]] = distribution_of_values(histogram, grid, _activation_sqnr_db(histogram, grid))
     return spreads
@@ -163,6 +168,14 @@ def per_value(placement: Placement, histograms: Mapping[str, Histogram]) -> dict
     groups = _merge_groups(placement, histograms)
     result = {name: groups[i] for i, members in enumerate(placement.groups) for name in members}
     return result | dict(histograms)
+
+
+def _seen_on_grids(placement: Placement, histograms: Mapping[str, Histogram]) -> list[Histogram]:
+    """Merge the values of each group; those below the foot of a hard sigmoid are as good as that."""
+    groups = _merge_groups(placement, histograms)
+    for index in placement.cut:
+        groups[index] = groups[index].raised(placement.ramps[index].foot)
+    return groups
 
 
 def _merge_groups(placement: Placement, histograms: Mapping[str, Histogram]) -> list[Histogram]:

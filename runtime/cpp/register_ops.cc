@@ -1,5 +1,6 @@
 // What the library exports.
 #include "cpu.h"
+#include "lookup_op.h"
 #include "matmul_nbits/matmul_nbits.h"
 #include "matmul_nbits_ops.h"
 #include "nhwc_qlinear_conv.h"

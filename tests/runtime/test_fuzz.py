@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from ptq.runtime import open_session
-from tests.builders import native_conv, native_product
+from tests.builders import native_conv, native_lookup, native_product
 from tests.runtime.test_native import LIBRARY, VARIANTS, needs_library
 
 SECONDS = float(os.environ.get("PTQ_FUZZ_SECONDS", "3"))
@@ -43,7 +43,11 @@ FLOATS = (0.0, -1.0, 1e-45, 1e-38, 3e38, np.inf, -np.inf, np.nan)
 def valid(rng: np.random.Generator) -> tuple[onnx.ModelProto, Any]:
     """A random operator that works, and an input."""
     seed = int(rng.integers(1 << 30))
-    if rng.integers(2):
+    kind = int(rng.integers(5))
+    if kind == 0:
+        data, x = native_lookup(rng.integers(0, 256, 256).astype(np.uint8)), rng.integers(0, 256, (3, 50))
+        return onnx.load_from_string(data), x.astype(np.uint8)
+    if kind < 3:
         groups = int(rng.choice([1, 2, 8]))
         kernel = [int(rng.choice([1, 3, 5]))] * 2
         layer = {
@@ -119,7 +123,7 @@ def break_model(rng: np.random.Generator, model: onnx.ModelProto) -> None:
             break_attribute(rng, node)
         elif fault < 7:
             break_constant(rng, model.graph)
-        else:
+        elif len(node.input) > 1:
             del node.input[int(rng.integers(1, len(node.input)))]
 
 
