@@ -67,6 +67,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     engine: Executor = LOCAL,
     calibration: str | Path | None = None,
     profiled: bool = False,
+    advises: bool = False,
 ) -> Result:
     """Quantize a float model.
 
@@ -85,6 +86,8 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         engine: Where the calibration set is run: `ptq.calibration.engine.Threads` or `Ray`; the result is the same.
         calibration: Statistics of the whole of `data`, made by `calibrate` with the same model and recipe.
         profiled: Also measure which operators the time of both models goes to, for `report`.
+        advises: Also measure what would help, where the model misses a goal, is poor or slower than float: findings of
+            the verdict name it.
 
     Returns:
         The result: `.save(path)`, `.session()`, `.report`.
@@ -102,10 +105,8 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     if calibration is not None:
         shards = CalibrationShards(known=CalibrationRecord.load(calibration), source=str(calibration), complete=True)
     with naming(model):
-        return tune(
-            Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards, profiled, flows_by),
-            progress,
-        )
+        job = Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards)
+        return tune(replace(job, profiled=profiled, flows_by=flows_by, advises=advises), progress)
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option

@@ -99,6 +99,7 @@ class Job:
         shards: What was seen of it before, and which parts are looked at here.
         profiled: Also measure which operators the time of both models goes to.
         flows_by: The data can be read but once: nothing can be tried again.
+        advises: Measure what would help, where the model is not good enough or not faster.
     """
 
     source: ModelSource
@@ -112,6 +113,7 @@ class Job:
     shards: CalibrationShards = field(default_factory=CalibrationShards)
     profiled: bool = False
     flows_by: bool = False
+    advises: bool = False
 
 
 MEMORY = 96 * 2**20

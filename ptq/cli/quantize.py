@@ -165,6 +165,7 @@ def _run(model: Path, output: Path, given: dict[str, Any], progress: Progress) -
         engine=engine_of(given),
         calibration=given["calibration"],
         profiled=given["page"] is not None,
+        advises=True,
     )
 
 

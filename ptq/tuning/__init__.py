@@ -30,4 +30,5 @@ def tune(job: Job, progress: Progress = silent) -> Result:
     result = reach(job, progress) if job.recipe.search else run(job, progress)
     if result.report.verdict.word == "poor" and not (job.recipe.search or job.recipe.accept_poor or job.flows_by):
         result = repair(job, result, progress)
-    return advised(job, replace(result, report=replace(result.report, plans=plans)), progress)
+    result = replace(result, report=replace(result.report, plans=plans))
+    return advised(job, result, progress) if job.advises else result
