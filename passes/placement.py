@@ -283,7 +283,10 @@ class _Planner:
         source, ramp, factors = node.inputs[0], ramp_of(node), gated(node)
         if ramp is None or source is None or not factors or not self._has_codes(source) or self.excluded(node):
             return
-        if not all(self._has_codes(factor) for factor in factors):
+        products = [use.node.outputs[0] for use in node.outputs[0].uses()]
+        if not all(self._has_codes(factor) for factor in factors) or not any(
+            _feeds_integers(product, self.needed) for product in products
+        ):
             return
         root = self._root(str(source.name))
         taken = [other for name, other in self.ramps.items() if self._root(name) == root]

@@ -119,7 +119,7 @@ def calibrate(context: Context, state: Rewritten, calibration: CalibrationSet) -
     placement = context.mode.place(state)
     statistics = observe(context, state, placement, calibration)
     histograms = per_value(placement, statistics.histograms)
-    floats = context.mode.too_coarse(state, placement, histograms)
+    floats = context.mode.too_coarse(state, placement, histograms, statistics.halves)
     if floats and len(floats) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = context.mode.place(state, floats)
     return Problem(

@@ -17,6 +17,7 @@ from ptq.passes.placement import Placement
 from ptq.passes.selection import Exclusions
 from ptq.recipe import Recipe
 from ptq.solving.grids import wanted_of
+from ptq.solving.wide_channels import Halves
 from ptq.target import Target
 from ptq.transforms.rewritten import Rewritten, Transform
 
@@ -58,7 +59,7 @@ class Mode(Protocol):
         ...
 
     def too_coarse(
-        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram]
+        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram], halves: Halves
     ) -> Mapping[str, str]:
         """Find layers that the integers of this mode would ruin, as the data shows, with the reason for each."""
         ...
@@ -102,7 +103,7 @@ class RecipeMode:
         return wanted_of(placement, state.aside)
 
     def too_coarse(
-        self, _state: Rewritten, _placement: Placement, _histograms: Mapping[str, Histogram]
+        self, _state: Rewritten, _placement: Placement, _histograms: Mapping[str, Histogram], _halves: Halves
     ) -> Mapping[str, str]:
         """Return no layer: nothing has a grid that was fixed beforehand."""
         return {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ptq.calibration.statistics import ExtremesOf, Wanted
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
 from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place
-from ptq.solving.grids import low_sqnr_inputs
+from ptq.solving.grids import choose_grids, low_sqnr_inputs
+from ptq.solving.wide_channels import Halves, signals, too_wide
 from ptq.transforms import EqualizeConvs, SmoothProducts, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 
@@ -31,8 +33,18 @@ class StaticRanges(RecipeMode):
         excluded, more = state.excludes(self.exclusions), floats or {}
         return place(state.model, lambda node: excluded(node) or more.get(name_of(node)), native=self.target.native)
 
+    def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
+        """Return distributions, means, and energies of the channels that depthwise layers read."""
+        wanted = dict(RecipeMode.wanted(self, state, placement))
+        for name in dict.fromkeys(signals(state.model, placement).values()):
+            wanted[name] = (*wanted.get(name, ()), ExtremesOf(1))
+        return wanted
+
     def too_coarse(
-        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram]
+        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram], halves: Halves
     ) -> Mapping[str, str]:
-        """Find layers whose input keeps too little on one grid."""
-        return low_sqnr_inputs(placement, histograms, state.choices, self.recipe.min_input_sqnr_db)
+        """Find layers whose input keeps too little on one grid, as a whole or in most of its channels."""
+        least_db = self.recipe.min_input_sqnr_db
+        grids = choose_grids(placement, histograms, state.choices)
+        wide = too_wide(state.model, placement, grids, halves, least_db)
+        return {**wide, **low_sqnr_inputs(placement, histograms, state.choices, least_db)}
