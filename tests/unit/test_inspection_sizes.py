@@ -24,7 +24,8 @@ NETS: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, list[int]]]] = 
     ),
     "features": ("net (float[N, F] x) => (float y) { y = MatMul (x, v) }", {"v": (80, 5)}, {"x": [1, 80]}),
     "one length twice the other": (
-        "net (float[N, S] x, float[N, T] z) => (float y) { d = Concat <axis = 1> (x, x) s = Concat <axis = 0> (d, z) y = Relu (s) }",
+        "net (float[N, S] x, float[N, T] z) => (float y) {"
+        " d = Concat <axis = 1> (x, x) s = Concat <axis = 0> (d, z) y = Relu (s) }",
         {}, {"x": [1, 16], "z": [1, 32]},
     ),
 }  # fmt: skip
