@@ -107,7 +107,12 @@ __all__ = [
 
 
 def prepare(
-    model: ir.Model, feed: Feed, *, custom_ops: Sequence[str | Path] = (), steps: Sequence[PrepareStep] = PREPARE
+    model: ir.Model,
+    feed: Feed,
+    *,
+    custom_ops: Sequence[str | Path] = (),
+    steps: Sequence[PrepareStep] = PREPARE,
+    proven: bool = True,
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """Normalize a float model without changing what it computes, and prove it on one sample.
 
@@ -116,6 +121,7 @@ def prepare(
         feed: One sample.
         custom_ops: Libraries the model needs.
         steps: The passes, in order.
+        proven: Whether to run the model before and after; not needed where nothing is made of it.
 
     Returns:
         The prepared model with types and shapes filled in, and what changed that a user should know.
@@ -125,21 +131,19 @@ def prepare(
     """
     prepared, origin = model.clone(), model
     original = Original(model, feed, custom_ops)
-    _ = original.outputs  # a model that does not run says so before anything else does
+    _ = original.outputs if proven else {}  # a model that does not run says so before anything else does
     InlineFunctions()(prepared)
     wider: tuple[str, ...] = ()
     if WidenFloats()(prepared).modified:
-        original.require_same("WidenFloats", prepared, SAME_AS_HALF)
+        if proven:
+            original.require_same("WidenFloats", prepared, SAME_AS_HALF)
         wider = ("float16, bfloat16 and double are computed in float32; inputs and outputs keep their types",)
         model = prepared.clone()
         original = Original(model, feed, custom_ops)
     for step in steps:
         _take(step, prepared, feed, custom_ops)
-    try:
-        original.require_same("prepare", prepared)
-    except EquivalenceError:
-        _name_the_culprit(original, steps)
-        raise
+    if proven:
+        _prove(original, prepared, steps)
     annotate(prepared, feed, custom_ops)
     note_modules(prepared, origin)
     return prepared, (*wider, *_notes(model, prepared))
@@ -153,6 +157,15 @@ def _take(step: PrepareStep, model: ir.Model, feed: Feed, custom_ops: Sequence[s
         arrays = {**feed, **dict(zip(inner, observe(model, inner, feed, custom_ops) if inner else [], strict=True))}
         step = Unfuse({name: arrays[name].shape for name in names})
     step(model)
+
+
+def _prove(original: Original, prepared: ir.Model, steps: Sequence[PrepareStep]) -> None:
+    """Refuse steps that changed what the model computes, naming the one that did."""
+    try:
+        original.require_same("prepare", prepared)
+    except EquivalenceError:
+        _name_the_culprit(original, steps)
+        raise
 
 
 def _name_the_culprit(original: Original, steps: Sequence[PrepareStep]) -> None:

@@ -21,7 +21,7 @@ from ptq.passes.insert_dynamic import INTEGER_LSTM
 from ptq.passes.linear import name_of, out_axis
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, PRODUCTS
 from ptq.passes.native_products import Packed, unpack_weight
-from ptq.passes.stored import GATES, RECURRENT, StoredWeight
+from ptq.passes.stored import StoredWeight, weights_inside
 from ptq.target import LINEAR_OPS
 
 Array = NDArray[Any]
@@ -78,9 +78,9 @@ def _sites(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
             yield _Site(f"{name_of(node)}_{role}", (node.inputs[codes], node.inputs[scale]), _gates)
     elif node.op_type == "MatMulInteger":
         yield from _at_run_time(node, fixed)
-    elif node.op_type in RECURRENT:
-        for value in node.inputs[1:3]:
-            yield from _stored(value, fixed, GATES)
+    elif any(True for _ in weights_inside(node)):
+        for value, axes in weights_inside(node):
+            yield from _stored(value, fixed, axes)
     elif node.op_type in LINEAR_OPS:
         yield from _linear(node, fixed)
     else:

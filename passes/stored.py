@@ -1,8 +1,8 @@
-"""Search for weights that shrink in the file and are decoded at load: of recurrent layers, and inside bodies."""
+"""Search for weights that shrink in the file and are decoded at load: of recurrent and fused layers, and in bodies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ from ptq.passes.linear import name_of
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 GATES = (0, 1)
 """Axes of a recurrent layer's weights that are not summed over: directions, and features of gates."""
+
+FUSED: Mapping[tuple[str, str], Mapping[int, tuple[int, ...]]] = {
+    ("com.microsoft", "MoE"): {2: (0, 1), 4: (0, 1), 6: (0, 1)},
+}
+"""Operators of onnxruntime with weights inside: index of the input -> axes that have scales."""
 
 SMALLEST = 256
 """Numbers in a weight that are worth two more operators."""
@@ -31,11 +36,13 @@ class StoredWeight:
         name: Name of the value.
         shape: Shape of the value.
         axes: Axes along which every position has a scale of its own.
+        is_recurrent: Whether a recurrent layer reads it, with a scale for every gate's feature of each direction.
     """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    is_recurrent: bool = False
 
     @property
     def layout(self) -> WeightLayout:
@@ -59,18 +66,13 @@ class StoredWeight:
         return scale.reshape([n if i in self.axes else 1 for i, n in enumerate(self.shape)])
 
     @property
-    def is_recurrent(self) -> bool:
-        """Whether a recurrent layer reads the weight, with a scale for every gate's feature of each direction."""
-        return self.axes == GATES
-
-    @property
     def num_rows(self) -> int:
         """Number of scales, one per row."""
         return int(np.prod([self.shape[i] for i in self.axes]))
 
 
 def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
-    """Find weights of recurrent layers anywhere, and of linear layers inside the bodies of If, Loop and Scan.
+    """Find weights of recurrent layers and fused operators, and of linear layers inside bodies of If, Loop and Scan.
 
     Args:
         model: Prepared float model.
@@ -85,7 +87,8 @@ def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> t
             tensor = tensor_of(value)
             if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST or excluded(node):
                 continue
-            weight = StoredWeight(str(value.name), tuple(tensor.shape.numpy()), axes)
+            shape = tuple(tensor.shape.numpy())
+            weight = StoredWeight(str(value.name), shape, axes, not node.domain and node.op_type in RECURRENT)
             if found.setdefault(weight.name, weight) != weight:
                 del found[weight.name]  # two layers that want scales along different axes
     return tuple(found.values())
@@ -116,15 +119,22 @@ def value_in(model: ir.Model, name: str) -> ir.Value:
     raise KeyError(name)
 
 
+def weights_inside(node: ir.Node) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
+    """Find the weights of a recurrent layer or a fused operator, constant or not, with the axes that have scales."""
+    axes = FUSED.get((node.domain, node.op_type), {})
+    if not node.domain and node.op_type in RECURRENT:
+        axes = {1: GATES, 2: GATES}
+    for index, value in enumerate(node.inputs):
+        if index in axes and value is not None:
+            yield value, axes[index]
+
+
 def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
     """Find the inputs of a node that are weights, with the axes that have scales."""
+    yield from weights_inside(node)
     if node.domain:
         return
-    if node.op_type in RECURRENT:
-        for value in node.inputs[1:3]:
-            if value is not None:
-                yield value, GATES
-    elif inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
+    if inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
         value = node.inputs[1]
         turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
         first = node.op_type == "Conv" or turned

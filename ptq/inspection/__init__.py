@@ -14,12 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.calibration.collect import collect
-from ptq.calibration.reader import open_data, random_data
+from ptq.calibration.reader import open_data
 from ptq.calibration.statistics import HistogramOf
 from ptq.core.statistics import Histogram
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
 from ptq.inspection.footprint import file_bytes, huge_file_bytes
 from ptq.inspection.layers import Known, describe_layers, linear_layers
+from ptq.inspection.sizes import fitting_sample
 from ptq.inspection.tree import module_tree
 from ptq.models.load import load_model
 from ptq.models.probe import require_survivable
@@ -128,11 +129,14 @@ def _look_at_huge(model: ir.Model) -> _Look:
 def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target, data: Any) -> _Look:
     """Look at a model by running a sample, and with data a few more."""
     specs = input_specs(model)
-    reader = random_data(specs, 1, 0) if data is None else open_data(data, specs)
-    feeds = [sample.feed for sample in itertools.islice(reader, PROPOSED_ON)]
-    require_survivable(runnable_source(model, model), feeds[0], custom_ops)
+    reader = None if data is None else open_data(data, specs)
+    if reader is None:
+        feeds = [fitting_sample(model, custom_ops)]
+    else:
+        feeds = [sample.feed for sample in itertools.islice(reader, PROPOSED_ON)]
+        require_survivable(runnable_source(model, model), feeds[0], custom_ops)
     start = time.perf_counter()
-    prepared, notes = prepare(model, feeds[0], custom_ops=custom_ops)
+    prepared, notes = prepare(model, feeds[0], custom_ops=custom_ops, proven=False)
     spent = time.perf_counter() - start
     placement = place(prepared, native=target.native)
     inputs = {str(value.name) for value in prepared.graph.inputs}
@@ -140,11 +144,11 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     made = [name for name in dict.fromkeys([*layers, *observed]) if name not in inputs]
     sizes = output_sizes(prepared, made, feeds[0], custom_ops)
     histograms: Mapping[str, Histogram] = {}
-    if data is not None:
+    if reader is not None:
         seen = collect(prepared, feeds, dict.fromkeys(observed, (HistogramOf(),)), custom_ops=custom_ops)
         histograms = per_value(placement, seen.statistics.histograms)
     convs = sum(layer.op_type == "Conv" for layer in placement.layers)
-    num_samples = Recipe().samples if data is None else reader.num_samples or Recipe().samples
+    num_samples = Recipe().samples if reader is None else reader.num_samples or Recipe().samples
     timed = run_seconds(prepared, feeds[0], custom_ops)
     work = Work(
         num_samples,

@@ -13,7 +13,6 @@ from ptq import Recipe, quantize
 from ptq.calibration.observers import Dynamic
 from tests.builders import feeds, model_from_text, random
 
-EXPERTS = {"one": random((4, 32, 64), 1, 0.1), "two": random((4, 64, 32), 2, 0.1), "r": random((32, 4), 3)}
 MODES = {"static": Recipe(), "dynamic": Recipe(activations=Dynamic()), "weights": Recipe(weight_only=True)}
 each_mode = pytest.mark.parametrize("recipe", MODES.values(), ids=MODES)
 
@@ -33,14 +32,13 @@ def samples() -> list[dict[str, Any]]:
 
 
 @each_mode
-def test_experts_of_a_mixture_are_named(recipe: Recipe) -> None:
+def test_operators_of_other_domains_are_named(recipe: Recipe) -> None:
     body = """
-        s = MatMul (x, r)
-        h = com.microsoft.MoE <k = 2, activation_type = "gelu"> (x, s, one, , two)
-        y = MatMul (h, r)
+        h = com.microsoft.CDist <metric = "euclidean"> (x, centers)
+        y = MatMul (h, w)
     """
-    report = quantize(fused(body, EXPERTS), samples(), recipe).report
-    assert report.left_float == {"h": "com.microsoft.MoE reads [4, 32, 64] floats; no integer form of it is known"}
+    report = quantize(fused(body, {"centers": random((40, 32), 1), "w": random((40, 8), 2)}), samples(), recipe).report
+    assert report.left_float == {"h": "com.microsoft.CDist reads [40, 32] floats; no integer form of it is known"}
 
 
 @each_mode

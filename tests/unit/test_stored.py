@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from ptq import Recipe, quantize
 from ptq.calibration.observers import Dynamic
+from ptq.passes.lifting import weights_of
 from ptq.passes.stored import StoredWeight
 from ptq.recipe import LayerRule, Weights
 from ptq.weights import Rtn
@@ -159,3 +161,25 @@ def test_rules_reach_tables() -> None:
     result = quantize(language_model(), tokens(24), recipe)
     assert any("table: 300 rows on 4 bits" in note for note in result.report.notes)
     assert {row.num_bits for row in result.report.layers} == {8}
+
+
+EXPERTS = {"one": random((4, 32, 64), 1, 0.1), "two": random((4, 64, 32), 2, 0.1), "r": random((32, 4), 3)}
+MIXTURE = """net (float[N, 32] x) => (float y) {
+    s = MatMul (x, r)
+    h = com.microsoft.MoE <k = 2, activation_type = "gelu"> (x, s, one, , two)
+    y = MatMul (h, r)
+}"""
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weight_only=True), Recipe(activations=Dynamic())])
+def test_experts_of_a_mixture_lie_on_codes(recipe: Recipe, bits: int) -> None:
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>\n{MIXTURE}')
+    for key, array in EXPERTS.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
+    data = [{"x": random((3, 32), seed, 1.0)} for seed in range(16)]
+    result = quantize(ir.from_proto(proto), data, replace(recipe, weights=Weights(bits=bits), accept_poor=True))
+    assert result.report.left_float == {}
+    assert {"one", "two"} <= weights_of(result.delivery.model).keys()
+    assert result.report.proof.comparison.sqnr_db > (24 if bits == 8 else 14)
+    assert result.report.storage["float"] < EXPERTS["one"].nbytes / 8
