@@ -20,6 +20,7 @@ from onnxscript.optimizer import fold_constants_ir
 from ptq.core.errors import UnsupportedModelError
 from ptq.models.foreign import hide_foreign, show_foreign
 from ptq.passes.graph import message_without_weights
+from ptq.passes.unused import RemoveUnused
 
 MIN_OPSET = 13
 MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
@@ -194,6 +195,21 @@ def _drop_identities(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
+def _name_apart(model: ir.Model) -> None:
+    """Give constants of bodies names of their own: those side by side may call theirs alike."""
+    taken = {str(value.name) for node in model.graph.all_nodes() for value in node.outputs}
+    taken |= {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for graph in dict.fromkeys(node.graph for node in model.graph.all_nodes()):
+        if not isinstance(graph, ir.Graph) or graph is model.graph:
+            continue
+        for value in list(graph.initializers.values()):
+            name, count = str(value.name), 1
+            while (candidate := name if count == 1 else f"{name}_{count - 1}") in taken:
+                count += 1
+            value.name = candidate
+            taken.add(candidate)
+
+
 def _rename_to_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
     """Replace a node by an Identity of `source`: a graph output keeps its name, so something has to produce it."""
     old = node.outputs[0]
@@ -245,10 +261,13 @@ class FoldConstants(ir.passes.InPlacePass):
         with _silenced("onnxscript.optimizer"):  # warns of what it cannot evaluate and leaves as it is
             fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         common.TopologicalSortPass()(model)
         common.NameFixPass()(model)
-        for node in model.graph:  # exporters leave stack traces here, often more bytes than the int8 weights
+        _name_apart(model)
+        for (
+            node
+        ) in model.graph.all_nodes():  # exporters leave stack traces here, often more bytes than the int8 weights
             node.metadata_props.clear()
             node.doc_string = None
         return ir.passes.PassResult(model, True)
