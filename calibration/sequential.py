@@ -25,6 +25,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
+from ptq.passes.decisions import judged_values
 from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
@@ -71,7 +72,7 @@ class SequentialWalk:
         self._stages = _stages(layers)
         stops: list[tuple[str, ...]] = [(stage[0].source,) for stage in self._stages]
         if survey:
-            stops.append(tuple(str(value.name) for value in model.graph.outputs))
+            stops.append(judged_values(model))
         codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
         store, self._custom_ops, self._engine = samples.store, samples.custom_ops, samples.engine
         self.float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)

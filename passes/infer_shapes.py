@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequ
     if not unknown:
         return
     for value, array in zip(unknown, observe(model, [str(v.name) for v in unknown], feed, custom_ops), strict=True):
+        if type(array) is not np.ndarray:  # a sequence of tensors, or an optional one that is not there
+            continue
         if value.dtype is None:
             value.dtype = ir.DataType.from_numpy(array.dtype)
         if value.shape is None:
