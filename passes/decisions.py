@@ -148,16 +148,26 @@ def told(
     values = {str(value.name): value for node in copy.graph for value in node.outputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
-    for name in given:
-        array, old = arrays[name], list(_same(values[name]))
-        new = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
-        new.shape = ir.Shape([None] * array.ndim)
-        for value in old:
-            ir.convenience.replace_all_uses_with(value, new)
-        values[name].name = f"{name}?decided"
-        copy.graph.inputs.append(new)
+    give(copy, {name: arrays[name] for name in given})
     RemoveUnused()(copy)
     return copy, given, names
+
+
+def give(model: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Make values of a model inputs, in place; whatever computed them stays, under other names.
+
+    Args:
+        model: Model that has values of these names.
+        arrays: The values on some sample, by name, for their types and ranks.
+    """
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    for name, array in arrays.items():
+        new = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        new.shape = ir.Shape([None] * array.ndim)
+        for value in list(_same(values[name])):
+            ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
+        values[name].name = f"{name}?decided"
+        model.graph.inputs.append(new)
 
 
 def _same(value: ir.Value) -> Iterator[ir.Value]:

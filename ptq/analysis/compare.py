@@ -142,7 +142,7 @@ class _PlainComparison:
 
     def rows(self) -> tuple[OutputMetrics, ...]:
         """Return a row for each output."""
-        return tuple(row.value() for row in self._rows.values())
+        return tuple(each for row in self._rows.values() for each in row.rows())
 
     def notes(self) -> Iterator[str]:
         """Yield a note on each output that has another size in the two models."""

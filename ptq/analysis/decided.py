@@ -121,7 +121,7 @@ class DecidedComparison:
 
     def rows(self) -> tuple[OutputMetrics, ...]:
         """Return a row for each output that can be compared, and for what stands in front of the others."""
-        return tuple(row.value() for row in self._rows.values())
+        return tuple(each for row in self._rows.values() for each in row.rows())
 
     def notes(self) -> Iterator[str]:
         """Yield what a user should know of the rows."""
