@@ -188,12 +188,12 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None, d
         with naming(pair.reference):
             told = told_pair(reference, quantized, few[0].feed, opened)
         given = pair if told.other is quantized else replace(pair, reference=told.reference, quantized=told.other)
-        found = _diff(given, [told.tell(sample) for sample in few], map(told.tell, stream), say)
+        found = _diff(given, [told.tell(sample) for sample in few], map(told.tell, stream), say, divided)
     speed = speed_findings(_kernels(pair, quantized), pair.names)
     return replace(found, findings=(*found.findings, *speed), notes=(*told.notes, *found.notes))
 
 
-def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say) -> Diff:
+def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, divided: int) -> Diff:
     """Compare two models of which neither decides a size, but for the time that they take."""
     reference, quantized = load_model(pair.reference), load_model(pair.quantized)
     say("prepare")
