@@ -15,6 +15,7 @@ from ptq.core.encoding import WeightEncoding
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.models.sessions import run, session_of
+from ptq.passes.decisions import judged_values
 from ptq.passes.graph import add_initializer, fresh_name, initializer_of
 from ptq.passes.infer_shapes import exposed
 
@@ -41,7 +42,7 @@ class RunnableNetwork:
     ) -> None:
         self._model, self._feeds, self._custom_ops = model, feeds, custom_ops
         self._layers = {layer.name: layer for layer in layers}
-        self._outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._outputs = judged_values(model)
         self._reference = self._run(model, self._outputs)
 
     def error(self, weights: Mapping[str, WeightEncoding]) -> float:

@@ -40,9 +40,11 @@ class ArrayFile:
 
     @staticmethod
     def of(array: NDArray[Any]) -> ArrayFile:
-        """An array in memory."""
+        """An array in memory, of numbers or of text."""
+        if array.dtype.hasobject and all(isinstance(each, str) for each in array.flat):
+            array = array.astype(str)
         if array.dtype.hasobject:
-            raise InputError("array of Python objects; expected plain numbers")
+            raise InputError("array of Python objects; expected plain numbers, or text")
         return ArrayFile(array.dtype, array.shape, lambda: iter(array))
 
 

@@ -24,6 +24,7 @@ from ptq.calibration.remote import copy_of, local_path
 from ptq.calibration.sample import (
     Row,
     Sample,
+    as_text,
     check_feed,
     may_be_empty,
     not_finite,
@@ -129,7 +130,8 @@ def open_data(
     def stream() -> Iterator[Sample]:
         count = 0
         skipped.clear()
-        for index, sample in enumerate(itertools.islice(start(), max(limit, 0))):  # what is beyond is not even read
+        for index, given in enumerate(itertools.islice(start(), max(limit, 0))):  # what is beyond is not even read
+            sample = replace(given, feed=as_text(given.feed))
             if not sample.fault:
                 check_feed(sample.feed, specs, index, description)
             fault = sample.fault or not_finite(sample.feed, index, description)

@@ -33,7 +33,12 @@ def digest_with(digest: Any, feed: Mapping[str, NDArray[Any]]) -> None:
     for name in sorted(feed):
         array = feed[name]
         digest.update(f"{name} {array.dtype} {array.shape};".encode())
-        digest.update(array.tobytes())
+        digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+
+
+def as_text(feed: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Return a sample with its texts as onnxruntime takes them: as Python strings, not as numpy's of one length."""
+    return {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in feed.items()}
 
 
 def repeated(feed: Mapping[str, NDArray[Any]], size: int) -> Mapping[str, NDArray[Any]]:
@@ -141,7 +146,10 @@ def may_be_empty(shape: tuple[int, ...], spec: InputSpec) -> bool:
 
 
 def _require_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
-    if dtype != spec.dtype:
+    if spec.dtype.hasobject:
+        if dtype.kind not in "UO":
+            raise InputError(f"{where}: {spec.name} is {dtype}; the model wants text, give an array of str")
+    elif dtype != spec.dtype:
         hint = f"convert it with .astype('{spec.dtype}')"
         raise InputError(f"{where}: {spec.name} is {dtype}; the model wants {spec.dtype}, {hint}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ptq.calibration.deciding import deciding
 from ptq.calibration.replay import SampleReplay, in_chunks
 from ptq.calibration.segments import SegmentedRun
 from ptq.core.affine import QuantParams, dequantize
@@ -25,6 +27,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.unfold import Unfold
+from ptq.passes.decisions import give, judged_values
 from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
 from ptq.passes.placement import Placement
@@ -71,16 +74,20 @@ class SequentialWalk:
         self._stages = _stages(layers)
         stops: list[tuple[str, ...]] = [(stage[0].source,) for stage in self._stages]
         if survey:
-            stops.append(tuple(str(value.name) for value in model.graph.outputs))
-        codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
+            stops.append(judged_values(model))
         store, self._custom_ops, self._engine = samples.store, samples.custom_ops, samples.engine
         self.float_run = SegmentedRun(model, stops, store, "float", self._custom_ops)
-        self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
         self.sizes: list[int] = []
-        for chunk in in_chunks(model, samples.replay(keep=survey), self._custom_ops):
-            self.sizes.append(chunk.size)
-            self.float_run.feed(chunk.feed)
-            self._quantized_run.feed(chunk.feed)
+        chunks = in_chunks(model, samples.replay(keep=survey), self._custom_ops)
+        first = list(islice(chunks, 1))
+        with deciding(model, self._lowered_model, self._custom_ops) as decide:
+            give(self._lowered_model, {name: array for chunk in first for name, array in decide(chunk.feed).items()})
+            codes = [(self._lowered[stage[0].name].source,) for stage in self._stages]
+            self._quantized_run = SegmentedRun(self._lowered_model, codes, store, "quantized", self._custom_ops)
+            for chunk in chain(first, chunks):
+                self.sizes.append(chunk.size)
+                self.float_run.feed(chunk.feed)
+                self._quantized_run.feed({**chunk.feed, **decide(chunk.feed)})
 
     def layers(self) -> Iterator[tuple[LinearLayer, LayerMoments]]:
         """Yield each layer with its moments; `install` its numbers before going on."""

@@ -40,7 +40,7 @@ class ArrayStore:
         self._count += 1
         self._files[key] = Path(self._folder.name) / f"{self._count}.npy"
         try:
-            np.save(self._files[key], array, allow_pickle=False)
+            np.save(self._files[key], array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
         except OSError as error:
             raise InputError(f"cannot write values between layers to {self._folder.name}: {error}") from error
 
@@ -49,7 +49,7 @@ class ArrayStore:
         if key in self._arrays:
             return self._arrays[key]
         array: NDArray[Any] = np.load(self._files[key], allow_pickle=False)
-        return array
+        return array.astype(object) if array.dtype.kind == "U" else array  # text
 
     def drop(self, key: Hashable) -> None:
         """Forget the array under the key."""

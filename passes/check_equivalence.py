@@ -20,6 +20,7 @@ from onnx_ir.passes import common
 
 from ptq.core.errors import EquivalenceError
 from ptq.models.sessions import RunError, run, session_of
+from ptq.passes.decisions import decisions_of, telling, told
 from ptq.passes.normalize import InlineFunctions
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -76,19 +77,29 @@ class Original:
         Raises:
             EquivalenceError: As `require_same`.
         """
-        after = float_outputs(changed, self.feed, self.custom_ops)
-        differs = any(_unlike(values, after.get(output), tolerance) for output, values in self.outputs.items())
-        if not differs and not any(_says_little(values) for values in self.outputs.values()):
+        after = self._of(changed)
+        before = {output: values for output, values in self.outputs.items() if output in after or not self._decides}
+        differs = any(_unlike(values, after.get(output), tolerance) for output, values in before.items())
+        if not differs and not any(_says_little(values) for values in before.values()):
             return
         samples, bounded = (self, *self._made_up()), _bounded(self.model)
         least = {
             output: max(LITTLE if output in bounded else 0.0, *(_reach(each.outputs[output]) for each in samples), 0.0)
-            for output in self.outputs
+            for output in before
         }
         for each in samples:
-            found = after if each is self else float_outputs(changed, each.feed, self.custom_ops)
-            shaken = functools.partial(each._shaken, SHAKEN * tolerance)
-            require_same(name, each.outputs, found, tolerance, least=least, shaken=shaken)
+            found, shaken = each._of(changed), functools.partial(each._shaken, SHAKEN * tolerance)
+            shared = {output: each.outputs[output] for output in before}
+            require_same(name, shared, found, tolerance, least=least, shaken=shaken)
+
+    def _of(self, other: ir.Model) -> Outputs:
+        """Return what another model makes of the sample, with this one's decisions."""
+        return float_outputs(other, self.feed, self.custom_ops, self.outputs)
+
+    @property
+    def _decides(self) -> bool:
+        """Whether more than outputs is compared: values inside, which a rewritten model may lack."""
+        return set(self.outputs) != {str(value.name) for value in self.model.graph.outputs}
 
     def _made_up(self) -> tuple[Original, ...]:
         """Return the model on a sample of the same shapes and magnitudes; nothing if it takes no such samples.
@@ -119,7 +130,7 @@ class Original:
                     model.graph.initializers[name].const_value = ir.tensor(changed, dtype=tensor.dtype, name=name)
             feed = {name: _shake(array, share, rng) for name, array in self.feed.items()}
             try:
-                found.append(float_outputs(model, feed, self.custom_ops))
+                found.append(float_outputs(model, feed, self.custom_ops, self.outputs))
             except RunError:  # a constant that has to be what it is
                 return ()
         return tuple(found)
@@ -159,7 +170,10 @@ def _reach(values: NDArray[Any]) -> float:
 
 
 def float_outputs(
-    model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
+    model: ir.Model,
+    feed: Mapping[str, NDArray[Any]],
+    custom_ops: Sequence[str | Path] = (),
+    like: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> dict[str, NDArray[Any]]:
     """Run a model exactly as it is written, with onnxruntime's own optimizations off.
 
@@ -167,13 +181,26 @@ def float_outputs(
         model: The model.
         feed: One sample.
         custom_ops: Libraries the model needs.
+        like: What this function returned of the model that this one was made of. A sum that is added up in another
+            order may keep another box or pick another row; here both models take the same ones.
 
     Returns:
-        Output name -> value.
+        Output name -> value. Where values decide sizes or order of outputs: also the name of each of these and of
+        whatever decides them.
     """
+    if model.functions:
+        model = model.clone()
+        InlineFunctions()(model)
+    decisions = decisions_of(model)
+    names: tuple[str, ...] = tuple(str(value.name) for value in model.graph.outputs)
+    given: tuple[str, ...] = ()
+    if decisions and like:
+        model, given, names = told(model, decisions, like)
+    elif decisions:
+        model, names = telling(model, decisions), tuple(dict.fromkeys((*decisions.values, *decisions.judged)))
+    known = {name: like[name] for name in given}
     with session_of(model, custom_ops=custom_ops, optimization="none") as session:
-        names = [str(value.name) for value in model.graph.outputs]
-        return dict(zip(names, run(session, dict(feed), names), strict=True))
+        return known | dict(zip(names, run(session, {**feed, **known}, names), strict=True))
 
 
 def require_same(

@@ -14,10 +14,9 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.models.draws import RANDOM
 from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
-
-RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
 @dataclass(frozen=True)

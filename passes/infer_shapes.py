@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 
 from ptq.models.sessions import run, session_of
 from ptq.passes.graph import message_without_weights
+from ptq.passes.unused import RemoveUnused
 
 
 def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()) -> None:
@@ -37,6 +38,8 @@ def annotate(model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequ
     if not unknown:
         return
     for value, array in zip(unknown, observe(model, [str(v.name) for v in unknown], feed, custom_ops), strict=True):
+        if type(array) is not np.ndarray:  # a sequence of tensors, or an optional one that is not there
+            continue
         if value.dtype is None:
             value.dtype = ir.DataType.from_numpy(array.dtype)
         if value.shape is None:
@@ -82,7 +85,7 @@ def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
     values |= {str(value.name): value for value in copy.graph.inputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
-    common.RemoveUnusedNodesPass()(copy)
+    RemoveUnused()(copy)
     return copy
 
 
@@ -97,7 +100,7 @@ def section(model: ir.Model, source: str, names: Sequence[str]) -> ir.Model:
     ir.convenience.replace_all_uses_with(old, new)
     copy.graph.inputs.clear()
     copy.graph.inputs.append(new)
-    common.RemoveUnusedNodesPass()(copy)
+    RemoveUnused()(copy)
     return copy
 
 

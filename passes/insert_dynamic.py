@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
@@ -20,6 +19,7 @@ from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement
+from ptq.passes.unused import RemoveUnused
 from ptq.passes.use_native import OVERLOADS_IR
 
 ORT_DOMAIN, INTEGER_LSTM, LSTM_INPUTS, BYTE = "com.microsoft", "DynamicQuantizeLSTM", 8, 8
@@ -64,7 +64,7 @@ class InsertDynamic(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.op_type == "LSTM" and not node.domain:
                 self._quantize_lstm(model, node)
-        common.RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(self.placement.layers))
 
     def _quantize_lstm(self, model: ir.Model, node: ir.Node) -> None:

@@ -12,7 +12,6 @@ from typing import assert_never
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from ptq.codecs.bitplanes import BYTE
 from ptq.core.affine import QuantParams
@@ -30,6 +29,7 @@ from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
 from ptq.passes.placement import Placement, is_number_on_codes
 from ptq.passes.tables import Table
+from ptq.passes.unused import RemoveUnused
 
 FLOAT = ir.DataType.FLOAT
 
@@ -91,7 +91,7 @@ def lower_layers(
     avoid_float_fusion(model.graph, lowering.integer)
     keep_float(model.graph, lowering.integer)
     keep_blocks(model.graph)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)
     return layers
 
 
@@ -114,7 +114,7 @@ def lower_one_by_one(
     lowering.weights.unpack()
     avoid_float_fusion(model.graph, lowering.integer)
     keep_blocks(model.graph)
-    common.RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)
 
 
 @dataclass
@@ -163,10 +163,10 @@ class _Lowering:
         return LoweredLayer.of(layer, node, self._bias(layer, node))
 
     def table(self, table: Table) -> None:
-        """Let the readers of an embedding table pick codes."""
-        readers = {name: node for name in table.readers if (node := self.values[name].producer()) is not None}
-        found = lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
-        self.values |= dict(zip(readers, found, strict=True))
+        """Let the readers of an embedding table pick codes, wherever they are."""
+        first = [(node, next(iter(node.inputs), None)) for node in self.graph.all_nodes()]
+        readers = [node for node, value in first if value is not None and value.name == table.name]
+        self.values |= lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
 
     def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):

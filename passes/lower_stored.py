@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from ptq.core.encoding import LookupWeight, WeightEncoding
 from ptq.core.matrix import WeightLayout
 from ptq.passes._guards import take_over
+from ptq.passes.linear import name_of
 from ptq.passes.lower_weight import WeightWriter
 from ptq.passes.stored import StoredWeight, value_in
 
 
-def lower_table(weights: WeightWriter, name: str, readers: dict[str, ir.Node], table: WeightEncoding) -> list[ir.Value]:
+def lower_table(
+    weights: WeightWriter, name: str, readers: Sequence[ir.Node], table: WeightEncoding
+) -> dict[str, ir.Value]:
     """Pick rows of codes and their scales instead of floats.
 
     Before: y = Gather(table, i)
@@ -25,21 +29,21 @@ def lower_table(weights: WeightWriter, name: str, readers: dict[str, ir.Node], t
     Args:
         weights: Writer into the graph.
         name: Name of the table.
-        readers: Nodes that pick its rows, by name.
+        readers: Nodes that pick its rows, each in whatever graph it is.
         table: Rows of the table.
 
     Returns:
-        Values that stand for the readers' results.
+        Name of each reader -> value that stands for its result.
     """
     layout = WeightLayout(0, table.shape)
     if isinstance(table, LookupWeight):
         reals = weights.reals(f"{name}_decoded", layout, table)
-        for node in readers.values():
+        for node in readers:
             node.replace_input_with(0, reals)
-        return [node.outputs[0] for node in readers.values()]
+        return {name_of(node): node.outputs[0] for node in readers}
     codes = weights.codes(f"{name}_quantized", layout, table)
     scale = weights.writer.initializer(f"{name}_scale", short_scale(table.scale).reshape(-1, 1))
-    return [_pick(weights, reader, node, (codes, scale)) for reader, node in readers.items()]
+    return {reader: _pick(weights, reader, node, (codes, scale)) for node in readers if (reader := name_of(node))}
 
 
 def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, encoding: WeightEncoding) -> None:
@@ -71,10 +75,12 @@ def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value
     steps = writer.node("Cast", [short], f"{name}_step", (ir.DataType.FLOAT, None), {"to": 1})
     product = writer.node("Mul", [wide, steps], f"{name}_row", (ir.DataType.FLOAT, shape))
     made = [each for value in (rows, wide, short, steps, product) if (each := value.producer()) is not None]
-    writer.graph.insert_before(node, made)
+    graph = node.graph
+    assert graph is not None  # a reader of the graph that is lowered
+    graph.insert_before(node, made)
     take_over(node.outputs[0], product)
     writer.first = made[0] if writer.first is node else writer.first
-    writer.graph.remove(node, safe=True)
+    graph.remove(node, safe=True)
     return product
 
 

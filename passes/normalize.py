@@ -18,8 +18,10 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from ptq.core.errors import UnsupportedModelError
+from ptq.models.draws import RANDOM
 from ptq.models.foreign import hide_foreign, show_foreign
 from ptq.passes.graph import message_without_weights
+from ptq.passes.unused import RemoveUnused, bodies_of
 
 MIN_OPSET = 13
 MIN_IR_VERSION = 7  # of opset 13; before 4, every weight had to be an input too
@@ -183,8 +185,9 @@ def _drop_identities(graph: ir.Graph) -> None:
         if source is None:
             continue
         if out.is_graph_output():
-            if source.producer() not in made or source.is_graph_output():
-                continue
+            producer = source.producer()
+            if producer not in made or source.is_graph_output() or producer.op_type in RANDOM:
+                continue  # the draws of random operators go by their names
             name, out.name = out.name, None
             ir.convenience.replace_all_uses_with(out, source, replace_graph_outputs=True)
             source.name = name
@@ -192,6 +195,32 @@ def _drop_identities(graph: ir.Graph) -> None:
             ir.convenience.replace_all_uses_with(out, source)
         source.type, source.shape = source.type or out.type, source.shape or out.shape
         graph.remove(node, safe=True)
+
+
+def _forget_first_shapes(model: ir.Model) -> None:
+    """Drop the extents written down inside Loops: exporters give those of the first turn, as of a list still empty."""
+    for node in model.graph.all_nodes():
+        if node.op_type != "Loop" or node.domain:
+            continue
+        for body in bodies_of(node):
+            states = [*body.inputs[2:], *(value for inner in body.all_nodes() for value in inner.outputs)]
+            for value in states:
+                value.shape = None if value.shape is None else ir.Shape([None] * len(value.shape))
+
+
+def _name_apart(model: ir.Model) -> None:
+    """Give constants of bodies names of their own: those side by side may call theirs alike."""
+    taken = {str(value.name) for node in model.graph.all_nodes() for value in node.outputs}
+    taken |= {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for graph in dict.fromkeys(node.graph for node in model.graph.all_nodes()):
+        if not isinstance(graph, ir.Graph) or graph is model.graph:
+            continue
+        for value in list(graph.initializers.values()):
+            name, count = str(value.name), 1
+            while (candidate := name if count == 1 else f"{name}_{count - 1}") in taken:
+                count += 1
+            value.name = candidate
+            taken.add(candidate)
 
 
 def _rename_to_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
@@ -242,13 +271,17 @@ class FoldConstants(ir.passes.InPlacePass):
         for graph in dict.fromkeys([model.graph, *(node.graph for node in model.graph.all_nodes())]):
             if isinstance(graph, ir.Graph):
                 _drop_identities(graph)
+        _forget_first_shapes(model)
         with _silenced("onnxscript.optimizer"):  # warns of what it cannot evaluate and leaves as it is
             fold_constants_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_folds)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         common.TopologicalSortPass()(model)
         common.NameFixPass()(model)
-        for node in model.graph:  # exporters leave stack traces here, often more bytes than the int8 weights
+        _name_apart(model)
+        for (
+            node
+        ) in model.graph.all_nodes():  # exporters leave stack traces here, often more bytes than the int8 weights
             node.metadata_props.clear()
             node.doc_string = None
         return ir.passes.PassResult(model, True)

@@ -27,12 +27,9 @@ def matrix_of(model: ir.Model, site: WeightSite) -> NDArray[np.float32]:
         case LinearLayer():
             return site.layout.to_matrix(initializer_of(model, site.weight))
         case Table():
-            return initializer_of(model, site.name)
+            return _numbers(model, site.name)
         case StoredWeight():
-            tensor = tensor_of(value_in(model, site.name))
-            if tensor is None:
-                raise KeyError(f"weight {site.name} lost its values")
-            return np.asarray(site.to_matrix(np.asarray(tensor.numpy(), np.float32)))
+            return np.asarray(site.to_matrix(_numbers(model, site.name)))
         case never:
             assert_never(never)
 
@@ -48,3 +45,11 @@ def rows_and_columns(site: WeightSite) -> tuple[int, int]:
             return site.num_rows, int(np.prod(site.shape)) // site.num_rows
         case never:
             assert_never(never)
+
+
+def _numbers(model: ir.Model, name: str) -> NDArray[np.float32]:
+    """Return the numbers of a constant of any graph."""
+    tensor = tensor_of(value_in(model, name))
+    if tensor is None:
+        raise KeyError(f"weight {name} lost its values")
+    return np.asarray(tensor.numpy(), np.float32)

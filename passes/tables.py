@@ -29,7 +29,7 @@ class Table:
 
 
 def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[Table, ...]:
-    """Find constant float tables of two axes that nothing but Gather along the first one reads.
+    """Find constant float tables of two axes that nothing but Gather along the first one reads, in bodies too.
 
     Args:
         model: Prepared float model.
@@ -39,12 +39,12 @@ def find_tables(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> t
         The tables, in dataflow order.
     """
     found: dict[str, Table] = {}
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         value = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
         if value is None or str(value.name) in found or not is_float32(value):
             continue
         readers, array = [use.node for use in value.uses()], constant(value)
-        if array is None or array.ndim != 2 or array.size < SMALLEST:
+        if array is None or not value.is_initializer() or array.ndim != 2 or array.size < SMALLEST:
             continue
         if all(_picks_rows(reader, value) and not excluded(reader) for reader in readers):
             name, shape = str(value.name), (array.shape[0], array.shape[1])

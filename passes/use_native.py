@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from ptq.core.plan import QuantPlan
 from ptq.passes._qdq import decoder, is_unsigned, only_reader, quantizer, remove_between
@@ -15,6 +14,7 @@ from ptq.passes.linear import has_native_kernel, name_of
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, LOOKUP, VERSION, body
 from ptq.passes.native_products import rewrite_product
 from ptq.passes.native_tables import write_tables
+from ptq.passes.unused import RemoveUnused
 
 OVERLOADS_IR = 10
 """Version of the file format that knows several functions of one name."""
@@ -63,7 +63,7 @@ class UseNative(ir.passes.InPlacePass):
             model.opset_imports[DOMAIN] = VERSION
             if function.overload:
                 model.ir_version = max(model.ir_version, OVERLOADS_IR)
-        common.RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(functions))
 
 

@@ -59,7 +59,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
     delivery = pack(context.mode.lower(state.model, problem.placement, plan), context.metadata)
     progress("verify")
     proof = check(context, delivery, calibration.split)
-    notes = (*state.notes, *words, *context.notes_on(problem, plan, delivery.model))
+    notes = (*state.notes, *words, *context.notes_on(problem, plan, delivery.model), *proof.comparison.notes)
     grids = grid_distributions(problem.placement, problem.histograms, plan)
     data = context.facts(calibration.split, proof)
     outcome = Outcome(

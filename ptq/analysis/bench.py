@@ -118,7 +118,9 @@ def bench(models: Sequence[Path], feed: Mapping[str, NDArray[Any]], setting: Set
     """
     with ExitStack() as stack:
         sessions = [
-            stack.enter_context(session_of(path, custom_ops=setting.custom_ops, num_threads=setting.num_threads))
+            stack.enter_context(
+                session_of(path, custom_ops=setting.custom_ops, num_threads=setting.num_threads, fixed_draws=False)
+            )
             for path in (*models, models[0])
         ]
         calls = [functools.partial(run, session, dict(feed)) for session in sessions]

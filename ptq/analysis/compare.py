@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
+from ptq.analysis.decided import Arrays, DecidedComparison, Opening, draw_notes, graph_of, whole_graph
 from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.calibration.reader import Sample
 from ptq.core.errors import InputError, RecipeError
+from ptq.models.load import load_model
 from ptq.models.sessions import run, session_of
+from ptq.passes.decisions import decisions_of
 
 Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[np.int64] | None], float]
 """User metric: (output name -> all samples, labels or None) -> figure, higher is better."""
@@ -43,11 +48,13 @@ class Comparison:
         outputs: One row per output.
         accuracies: Top-1 and top-5 when there are labels, and the user's metric.
         num_samples: How many samples were run.
+        notes: What the figures are of, where not of the outputs as they are.
     """
 
     outputs: tuple[OutputMetrics, ...]
     accuracies: tuple[Accuracy, ...]
     num_samples: int
+    notes: tuple[str, ...] = ()
 
     @property
     def sqnr_db(self) -> float:
@@ -85,24 +92,25 @@ def compare(
     Raises:
         InputError: The models' outputs do not match, or there is no sample.
     """
-    with (
-        session_of(reference, custom_ops=custom_ops, num_threads=num_threads) as left,
-        session_of(other, custom_ops=custom_ops, num_threads=num_threads) as right,
-    ):
+    with ExitStack() as stack:
+
+        def opened(model: ir.Model | str | Path | bytes) -> InferenceSession:
+            return stack.enter_context(session_of(model, custom_ops=custom_ops, num_threads=num_threads))
+
+        left, right = opened(reference), opened(other)
         pairs = pair_outputs(left, right)
-        rows = [OutputComparison(name) for name, _ in pairs]
-        scores = _Scores(metric, [name for name, _ in pairs])
-        num_samples = 0
+        names = [name for name, _ in pairs]
+        graph, scores, num_samples = graph_of(reference), _Scores(metric, names), 0
+        running = _running(graph, (reference, other), names, opened)
         for sample in samples:
-            a = run(left, dict(sample.feed), [name for name, _ in pairs])
+            a = run(left, dict(sample.feed), names)
             b = run(right, dict(sample.feed), [name for _, name in pairs])
-            for row, x, y in zip(rows, a, b, strict=True):
-                row.update(x, y)
+            running.update(sample.feed, dict(zip(names, a, strict=True)), dict(zip(names, b, strict=True)))
             scores.update(a, b, sample.label)
             num_samples += 1
     if not num_samples:
         raise InputError("the data holds no sample; expected at least one")
-    return Comparison(tuple(row.value() for row in rows), scores.value(), num_samples)
+    return Comparison(running.rows(), scores.value(), num_samples, (*draw_notes(graph), *running.notes()))
 
 
 def pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[str, str]]:
@@ -117,6 +125,41 @@ def pair_outputs(left: InferenceSession, right: InferenceSession) -> list[tuple[
     if len(a) != len(b):
         raise InputError(f"the models have {len(a)} and {len(b)} outputs; expected the same outputs in both")
     return list(zip(a, b, strict=True))
+
+
+class _PlainComparison:
+    """Running comparison of outputs as they are."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._rows = {name: OutputComparison(name) for name in names}
+        self._count = 0
+
+    def update(self, _feed: Arrays, a: Arrays, b: Arrays) -> None:
+        """Add one sample: the outputs of both models."""
+        self._count += 1
+        for name, row in self._rows.items():
+            row.update(a[name], b[name])
+
+    def rows(self) -> tuple[OutputMetrics, ...]:
+        """Return a row for each output."""
+        return tuple(each for row in self._rows.values() for each in row.rows())
+
+    def notes(self) -> Iterator[str]:
+        """Yield a note on each output that has another size in the two models."""
+        for name, row in self._rows.items():
+            if row.num_resized:
+                count = f"{row.num_resized} of {self._count} samples"
+                yield f"output {name}: of another size than the float model's on {count}, which are not compared"
+
+
+def _running(
+    graph: ir.Model, forms: tuple[str | Path | bytes, str | Path | bytes], names: Sequence[str], opened: Opening
+) -> _PlainComparison | DecidedComparison:
+    """Choose how outputs are compared: as they are, or with the float model's decisions."""
+    decisions = decisions_of(graph)
+    if not decisions:
+        return _PlainComparison(names)
+    return DecidedComparison(decisions, (whole_graph(forms[0]), load_model(forms[1])), names, opened)
 
 
 class _Scores:
@@ -162,7 +205,7 @@ class _Scores:
                 hits[which] += int(label in best)
 
     def _call(self, function: Metric, kept: list[list[NDArray[Any]]]) -> float:
-        outputs = {name: np.concatenate([row[i] for row in kept]) for i, name in enumerate(self._names)}
+        outputs = {name: _joined([row[i] for row in kept]) for i, name in enumerate(self._names)}
         labels = np.asarray(self._labels, np.int64) if self._labels else None
         try:
             return float(function(outputs, labels))
@@ -170,3 +213,12 @@ class _Scores:
             name = self._metric[0] if self._metric else "the metric"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise RecipeError(f"--metric {name} fails on (outputs, labels): {reason}") from error
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Join the arrays of all samples; those of different sizes as an array of arrays."""
+    if all(array.ndim and array.shape[1:] == arrays[0].shape[1:] for array in arrays):
+        return np.concatenate(arrays)
+    joined = np.empty(len(arrays), object)
+    joined[:] = arrays
+    return joined

@@ -57,7 +57,8 @@ def measure_latency(
     Returns:
         The medians.
     """
-    with session_of(reference, custom_ops=custom_ops) as left, session_of(other, custom_ops=custom_ops) as right:
+    opened = functools.partial(session_of, custom_ops=custom_ops, fixed_draws=False)
+    with opened(reference) as left, opened(other) as right:
         calls = [functools.partial(run, session, dict(feed)) for session in (left, right)]
         _, processor = take_turns(calls, budget_seconds)
     a, b = (float(np.median(row)) * 1e3 for row in processor)

@@ -39,26 +39,32 @@ class OutputMetrics:
 
 
 class OutputComparison:
-    """Running sums behind an `OutputMetrics`."""
+    """Running sums behind an `OutputMetrics`.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Attributes:
+        num_resized: Number of samples on which the shapes differ, which are not compared.
+    """
+
+    def __init__(self, name: str, *, has_classes: bool = True) -> None:
+        self._name, self._has_classes = name, has_classes
         self._signal = self._error = self._other = self._dot = 0.0
         self._equal = self._decisions = 0
         self._largest = 0.0
         self._first: Any = None
         self._varied, self._is_float = False, True
+        self._sizes: list[tuple[int, int]] = []
+        self.num_resized = 0
 
     def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        """Add one sample's output of both models.
+        """Add one sample's output of both models; one of another shape is counted as such.
 
         Raises:
-            VerificationError: Shapes differ, or `value` is not finite where `reference` is.
+            VerificationError: `value` is not finite where `reference` is.
         """
+        self._sizes.append((reference.size, value.size))
         if reference.shape != value.shape:
-            raise VerificationError(
-                f"output {self._name!r} has shape {value.shape}, the float model gives {reference.shape}"
-            )
+            self.num_resized += 1
+            return
         self._decide(reference, value)
         if reference.dtype.kind in "OSU":  # text is the same or not
             reference, value = np.ones(reference.shape), reference == value
@@ -75,16 +81,30 @@ class OutputComparison:
         self._largest = max(self._largest, float(np.abs(difference).max(initial=0.0)))
 
     def value(self) -> OutputMetrics:
-        """Return the metrics over all samples so far."""
+        """Return the metrics over all samples so far; of the sizes where no sample has the same in both models."""
+        if self._sizes and self.num_resized == len(self._sizes):
+            return self._of_sizes()
         norms = float(np.sqrt(self._signal * self._other))
         cosine = self._dot / norms if norms > 0 else float(self._error == 0)
         agreement = self._equal / self._decisions if self._decisions else None
         ratio = sqnr_db(self._signal, self._error)
         return OutputMetrics(self._name, ratio, cosine, agreement, self._largest, self._varied, self._is_float)
 
+    def rows(self) -> tuple[OutputMetrics, ...]:
+        """Return the metrics over all samples so far, and those of the sizes if these differ on any."""
+        both = 0 < self.num_resized < len(self._sizes)
+        return (self.value(), self._of_sizes()) if both else (self.value(),)
+
+    def _of_sizes(self) -> OutputMetrics:
+        sizes = OutputComparison(f"size of {self._name}", has_classes=False)
+        sizes.update(*np.array(self._sizes, np.float64).T)
+        return sizes.value()
+
     def _decide(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
         """Count equal decisions: equal elements of whole numbers and text, equal places of the largest of reals."""
         self._is_float = reference.dtype.kind not in "iubOSU"
+        if not self._has_classes:
+            return
         axis = class_axis(reference.shape) if self._is_float else None
         if not reference.size or (self._is_float and axis is None):
             return

@@ -158,6 +158,8 @@ class Display:
         self._out.print(table)
         for score in comparison.accuracies:
             self._row(score.name, f"{score.reference:.4f} -> {score.value:.4f}")
+        for note in comparison.notes:
+            self._row("", note)
         times = f"{latency.reference_ms:.3f} -> {latency.value_ms:.3f} ms (x{latency.ratio:.2f}, one thread)"
         self._row("latency", times)
         compared = f"{comparison.num_samples} samples compared"
@@ -278,6 +280,7 @@ def validation_table(validation: Validation) -> dict[str, Any]:
         "outputs": [asdict(row) for row in comparison.outputs],
         "labelled": [asdict(row) for row in comparison.accuracies],
         "num_samples": comparison.num_samples,
+        "notes": list(comparison.notes),
     }
 
 

@@ -140,7 +140,7 @@ def tree_table(rows: Sequence[Row], width: int | None) -> Table:
     shown = [each for each in (*COLUMNS, *(MORE_COLUMNS if wide else ())) if any(row[each[0]] for row in cells)]
     gap = 2 if wide else 1
     left = None if width is None else max(width - sum(size + gap for _, size in shown) - gap, 24)
-    longest = max(2 * row.depth + len(printable(row.name)) for row in rows)
+    longest = max((2 * row.depth + len(printable(row.name)) for row in rows), default=0)
     needed = max((len(row.what) for row in rows if row.is_layer), default=0)
     name_width = longest if left is None else min(longest, max(left - max(needed, LEAST_OPERATORS), left // 2))
     what_width = MOST_OPERATORS if left is None else min(left - name_width, MOST_OPERATORS)

@@ -72,7 +72,8 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as entry:
-                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+                plain = array.astype(str) if array.dtype.hasobject else np.asanyarray(array)  # objects are texts
+                np.lib.format.write_array(entry, plain, allow_pickle=False)
 
 
 def put_files(folder: Path, *names: str) -> None:

@@ -13,7 +13,7 @@ from ptq.models.foreign import check
 from ptq.models.repairs import free_extents, give_shapes, make_dense, name_apart, put_in_order
 from ptq.models.sessions import one_line
 from ptq.models.source import CHANGED, INLINE_BYTES, MAX_PROTOBUF_BYTES, ModelSource, weight_bytes
-from ptq.models.validation import require_finite_weights, require_sound
+from ptq.models.validation import require_finite_weights, require_sound, require_tensors
 
 WHAT = "a model file", "store its weights as external data"
 
@@ -33,6 +33,7 @@ def load_model(source: ModelSource) -> ir.Model:
     if isinstance(source, ir.Model):
         return source.clone()
     if isinstance(source, onnx.ModelProto):
+        require_tensors(source, "model")
         return ir.from_proto(source)
     if isinstance(source, bytes):
         return _parse(source, "model bytes", None)

@@ -15,6 +15,7 @@ from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
 from ptq.files.scratch import scratch_folder
+from ptq.models.draws import fixed_form, with_fixed_draws
 from ptq.models.source import INLINE_BYTES, ModelSource, weight_bytes
 from ptq.runtime.opening import Optimization, open_session
 
@@ -52,8 +53,9 @@ def session_of(
     num_threads: int = 1,
     optimization: Optimization = "all",
     weights: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    fixed_draws: bool = True,
 ) -> Iterator[InferenceSession]:
-    """Open an in-memory model, turning onnxruntime's refusal into one line.
+    """Open a model, turning onnxruntime's refusal into one line.
 
     Args:
         model: The model.
@@ -61,10 +63,14 @@ def session_of(
         num_threads: Threads inside one operator.
         optimization: See `open_session`.
         weights: Numbers of its external initializers.
+        fixed_draws: Let random operators draw the same numbers in every run and every form of the model, so that these
+            can be compared; without it they run as they are, as for timing.
 
     Raises:
         InputError: onnxruntime cannot load the model.
     """
+    if fixed_draws:
+        model = with_fixed_draws(model) if isinstance(model, ir.Model) else fixed_form(model)
     if not isinstance(model, ir.Model):
         yield _open(model, custom_ops, num_threads, optimization, weights)
         return

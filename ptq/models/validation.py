@@ -47,10 +47,7 @@ def require_sound(proto: onnx.ModelProto, where: str, folder: Path | None) -> No
         newest = onnx.defs.onnx_opset_version()
         if entry.domain in ("", "ai.onnx") and not MIN_OPSET <= entry.version <= newest:
             raise InputError(f"{where}: opset {entry.version}; expected {MIN_OPSET} to {newest}, export it again")
-    for value in proto.graph.input:
-        _check_input(value, where)
-    for value in proto.graph.output:
-        _check_output(value, where)
+    require_tensors(proto, where)
     _require_plain_calls(proto, where)
     for tensor in tensors_of(proto):
         try:
@@ -60,11 +57,28 @@ def require_sound(proto: onnx.ModelProto, where: str, folder: Path | None) -> No
             raise InputError(f"{where}: tensor {tensor.name[:80]!r}: {cause}") from error
 
 
+def require_tensors(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse inputs and outputs that are no tensors.
+
+    Raises:
+        InputError: Names the first one.
+    """
+    for value in proto.graph.input:
+        _check_input(value, where)
+    for value in proto.graph.output:
+        _check_output(value, where)
+
+
 def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
     kind = value.type.tensor_type
     name = f"{where}: input {value.name[:80]!r} has"
     if value.type.HasField("tensor_type") and not _is_known(kind.elem_type):
         raise InputError(f"{name} the element type {kind.elem_type}, which is none of ONNX's")
+    if (kinds := _containers(value)) and kinds != ["optional"]:
+        raise InputError(
+            f"{where}: input {value.name[:80]!r} is of type {' of '.join(kinds)}, expected a tensor; export the model "
+            "from behind the operator that reads it, and feed what that makes"
+        )
     extents = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value") and dim.dim_value != OPEN]
     if min(extents, default=1) < 0 or math.prod(extents) > MAX_INPUT:
         raise InputError(f"{name} the extents {extents[:9]}; expected a tensor that fits into memory")
@@ -72,16 +86,21 @@ def _check_input(value: onnx.ValueInfoProto, where: str) -> None:
 
 def _check_output(value: onnx.ValueInfoProto, where: str) -> None:
     """Refuse what no quality can be measured on: the sequence of maps that a ZipMap ends in, for one."""
+    if kinds := _containers(value):
+        raise InputError(
+            f"{where}: output {value.name[:80]!r} is of type {' of '.join(kinds)}, expected a tensor; drop the "
+            "ZipMap or Sequence operator that makes it (skl2onnx: zipmap=False) and give out its input"
+        )
+
+
+def _containers(value: onnx.ValueInfoProto) -> list[str]:
+    """Name the types around a value's elements, the outermost first; none for a tensor."""
     kinds, kind = [], value.type
     while (which := kind.WhichOneof("value")) in CONTAINERS:
         kinds.append(which.removesuffix("_type"))
         holder = getattr(kind, which)
         kind = holder.value_type if which == "map_type" else holder.elem_type
-    if kinds:
-        raise InputError(
-            f"{where}: output {value.name[:80]!r} is of type {' of '.join(kinds)}, expected a tensor; drop the "
-            "ZipMap or Sequence operator that makes it (skl2onnx: zipmap=False) and give out its input"
-        )
+    return kinds
 
 
 def _require_plain_calls(proto: onnx.ModelProto, where: str) -> None:

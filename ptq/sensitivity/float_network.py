@@ -19,6 +19,7 @@ from ptq.calibration.segments import IR_VERSION, SegmentedRun
 from ptq.core.arrays import Float
 from ptq.core.layer import LinearLayer
 from ptq.models.sessions import run, session_of
+from ptq.passes.decisions import judged_values
 from ptq.passes.graph import initializer_of
 from ptq.sensitivity.problem import RoundedLayer
 
@@ -102,7 +103,7 @@ class FloatNetwork:
     @contextmanager
     def _behind(self, layer: PlacedLayer) -> Iterator[_Behind]:
         rest, reads = self.walk.rest(layer.name)
-        outputs = tuple(str(value.name) for value in self.model.graph.outputs)
+        outputs = judged_values(self.model)
         opened = nullcontext() if rest is None else session_of(rest, custom_ops=self.custom_ops)
         with opened as session:
             yield _Behind(layer.layer, session, reads, outputs)

@@ -69,7 +69,9 @@ def verify_streamed(
     sizes = seen | known_sizes(prepared, list(seen))
     fan_in = {layer.name: layer.fan_in for layer in streamed.placement.layers}
     counted = tuple(replace(row, num_macs=sizes[row.name] * fan_in[row.name]) for row in streamed.rows)
-    return Verification(Comparison(tuple(row.value() for row in rows), (), len(chosen)), kernels, latency), counted
+    return Verification(
+        Comparison(tuple(each for row in rows for each in row.rows()), (), len(chosen)), kernels, latency
+    ), counted
 
 
 def _run_once(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from ptq.analysis.compare import pair_outputs
+from ptq.analysis.decided import told_pair
 from ptq.analysis.diff.board import Site, Switchboard
 from ptq.analysis.diff.causes import Finding, Names, explain, share_of, speed_findings
 from ptq.analysis.diff.kinds import exposed_codes, integer_operators, require_pair, shared_values
@@ -179,6 +180,22 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None, d
     require_pair(reference, quantized, pair.names)
     stream = iter(samples)
     few = list(itertools.islice(stream, SHARED))
+    with ExitStack() as stack:
+
+        def opened(model: ir.Model) -> InferenceSession:
+            return stack.enter_context(session_of(model, custom_ops=pair.custom_ops))
+
+        with naming(pair.reference):
+            told = told_pair(reference, quantized, few[0].feed, opened)
+        given = pair if told.other is quantized else replace(pair, reference=told.reference, quantized=told.other)
+        found = _diff(given, [told.tell(sample) for sample in few], map(told.tell, stream), say, divided)
+    speed = speed_findings(_kernels(pair, quantized), pair.names)
+    return replace(found, findings=(*found.findings, *speed), notes=(*told.notes, *found.notes))
+
+
+def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, divided: int) -> Diff:
+    """Compare two models of which neither decides a size, but for the time that they take."""
+    reference, quantized = load_model(pair.reference), load_model(pair.quantized)
     say("prepare")
     with naming(pair.reference):
         prepared, _ = prepare(reference, few[0].feed, custom_ops=pair.custom_ops)
@@ -198,7 +215,6 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None, d
                 results = _switched(panel, both, few, everything, task)
         else:
             results = _by_name(prepared, quantized, both, everything, pair.custom_ops)
-    speed = speed_findings(_kernels(pair, quantized), pair.names)
     worst = tuple(WorstSample(-index, -lacking) for lacking, index in sorted(whole.lowest, reverse=True))
     return Diff(
         whole.outputs.sqnr_db,
@@ -206,7 +222,7 @@ def diff(pair: Pair, samples: Iterable[Sample], say: Say = lambda _step: None, d
         whole.count,
         len(few) if board.sites else 0,
         results.nearest,
-        (*results.findings, *speed),
+        results.findings,
         results.layers,
         worst,
         (*results.notes, *integer_operators(board.model)),

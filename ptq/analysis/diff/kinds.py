@@ -84,7 +84,7 @@ def shared_values(reference: ir.Model, quantized: ir.Model) -> dict[str, str]:
     for node in reference.graph:
         name, value = name_of(node), node.outputs[0]
         other = there.get(name)
-        if other is None or value.dtype not in FLOAT_TYPES:
+        if other is None or value.dtype not in FLOAT_TYPES or not isinstance(value.type, ir.TensorType):
             continue
         readers = consumers(value)
         behind = name_of(readers[0]) if len(readers) == 1 and readers[0].op_type in ACTIVATIONS else name

@@ -35,7 +35,9 @@ class Tally:
     dot: float = 0.0
 
     def update(self, reference: Array, value: Array) -> None:
-        """Add the value of both networks on one sample."""
+        """Add the value of both networks on one sample, where these give it the same size."""
+        if reference.shape != value.shape:
+            return
         a, b = reference.astype(np.float64).reshape(-1), value.astype(np.float64).reshape(-1)
         kept = np.isfinite(a)
         a, b = a[kept], np.where(np.isfinite(b[kept]), b[kept], 0.0)
