@@ -14,6 +14,8 @@ import pytest
 
 import ptq
 from ptq.core.errors import InputError
+from ptq.recipe import Weights
+from ptq.weights import Rtn
 from tests.builders import conv_net, feeds
 
 
@@ -55,7 +57,9 @@ def test_validate_judges_any_two_models() -> None:
 def test_any_order_of_the_calibration_set_gives_the_same_ranges() -> None:
     samples = feeds(16, 3, 16, 16)
     evaluation = feeds(2, 3, 16, 16, seed=8)
-    models = [ptq.quantize(conv_net(), data, evaluation=evaluation).delivery.data for data in (samples, samples[::-1])]
+    rounding = ptq.Recipe(weights=Weights(Rtn()))
+    made = [ptq.quantize(conv_net(), data, rounding, evaluation=evaluation) for data in (samples, samples[::-1])]
+    models = [each.delivery.data for each in made]
     assert models[0] == models[1]
 
 

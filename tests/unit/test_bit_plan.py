@@ -40,8 +40,8 @@ ROWS = (2, 3, 4, 5, 6, 7, 8, 2)
 
 
 def recipe(plan: Mapping[str, LayerBits], **fields: Any) -> Recipe:
-    weights = fields.pop("weights", Weights(bits=4))
-    return Recipe(target="cpu-x86", weights=weights, bit_plan=BitPlan(plan), **fields)
+    weights = fields.pop("weights", Weights(Rtn(), bits=4))
+    return Recipe(target="cpu-x86", weights=weights, bit_plan=BitPlan(plan), accept_poor=True, **fields)
 
 
 def codes_of(model: bytes | None, layer: str) -> NDArray[np.int64]:
@@ -145,7 +145,7 @@ def test_an_allocator_with_a_cost_of_its_own_beats_words_of_one_length(tmp_path:
     assert sum(cost.of(name, bits) for name, bits in plan.layers.items()) <= limit
     assert plan.has_rows
     plan.save(tmp_path / "plan.json")
-    data, base = feeds(24, 3, 8, 8), Recipe(target="cpu-x86", weights=Weights(bits=4))
+    data, base = feeds(24, 3, 8, 8), Recipe(target="cpu-x86", weights=Weights(Rtn(), bits=4), accept_poor=True)
     uniform = quantize(model, data, base)
     planned = quantize(model, data, replace(base, bit_plan=BitPlan.load(tmp_path / "plan.json")))
     for name, bits in plan.layers.items():
@@ -330,7 +330,7 @@ def beside(folder: Path, plan: bytes, name: str = "plan.json") -> Path:
     """A recipe with a plan beside it."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(plan)
-    (folder / "r.toml").write_text(f'bit_plan = "{name}"\n[weights]\nbits = 4\n')
+    (folder / "r.toml").write_text(f'bit_plan = "{name}"\naccept_poor = true\n[weights]\nmethod = "rtn"\nbits = 4\n')
     return folder / "r.toml"
 
 
