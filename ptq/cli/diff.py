@@ -35,7 +35,8 @@ def diff(reference: Path, model: Path, **given: Any) -> None:
     near QUANT comes to FLOAT with every layer restored), notes, worst first:
       layers:   name, op_type, sqnr_db, cosine, alone, restored, share,
                 of_weights, of_grids (its parts where they were told
-                apart), has_grids, readers, module
+                apart), has_grids, readers, module,
+                is_new
       findings: kind, layer, share, alone, restored, text, option, command
       worst:    index, sqnr_db
     alone, restored and share are fractions of the final error, null where

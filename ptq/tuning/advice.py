@@ -51,7 +51,9 @@ def _on_accuracy(job: Job, result: Result, verdict: Verdict, progress: Progress)
     """Name the layers that take away most of the error when they are in float."""
     data = job.data if job.evaluation is None else job.evaluation
     layers = blame(job, result, itertools.islice(data, SAMPLES), progress).layers
-    costly = [layer for layer in layers if layer.op_type != "input" and (layer.restored or 0.0) >= WORTH][:NAMED]
+    costly = [
+        layer for layer in layers if layer.op_type != "input" and not layer.is_new and (layer.restored or 0.0) >= WORTH
+    ][:NAMED]
     if not costly:
         return verdict
     handles, names = Handles(result.report.modules), {layer.name: layer.module for layer in costly}

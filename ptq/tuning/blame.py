@@ -131,8 +131,9 @@ class _Shares:
             self.weights[layer.name] = share * part
         if layer.has_grids and share * (1 - part) > 0:
             name = RESULT + layer.name
-            own = () if layer.op_type == "input" else (layer.name,)
-            self.grids[name], self.nodes[name] = share * (1 - part), (*own, *layer.readers)
+            own = () if layer.op_type == "input" or layer.is_new else (layer.name,)
+            if nodes := (*own, *layer.readers):
+                self.grids[name], self.nodes[name] = share * (1 - part), nodes
 
 
 def _measured(rows: Sequence[LayerRow], total: float, layers: Sequence[LayerDiff], found: Diff) -> Blame:

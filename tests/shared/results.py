@@ -15,7 +15,7 @@ from typing import Any
 
 import ptq
 from ptq.recipe import Recipe, Weights
-from ptq.weights import Gptq
+from ptq.weights import Gptq, Rtn
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator, limit
 
@@ -24,7 +24,13 @@ TARGETS = ("cpu-x86", "portable", "cpu-arm")
 SLACK_DB = 0.5
 """What rounding in another order, by another release or processor, may move."""
 
-RUNS = {"W8A8": Recipe(), "W4A8 gptq": Recipe(weights=Weights(Gptq(), bits=4))}
+RUNS = {
+    "W8A8": Recipe(weights=Weights(Gptq())),
+    "W8A8 rtn": Recipe(weights=Weights(Rtn())),
+    "W4A8 gptq": Recipe(weights=Weights(Gptq(), bits=4)),
+}
+"""Default settings, the same with --fast, and short words."""
+
 
 Figures = dict[str, float]
 

@@ -248,9 +248,9 @@ def test_poor_accuracy_is_said_without_a_goal(folder: Path) -> None:
     weight[:, 0] = 0
     graph.graph.initializers["w1"].const_value = ir.tensor(weight)
     ir.save(graph, folder / "uneven.onnx")
-    done = quantize(folder, model="uneven.onnx", data="uneven.npz")
-    assert "repaired: as asked, SQNR" in done.output
-    assert "verdict: holds; no goal was set; SQNR" in done.output
+    done = quantize(folder, "--fast", model="uneven.onnx", data="uneven.npz")
+    assert "repaired: as asked, " in done.output
+    assert "verdict: holds; no goal was set; " in done.output
 
 
 def test_neither_data_nor_random_data_is_refused(folder: Path) -> None:

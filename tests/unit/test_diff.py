@@ -22,6 +22,7 @@ from ptq.calibration.observers import Dynamic, Percentile
 from ptq.cli import main
 from ptq.recipe import Weights
 from ptq.sensitivity.problem import RoundedLayer
+from ptq.weights import Gptq, Rtn
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 from tests.planted import change, clipped, fork, scaled, wrong_scale
 
@@ -33,6 +34,9 @@ def data(seed: int, count: int = 4) -> list[dict[str, Any]]:
 
 
 def quantized(model: ir.Model, seed: int, recipe: ptq.Recipe | None = None) -> ir.Model:
+    """A quantized model, rounded unless the recipe names another method."""
+    recipe = recipe or ptq.Recipe()
+    recipe = replace(recipe, weights=replace(recipe.weights, method=recipe.weights.chosen))
     return ptq.quantize(model, feeds(16, 3, 16, 16, seed=seed), recipe).delivery.model
 
 
@@ -95,6 +99,14 @@ def test_a_restored_model_is_the_float_model(bits: int) -> None:
     assert any(each.kind == "few-bits" and "bits=8" in each.option for each in found.findings) == (bits < 7)
 
 
+@pytest.mark.parametrize("bits", [8, 7])
+def test_what_solvers_move_says_nothing_about_scales(bits: int) -> None:
+    recipe = ptq.Recipe(weights=Weights(Gptq(), bits=bits))
+    found = api.diff(conv_net(), quantized(conv_net(), 0, recipe), data(0))
+    assert found.float_sqnr_db is not None
+    assert found.float_sqnr_db > found.sqnr_db + 10
+
+
 FORMS: dict[str, tuple[ptq.Recipe, bool]] = {
     "static": (ptq.Recipe(), True),
     "short activations": (ptq.Recipe(activation_bits=5, activations=Percentile(95.0)), True),
@@ -147,7 +159,7 @@ def outliers() -> ir.Model:
 @pytest.mark.parametrize("target", ["cpu-x86", "portable"])
 def test_smoothed_and_split_products_are_no_faults(target: str) -> None:
     model, samples = outliers(), feeds(32, 6, 16)
-    done = ptq.quantize(model, samples, ptq.Recipe(target))
+    done = ptq.quantize(model, samples, ptq.Recipe(target, weights=Weights(Rtn())))
     assert any("smoothed" in note for note in done.report.notes)
     assert any("outlier channels" in note for note in done.report.notes)
     found = api.diff(model, done.delivery.model, samples[:4])
@@ -224,7 +236,7 @@ def test_json_holds_what_the_help_says(folder: Path) -> None:
     assert sorted(facts) == sorted(listed)
     shares = ["alone", "restored", "share", "of_weights", "of_grids"]
     assert sorted(facts["layers"][0]) == sorted(
-        [*shares, "name", "op_type", "sqnr_db", "cosine", "has_grids", "readers", "module"]
+        [*shares, "name", "op_type", "sqnr_db", "cosine", "has_grids", "readers", "module", "is_new"]
     )
     assert sorted(facts["findings"][0]) == sorted(
         ["kind", "layer", "share", "alone", "restored", "text", "option", "command"]

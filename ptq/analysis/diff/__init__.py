@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +69,7 @@ class LayerDiff:
         has_grids: Whether its result is rounded.
         readers: Layers that read its result.
         module: The module that it was exported from; empty if that is unknown.
+        is_new: Whether the float model has no node of that name, which `--layer` and `--exclude` then do not take.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LayerDiff:
     has_grids: bool = False
     readers: tuple[str, ...] = ()
     module: str = ""
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, div
         both = Both(left, right, pair_outputs(left, right), whole)
         if board.sites:
             with _panel(board, floats, pair.custom_ops) as panel:
-                task = Task(pair.names, divided, say, _modules(board, prepared))
+                task = Task(pair.names, divided, say, _modules(board, prepared), floats.names)
                 results = _switched(panel, both, few, everything, task)
         else:
             results = _by_name(prepared, quantized, both, everything, pair.custom_ops)
@@ -282,12 +284,14 @@ class Task:
         divided: Sites whose constants and grids are told apart.
         say: Called with the name of each step.
         modules: Site -> the module that it was exported from.
+        nodes: Names of the float model's nodes.
     """
 
     names: Names
     divided: int
     say: Say
     modules: Mapping[str, str]
+    nodes: Collection[str]
 
 
 @contextmanager
@@ -314,7 +318,7 @@ def _switched(panel: Panel, both: Both, few: Sequence[Sample], everything: Itera
     parts = [keys for site in costly for keys in parts_of(site) if all(parts_of(site))]
     measure(panel, feeds, parts, measured, task.say)
     findings = tuple(_finding(site, panel, measured, task) for site in costly[:SUSPECTS])
-    layers = tuple(_row(site, measured, task.modules.get(site.name, "")) for site in ranked)
+    layers = tuple(_row(site, measured, task) for site in ranked)
     return Found(layers, findings, inside.sqnr_db, tuple(_notes(panel, inside.sqnr_db, both.whole)))
 
 
@@ -333,13 +337,14 @@ def _finding(site: Site, panel: Panel, measured: Measured, task: Task) -> Findin
     return Finding(symptom.kind, site.name, share, alone, restored, symptom.text, symptom.option, command)
 
 
-def _row(site: Site, measured: Measured, module: str) -> LayerDiff:
+def _row(site: Site, measured: Measured, task: Task) -> LayerDiff:
     tally, (alone, restored) = measured.layers[site.name], measured.shares(keys_of(site))
     share, both = share_of(measured, keys_of(site)), [keys for keys in parts_of(site) if keys in measured.alone]
     of_weights, of_grids = [share_of(measured, keys) for keys in both] if len(both) > 1 else (None, None)
     return LayerDiff(
         site.name, site.op_type, tally.sqnr_db, tally.cosine, alone, restored, share,
-        of_weights, of_grids, bool(parts_of(site)[1]), site.readers, module,
+        of_weights, of_grids, bool(parts_of(site)[1]), site.readers,
+        task.modules.get(site.name, ""), site.name not in task.nodes,
     )  # fmt: skip
 
 

@@ -30,6 +30,11 @@ class FloatNodes:
     def __post_init__(self) -> None:
         self.nodes = [{name_of(node): node for node in model.graph if node.outputs} for model in self.models]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all nodes."""
+        return frozenset(name for nodes in self.nodes for name in nodes)
+
     def named(self, name: str, op_type: str) -> list[ir.Node]:
         """Return nodes that may have become the one of that name, best first.
 

@@ -31,6 +31,8 @@ TINY = 0.1
 """Width of a channel, relative to the median one, below which all its weights may have been rounded to zero."""
 
 ROUNDS = 12
+FAR = 3.0
+"""Times the usual distance at which a number counts half."""
 
 
 @dataclass(frozen=True)
@@ -184,17 +186,22 @@ def _in_groups(weight: Array, axis: int, groups: int) -> Array:
 
 
 def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
-    """Fit positive scales of features and channels with the least squared error: alternating least squares."""
+    """Fit positive scales of features and channels: alternating least squares that believe those who fit.
+
+    A method that sees data may have moved single weights far, where inputs hardly vary; they say nothing about scales.
+    """
     reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
     taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
     original = np.where(taken_out, 0.0, original)
     rows, columns = np.ones((*original.shape[:2], 1, 1)), np.ones((original.shape[0], 1, original.shape[2], 1))
+    trust = np.ones_like(original)
     for _ in range(ROUNDS):
-        rows = _positive(decoded, original * columns, (2, 3))
+        rows = _positive(decoded, original * columns, trust, (2, 3))
         if original.shape[2] > 1:  # else a channel is its feature
             even = 1 / np.maximum(np.sqrt(np.square(original * rows).sum((2, 3), keepdims=True)), 1e-30)
-            columns = _positive(decoded * even, original * rows * even, (1, 3))
-    rows = _positive(decoded, original * columns, (2, 3))
+            columns = _positive(decoded * even, original * rows * even, trust, (1, 3))
+        trust = _trust(decoded, original * rows * columns)
+    rows = _positive(decoded, original * columns, trust, (2, 3))
     common = np.median(rows) if _spread(rows) < _spread(columns) else 1 / np.median(columns)
     return rows / common, np.where(taken_out, 0.0, columns * common)
 
@@ -204,7 +211,14 @@ def _spread(scales: Array) -> float:
     return float(np.median(np.abs(np.log(np.maximum(scales / np.median(scales), 1e-30)))))
 
 
-def _positive(wanted: Array, given: Array, axes: tuple[int, int]) -> Array:
-    dot = (wanted * given).sum(axes, keepdims=True)
-    power = np.square(given).sum(axes, keepdims=True)
+def _trust(decoded: Array, fitted: Array) -> Array:
+    """Return weights of a robust fit: small where a number is many times farther off than its feature's median."""
+    away = np.abs(decoded - fitted)
+    usual = np.median(away, (2, 3), keepdims=True)
+    return 1 / (1 + np.square(away / np.maximum(usual * FAR, 1e-30)))
+
+
+def _positive(wanted: Array, given: Array, trust: Array, axes: tuple[int, int]) -> Array:
+    dot = (trust * wanted * given).sum(axes, keepdims=True)
+    power = (trust * np.square(given)).sum(axes, keepdims=True)
     return np.where((dot > 0) & (power > 0), dot / np.maximum(power, 1e-300), 1.0)
