@@ -19,6 +19,7 @@ from ptq.passes.insert_qdq import InsertQdq
 from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
+from ptq.passes.pad_channels import PadChannels
 from ptq.passes.placement import Placement, place, place_weights
 from ptq.passes.plain_activations import PlainActivations
 from ptq.passes.plain_clip import PlainClip
@@ -44,6 +45,7 @@ PrepareStep = (
     | PoolMeans
     | FoldAffine
     | FoldFront
+    | PadChannels
 )
 PREPARE: tuple[PrepareStep, ...] = (
     InlineFunctions(),
@@ -97,6 +99,7 @@ __all__ = [
     "InsertDynamic",
     "InsertQdq",
     "LowerOpset",
+    "PadChannels",
     "Placement",
     "PrepareStep",
     "UseNative",

@@ -30,6 +30,8 @@ class Target:
         why: One line for the card.
         native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
         saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbors share room.
+        depthwise_lanes: Channels that the integer depthwise kernel takes at once, the rest one by one; 1 where that is
+            not known, or makes no difference.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Target:
     why: str
     native: bool = False
     saturates: bool = False
+    depthwise_lanes: int = 1
 
     @property
     def weight(self) -> QuantSpec:
@@ -52,7 +55,10 @@ class Target:
 
 
 CPU_X86 = Target(
-    "cpu-x86", QuantSpec(), "unsigned activations, weights of 8 bits each: x86 with VNNI sums without overflow"
+    "cpu-x86",
+    QuantSpec(),
+    "unsigned activations, weights of 8 bits each: x86 with VNNI sums without overflow",
+    depthwise_lanes=16,
 )
 CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), "signed activations and weights: ARM's dot product")
 PORTABLE = Target(
@@ -60,6 +66,7 @@ PORTABLE = Target(
     QuantSpec(),
     "unsigned activations, neighbouring weights share room: no overflow on any CPU",
     saturates=True,
+    depthwise_lanes=16,
 )
 NATIVE = Target(
     "native", QuantSpec(), "operators of domain ai.ptq where they are faster, else as this CPU", native=True

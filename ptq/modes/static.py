@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ptq.calibration.statistics import ExtremesOf, Wanted
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
+from ptq.passes import PadChannels, PrepareStep
 from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
@@ -19,6 +20,12 @@ from ptq.transforms.rewritten import Rewritten
 @dataclass(frozen=True)
 class StaticRanges(RecipeMode):
     """Mode in which layers and what lies between run on integers; calibration chooses a grid for every activation."""
+
+    @property
+    def steps(self) -> tuple[PrepareStep, ...]:
+        """Passes that bring a model into normal form, and fill the vectors of depthwise kernels."""
+        steps, lanes = super().steps, self.target.depthwise_lanes
+        return steps if lanes == 1 else (*steps, PadChannels(lanes))
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
@@ -35,7 +42,7 @@ class StaticRanges(RecipeMode):
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions, means, and energies of the channels that depthwise layers read."""
-        wanted = dict(RecipeMode.wanted(self, state, placement))
+        wanted = dict(super().wanted(state, placement))
         for name in dict.fromkeys(signals(state.model, placement).values()):
             wanted[name] = (*wanted.get(name, ()), ExtremesOf(1))
         return wanted

@@ -60,7 +60,7 @@ def too_wide(model: ir.Model, placement: Placement, grids: Grids, halves: Halves
         placement: Placement of its layers.
         grids: Grids that they would have.
         halves: Each of `signals` -> energy of its channels.
-        min_sqnr_db: Least signal over rounding noise of the channel in the middle, dB.
+        min_sqnr_db: Least signal over rounding noise of the channels, dB.
 
     Returns:
         Layer name -> reason to leave it in float.
@@ -78,18 +78,24 @@ def too_wide(model: ir.Model, placement: Placement, grids: Grids, halves: Halves
         noise = sum(step**2 / 12 for step in steps)
         kept = _kept(halves[signal[layer.name]], noise)
         if kept < min_sqnr_db:
-            found[layer.name] = f"half of its channels keep only {kept:.1f} dB on one grid: others are far wider"
+            found[layer.name] = f"its channels keep only {kept:.1f} dB on one grid: some are far wider than others"
             found.setdefault(name_of(first), f"its channels are too uneven for one grid, for {layer.name} behind it")
     return found
 
 
 def _kept(halves: tuple[ChannelExtremes, ChannelExtremes], noise: float) -> float:
-    """Return signal over noise of the median of the channels that carry something, dB; infinite where none does."""
+    """Return signal over noise halfway between all channels together and the median of those that carry something, dB.
+
+    Layers behind weigh channels by their energy, or make them alike first, or anything between. Infinite where no
+    channel carries anything.
+    """
     one, other = halves
     both = one if one is other else one.merge(other)
     power = both.square / max(both.count, 1)
     alive = power[power > 0.0]
-    return decibels(float(np.median(alive)), noise) if alive.size else float("inf")
+    if not alive.size:
+        return float("inf")
+    return (decibels(float(np.mean(power)), noise) + decibels(float(np.median(alive)), noise)) / 2
 
 
 def _way_up(value: ir.Value) -> list[ir.Value] | None:
