@@ -91,3 +91,12 @@ def test_extents_of_minus_one_are_open(tmp_path: Path) -> None:
     proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -3
     with pytest.raises(InputError, match="input 'x' has the extents"):
         load_model(proto.SerializeToString())
+
+
+def test_a_sparse_weight_with_a_name_that_is_no_text_is_one_line() -> None:
+    proto = ir.to_proto(conv_net())
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "NAME")
+    places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "")
+    proto.graph.sparse_initializer.append(onnx.SparseTensorProto(values=values, indices=places, dims=[4]))
+    with pytest.raises(InputError, match=r"sparse tensor .*decode"):
+        load_model(proto.SerializeToString().replace(b"NAME", b"N\x80\x80E"))
