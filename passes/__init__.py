@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
+from ptq.models.validation import require_finite_weights
 from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
@@ -131,11 +132,13 @@ def prepare(
 
     Raises:
         EquivalenceError: A pass changed an output; the message names the pass.
+        InputError: The model does not run, or functions read weights that are not finite.
     """
     prepared, origin = model.clone(), model
     original = Original(model, feed, custom_ops)
     _ = original.outputs if proven else {}  # a model that does not run says so before anything else does
-    InlineFunctions()(prepared)
+    if InlineFunctions()(prepared).modified:  # what functions read was not seen before
+        require_finite_weights(prepared, "model")
     wider: tuple[str, ...] = ()
     if WidenFloats()(prepared).modified:
         if proven:

@@ -6,13 +6,14 @@ is faster.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from ptq.passes.fused import ASKING, FORMS, Outputs, Shapes, Writer, blocked_channels
-from ptq.passes.linear import constant
+from ptq.passes.linear import constant, name_of
 from ptq.passes.normalize import RaiseOpset
 
 FUNCTION_OPSET = 17  # LayerNormalization
@@ -43,7 +44,7 @@ class Unfuse(ir.passes.InPlacePass):
         modified = bool(RaiseOpset(FUNCTION_OPSET, required=False)(model).modified)
         if model.opset_imports.get("", 0) < FUNCTION_OPSET:
             return ir.passes.PassResult(model, False)
-        channels = blocked_channels(model.graph, self.shapes)
+        channels, taken = blocked_channels(model.graph, self.shapes), _names(model)
         for node in list(fused_nodes(model)):
             graph = node.graph
             if not isinstance(graph, ir.Graph):
@@ -55,7 +56,7 @@ class Unfuse(ir.passes.InPlacePass):
                 for name in set(graph.initializers) - before:
                     del graph.initializers[name]
                 continue
-            _put(graph, node, writer, outputs)
+            _put(graph, node, writer, outputs, taken)
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -78,9 +79,15 @@ def _is_known(value: ir.Value) -> bool:
     return value.shape is not None and all(isinstance(extent, int) for extent in value.shape)
 
 
-def _put(graph: ir.Graph, node: ir.Node, writer: Writer, outputs: Outputs) -> None:
-    """Put the standard operators in place of the fused one; values keep their names."""
-    written = set(writer.tape.nodes)
+def _names(model: ir.Model) -> set[str]:
+    """Return the names that values of the graph and its bodies have."""
+    values = [value for node in model.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
+    return {str(value.name) for value in (*values, *model.graph.inputs, *model.graph.initializers.values())}
+
+
+def _put(graph: ir.Graph, node: ir.Node, writer: Writer, outputs: Outputs, taken: set[str]) -> None:
+    """Put the standard operators in place of the fused one; values keep their names, and new ones tell where from."""
+    base, written = name_of(node), set(writer.tape.nodes)
     for old, new in zip(node.outputs, outputs, strict=False):
         if new is None:
             continue
@@ -93,5 +100,10 @@ def _put(graph: ir.Graph, node: ir.Node, writer: Writer, outputs: Outputs) -> No
         name, old.name = old.name, None
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name = name
+    counts = itertools.count(1)
+    for value in [value for each in writer.tape.nodes for value in each.outputs if value.name is None]:
+        names = (f"{base}_{next(counts)}" for _ in itertools.count())
+        value.name = next(name for name in names if name not in taken)
+        taken.add(value.name)
     graph.insert_before(node, list(writer.tape.nodes))
     graph.remove(node, safe=True)

@@ -56,7 +56,8 @@ def show_foreign(proto: onnx.ModelProto) -> None:
     """Move hidden operators back to where `hide_foreign` found them."""
     for part in (proto, *proto.functions):
         for node in _all_nodes(part.graph.node if isinstance(part, onnx.ModelProto) else part.node):
-            node.domain = node.domain.removeprefix(f"{HIDEOUT}:")
+            if node.domain.startswith(HIDEOUT):
+                node.domain = node.domain.removeprefix(f"{HIDEOUT}:")
         kept = [entry for entry in part.opset_import if not entry.domain.startswith(HIDEOUT)]
         del part.opset_import[:]
         part.opset_import.extend(kept)

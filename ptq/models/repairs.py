@@ -29,10 +29,10 @@ def make_dense(proto: onnx.ModelProto, where: str) -> bool:
         if min(tensor.dims, default=0) < 0 or size * 8 > MAX_DENSE_BYTES:
             raise InputError(f"{where}: sparse tensor {name!r} of shape {list(tensor.dims)} is too large to write out")
         try:
-            dense = _dense(tensor, size)
+            dense = onnx.numpy_helper.from_array(_dense(tensor, size), name)
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{where}: sparse tensor {name!r}: {' '.join(str(error).split())[:200]}") from error
-        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
+        graph.initializer.append(dense)
     del graph.sparse_initializer[:]
     return bool(sparse)
 

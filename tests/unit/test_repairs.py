@@ -91,3 +91,23 @@ def test_extents_of_minus_one_are_open(tmp_path: Path) -> None:
     proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -3
     with pytest.raises(InputError, match="input 'x' has the extents"):
         load_model(proto.SerializeToString())
+
+
+def test_a_sparse_weight_with_a_name_that_is_no_text_is_one_line() -> None:
+    proto = ir.to_proto(conv_net())
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "NAME")
+    places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "")
+    proto.graph.sparse_initializer.append(onnx.SparseTensorProto(values=values, indices=places, dims=[4]))
+    with pytest.raises(InputError, match=r"sparse tensor .*decode"):
+        load_model(proto.SerializeToString().replace(b"NAME", b"N\x80\x80E"))
+
+
+def test_weights_that_functions_read_have_to_be_finite_too() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "local" : 1]>
+    net (float[N, 4] x) => (float[N, 4] y) { y = local.layer (x, w) }
+    <domain: "local", opset_import: ["" : 17]>
+    layer (a, v) => (b) { b = MatMul (a, v) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((4, 4), np.inf, np.float32), "w"))
+    with pytest.raises(InputError, match="weight 'w' of MatMul 'y' holds NaN or infinity"):
+        quantize(proto, [{"x": random((2, 4), seed)} for seed in range(8)])

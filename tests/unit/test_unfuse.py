@@ -170,6 +170,31 @@ def test_shapes_that_no_run_told_leave_the_node_as_it_is() -> None:
     assert Unfuse({"ends": (1,)})(model).modified
 
 
+def test_names_tell_where_layers_were_and_are_no_others() -> None:
+    """Names of the written operators, where one of them is taken."""
+    model = fused("y_1 = Relu (x)\ny = com.microsoft.Attention <num_heads = 4> (y_1, w, b)")
+    prepared, _ = prepare(model, samples(1)[0])
+    names = [str(value.name) for node in prepared.graph for value in node.outputs]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("y") for name in names if name != "out")
+
+
+def test_bodies_are_written_out_too() -> None:
+    node = """mean = ReduceMean <keepdims = 0> (x)
+    least = ReduceMin <keepdims = 0> (z)
+    above = Greater (mean, least)
+    y = If (above) <
+        then_branch = one () => (float[1, 6, 32] p) {
+            p = com.microsoft.Attention <num_heads = 4, unidirectional = 1> (x, w, b) },
+        else_branch = two () => (float[1, 6, 32] q) {
+            k = com.microsoft.SkipLayerNormalization (x, z, g)
+            q = com.microsoft.FusedMatMul <alpha = 0.5, transB = 1> (k, u) }>"""
+    (feed,) = samples(1)
+    for shift in (0, -100):  # one branch, and the other
+        prepared, _ = prepare(fused(node), feed | {"x": feed["x"] + np.float32(shift)})
+        assert not [node for node in prepared.graph.all_nodes() if node.domain]
+
+
 def test_projections_inside_attention_become_integers() -> None:
     result = quantize(fused(NODES["masked"]), samples(24))
     assert result.report.proof.kernels.num_linear >= 4
