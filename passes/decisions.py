@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.models.draws import lasting_name
-from ptq.passes.data_flow import SELECTING, DataFlow
+from ptq.passes.data_flow import NUM_READ, SELECTING, DataFlow
 from ptq.passes.infer_shapes import exposed, infer_statically
 from ptq.passes.unused import RemoveUnused
 
@@ -194,7 +194,8 @@ def _fronts(value: ir.Value, tainted: AbstractSet[ir.Value]) -> Iterator[ir.Valu
     if _is_float(value) and not _rounds(producer):
         yield value
         return
-    count = {"TopK": 1, "NonMaxSuppression": 2}.get(producer.op_type, len(producer.inputs))
+    selects = producer.op_type in SELECTING and not producer.domain
+    count = NUM_READ.get(producer.op_type, 1) if selects else len(producer.inputs)
     for source in producer.inputs[:count]:
         if source is not None and source in tainted:
             yield from [source] if _is_float(source) else _fronts(source, tainted)

@@ -119,6 +119,17 @@ def test_models_that_decide_are_validated_and_explained(name: str) -> None:
     assert any("decisions" in note for note in found.notes)
 
 
+def test_boxes_that_lie_fixed_are_kept_by_their_scores() -> None:
+    text = """
+    net (float[1, 3, 8] x) => (int64[K, 3] y) {
+        s = MatMul (x, w0)
+        y = NonMaxSuppression (anchors, s, most, half, half)
+    }"""
+    constants = {"w0": random((8, 5)), "anchors": random((1, 5, 4)), "most": np.array([9]), "half": CONSTANTS["half"]}
+    found = decisions_of(model_from_text(text, constants))
+    assert (found.values, found.fronts) == (("y",), ("s",))
+
+
 def test_ordinary_models_decide_nothing() -> None:
     text = """
     net (float[N, 3, 16, 16] x, int64[N, S] ids) => (float[N, M] y, float[K, 8] z) {
