@@ -148,6 +148,21 @@ def test_ordinary_models_decide_nothing() -> None:
     assert not decisions_of(model_from_text(text, constants))
 
 
+@pytest.mark.parametrize("name", ["boxes that are kept", "durations"])
+def test_a_model_with_other_names_inside_is_compared_as_it_is(name: str) -> None:
+    model = deciding(name)
+    other = quantize(model, samples()).delivery.model
+    for node in other.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"other_{value.name}"
+    comparison = validate(model, other, samples()).comparison
+    assert comparison.num_samples == 16
+    assert comparison.outputs
+    assert any("compared as they are" in note for note in comparison.notes)
+    assert diff(model, other, samples(4)).num_samples == 4
+
+
 def test_a_sum_added_up_otherwise_may_decide_otherwise() -> None:
     model = deciding("rows above a border")
     other = model.clone()
