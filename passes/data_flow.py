@@ -16,6 +16,9 @@ ROUNDED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM"
 SELECTING = {"NonMaxSuppression": 0, "NonZero": 0, "Unique": 0, "TopK": 1}
 """Operators that select -> output that says what."""
 
+NUM_READ = {"NonMaxSuppression": 2}
+"""Operators -> inputs that they select by; the others do by their first."""
+
 SIZED = {
     "Range": (0, 1, 2), "Expand": (1,), "Tile": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "Upsample": (1,),
     "ConstantOfShape": (0,), "Slice": (1, 2, 4), "Pad": (1,), "OneHot": (1,), "Split": (1,), "SplitToSequence": (1,),
@@ -60,7 +63,7 @@ class DataFlow:
             return
         tainted = not op_type or op_type in ROUNDED or _is_table(node) or any(v in self.tainted for v in inputs)
         self._mark(node.outputs, tainted=tainted, moved=bool(sizes) or self._moves(node, op_type, inputs))
-        if op_type in SELECTING and inputs[0] in self.tainted:
+        if op_type in SELECTING and any(value in self.tainted for value in inputs[: NUM_READ.get(op_type, 1)]):
             chosen = node.outputs[SELECTING[op_type]]
             self._mark([chosen], tainted=True, moved=True)
             by_mask = op_type == "NonZero" and inputs[0].dtype == ir.DataType.BOOL

@@ -14,7 +14,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.passes.data_flow import SELECTING, DataFlow
+from ptq.models.draws import lasting_name
+from ptq.passes.data_flow import NUM_READ, SELECTING, DataFlow
 from ptq.passes.infer_shapes import exposed, infer_statically
 from ptq.passes.unused import RemoveUnused
 
@@ -85,12 +86,13 @@ def decisions_of(model: ir.Model) -> Decisions:
     order = [value for node in model.graph for value in node.outputs if value in given]
     fronts = dict.fromkeys(front for value in order for front in _fronts(value, free.tainted))
     known = [value for value in fronts if value in flow.tainted and value not in flow.moved]
+    names = tuple(str(value.name) for value in outputs)
     return Decisions(
-        tuple(map(called, order)),
-        tuple(map(called, known)),
+        tuple(map(lasting_name, order)),
+        tuple(map(lasting_name, known)),
         moved,
         tuple(str(value.name) for value in outputs if value in flow.tainted),
-        tuple(called(v) for v in (*outputs, *known) if v not in free.moved) or tuple(str(v.name) for v in outputs),
+        tuple(lasting_name(value) for value in (*outputs, *known) if value not in free.moved) or names,
         tuple(dict.fromkeys(producer.op_type for value in order if (producer := value.producer()) is not None)),
     )
 
@@ -112,14 +114,6 @@ def _given(model: ir.Model) -> tuple[dict[ir.Value, None], DataFlow]:
 def judged_values(model: ir.Model) -> tuple[str, ...]:
     """Name the values that two float networks of one graph are compared at: the outputs, where these do not move."""
     return decisions_of(model).steady or tuple(str(value.name) for value in model.graph.outputs)
-
-
-def called(value: ir.Value) -> str:
-    """Return the name by which a value is known in every form of a model: that of the output that it gives, if any."""
-    for use in value.uses():
-        if use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output():
-            return str(use.node.outputs[0].name)
-    return str(value.name)
 
 
 def telling(model: ir.Model, decisions: Decisions) -> ir.Model:
@@ -200,7 +194,8 @@ def _fronts(value: ir.Value, tainted: AbstractSet[ir.Value]) -> Iterator[ir.Valu
     if _is_float(value) and not _rounds(producer):
         yield value
         return
-    count = {"TopK": 1, "NonMaxSuppression": 2}.get(producer.op_type, len(producer.inputs))
+    selects = producer.op_type in SELECTING and not producer.domain
+    count = NUM_READ.get(producer.op_type, 1) if selects else len(producer.inputs)
     for source in producer.inputs[:count]:
         if source is not None and source in tainted:
             yield from [source] if _is_float(source) else _fronts(source, tainted)

@@ -66,6 +66,13 @@ def output_sizes(
     return sizes
 
 
+def count_values(value: Any) -> int:
+    """Count the numbers of a value as onnxruntime gives it: an array, a sequence of arrays, or nothing."""
+    if isinstance(value, list):
+        return sum(map(count_values, value))
+    return 0 if value is None else int(np.size(value))
+
+
 def known_sizes(model: ir.Model, names: Sequence[str]) -> dict[str, int]:
     """Count the numbers per sample of those values whose shape is fixed but for the batch; nothing is run."""
     values = {str(value.name): value for node in model.graph for value in node.outputs}

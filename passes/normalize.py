@@ -18,7 +18,6 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 
 from ptq.core.errors import UnsupportedModelError
-from ptq.models.draws import RANDOM
 from ptq.models.foreign import hide_foreign, show_foreign
 from ptq.passes.graph import message_without_weights
 from ptq.passes.unused import RemoveUnused, bodies_of
@@ -185,9 +184,8 @@ def _drop_identities(graph: ir.Graph) -> None:
         if source is None:
             continue
         if out.is_graph_output():
-            producer = source.producer()
-            if producer not in made or source.is_graph_output() or producer.op_type in RANDOM:
-                continue  # the draws of random operators go by their names
+            if source.producer() not in made or source.is_graph_output():
+                continue
             name, out.name = out.name, None
             ir.convenience.replace_all_uses_with(out, source, replace_graph_outputs=True)
             source.name = name

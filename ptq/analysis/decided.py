@@ -108,7 +108,7 @@ class DecidedComparison:
             b: Outputs of the other model as it is, by the float model's names.
         """
         known = dict(zip(self._asked, run(self._left, dict(feed), self._asked), strict=True))
-        if self._right is None:
+        if not self._rows:
             self._begin(known)
         told = dict(feed) | {name: known[name] for name in self._given}
         values = run(self._right, told, self._compared) if self._right is not None else []
@@ -127,7 +127,7 @@ class DecidedComparison:
         """Yield what a user should know of the rows."""
         moved, fronts = ", ".join(self._decisions.moved), [name for name in self._compared if name not in self._names]
         how = "compared as they are"
-        if self._given:
+        if self._given and self._compared:
             how = "compared with the float model's decisions given to both models"
         how += f", and in front of these at {', '.join(fronts)}" if fronts else ""
         makers = ", ".join(self._decisions.makers) or "inside bodies"

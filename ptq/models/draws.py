@@ -18,6 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from ptq.models.source import INLINE_BYTES, weight_bytes
+
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -40,6 +42,14 @@ def random_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in nodes if _draws(node)]
 
 
+def lasting_name(value: ir.Value) -> str:
+    """Return the name by which a value is known in every form of a model: that of the output that it gives, if any."""
+    for use in value.uses():
+        if use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output():
+            return str(use.node.outputs[0].name)
+    return str(value.name)
+
+
 def fixed_form(form: str | Path | bytes) -> str | Path | bytes | ir.Model:
     """Return a model with fixed draws, or the form itself if it draws nothing, is no model, or too large for memory."""
     if not _names_random(form):
@@ -50,6 +60,8 @@ def fixed_form(form: str | Path | bytes) -> str | Path | bytes | ir.Model:
         model = ir.from_proto(proto)
         if not isinstance(form, bytes):
             ir.external_data.set_base_dir(model.graph, Path(form).absolute().parent)
+            if random_nodes(model) and weight_bytes(model) <= INLINE_BYTES:
+                ir.external_data.load_to_model(model)
     except Exception:  # of several types; onnxruntime will say what is wrong with it
         return form
     fixed = with_fixed_draws(model)
@@ -122,7 +134,7 @@ class _Fixing:
 
     def __init__(self, tables: _Tables, node: ir.Node) -> None:
         self._tables, self._node, self._made = tables, node, list[ir.Node]()
-        self._name = next((str(value.name) for value in node.outputs if value.name), "")
+        self._name = next((lasting_name(value) for value in node.outputs if value.name), "")
 
     def replace(self) -> None:
         """Put nodes with fixed draws in the place of the random one."""

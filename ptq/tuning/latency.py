@@ -34,7 +34,7 @@ from ptq.job import Context, Job
 from ptq.models.probe import require_survivable
 from ptq.models.sessions import run, session_of
 from ptq.passes import Placement, prepare
-from ptq.passes.infer_shapes import observe
+from ptq.passes.infer_shapes import count_values, observe
 from ptq.passes.linear import name_of
 from ptq.recipe import Recipe
 from ptq.solving.choices import choices_of
@@ -162,7 +162,7 @@ class LatencyTrial:
         except InputError as error:
             batch = job.recipe.latency_batch
             raise RecipeError(f"latency_batch is {batch}, which the model does not take: {error}") from error
-        sizes = {name: int(np.size(array)) for name, array in zip(names, arrays, strict=True)}
+        sizes = {name: count_values(array) for name, array in zip(names, arrays, strict=True)}
         return LatencyTrial(context, state, feed, per_value(placement, seen.histograms), sizes)
 
     @property

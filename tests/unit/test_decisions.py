@@ -119,6 +119,17 @@ def test_models_that_decide_are_validated_and_explained(name: str) -> None:
     assert any("decisions" in note for note in found.notes)
 
 
+def test_boxes_that_lie_fixed_are_kept_by_their_scores() -> None:
+    text = """
+    net (float[1, 3, 8] x) => (int64[K, 3] y) {
+        s = MatMul (x, w0)
+        y = NonMaxSuppression (anchors, s, most, half, half)
+    }"""
+    constants = {"w0": random((8, 5)), "anchors": random((1, 5, 4)), "most": np.array([9]), "half": CONSTANTS["half"]}
+    found = decisions_of(model_from_text(text, constants))
+    assert (found.values, found.fronts) == (("y",), ("s",))
+
+
 def test_ordinary_models_decide_nothing() -> None:
     text = """
     net (float[N, 3, 16, 16] x, int64[N, S] ids) => (float[N, M] y, float[K, 8] z) {
@@ -135,6 +146,21 @@ def test_ordinary_models_decide_nothing() -> None:
     }"""
     constants = {"w0": random((8, 3, 3, 3)), "one": np.ones((1, 1, 1, 1), np.float32), "table": random((9, 8))}
     assert not decisions_of(model_from_text(text, constants))
+
+
+@pytest.mark.parametrize("name", ["boxes that are kept", "durations"])
+def test_a_model_with_other_names_inside_is_compared_as_it_is(name: str) -> None:
+    model = deciding(name)
+    other = quantize(model, samples()).delivery.model
+    for node in other.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"other_{value.name}"
+    comparison = validate(model, other, samples()).comparison
+    assert comparison.num_samples == 16
+    assert comparison.outputs
+    assert any("compared as they are" in note for note in comparison.notes)
+    assert diff(model, other, samples(4)).num_samples == 4
 
 
 def test_a_sum_added_up_otherwise_may_decide_otherwise() -> None:
@@ -169,11 +195,13 @@ def until_nothing() -> ir.Model:
 
 
 def test_sizes_that_differ_are_counted_where_decisions_cannot_be_given() -> None:
-    inputs = feeds(24, 8)
-    result = quantize(until_nothing(), inputs, Recipe(weights=Weights(bits=2), weight_only=True))
-    comparison = validate(until_nothing(), result.delivery.model, inputs).comparison
+    other = until_nothing()
+    other.graph.initializers["nothing"].const_value = ir.tensor(np.array(-0.2, np.float32), name="nothing")
+    comparison = validate(until_nothing(), other, feeds(24, 8)).comparison
     assert "size of y" in {row.name for row in comparison.outputs}
     assert any("inside bodies" in note for note in comparison.notes)
+    result = quantize(until_nothing(), feeds(24, 8))
+    assert any("inside bodies" in note for note in result.report.notes)
 
 
 def lengths(outputs: Mapping[str, NDArray[Any]], _labels: NDArray[np.int64] | None) -> float:

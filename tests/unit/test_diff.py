@@ -279,3 +279,23 @@ def test_shares_of_layers_are_parts_of_the_whole_error() -> None:
     assert some.or_guessed(layers) is some
     guessed = SwitchedNetwork(0.1, {"c": 0.5}).or_guessed(layers)  # none of these layers could be switched
     assert [guessed.errors(layer, every)[0] for layer in layers] == pytest.approx([0.075, 0.025])
+
+
+def test_a_recurrent_layer_of_which_only_the_state_is_read_is_explained() -> None:
+    text = """
+    net (float[6, 1, 12] x) => (float[1, 1, 5] y) {
+        a = MatMul (x, wi)
+        , h = LSTM <hidden_size = 16> (a, w, r)
+        y = MatMul (h, wo)
+    }"""
+    weights = {
+        "wi": random((12, 12), 1),
+        "w": random((1, 64, 12), 2),
+        "r": random((1, 64, 16), 3),
+        "wo": random((16, 5)),
+    }
+    model = model_from_text(text, weights)
+    samples = [{"x": random((6, 1, 12), number, 1.0)} for number in range(16)]
+    found = api.diff(model, ptq.quantize(model, samples).delivery.model, samples)
+    assert "" not in {layer.name for layer in found.layers}
+    assert "h" in {layer.name for layer in found.layers}

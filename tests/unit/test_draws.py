@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ptq import Recipe, quantize
 from ptq.api import diff, validate
 from ptq.models.draws import fixed_form, random_nodes, with_fixed_draws
 from ptq.models.sessions import run, session_of
+from ptq.passes import prepare
 from tests.builders import feeds, model_from_text, random
 
 SIZE = 4096
@@ -56,6 +58,24 @@ def test_results_of_other_names_get_other_draws_and_no_size_is_too_small() -> No
         a, b = run(session, {"x": np.zeros(100, np.float32)})
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.5
         assert [each.shape for each in run(session, {"x": np.zeros(0, np.float32)})] == [(0,), (0,)]
+
+
+def test_draws_keep_their_numbers_where_preparing_renames_them() -> None:
+    text = """
+    net (float[1, 8] x) => (float[1, 8] noise, float[1, 8] y) {
+        n = RandomNormalLike (x)  noise = Identity (n)  s = Add (x, n)  y = MatMul (s, w)
+    }"""
+    model, sample = model_from_text(text, {"w": random((8, 8))}), feeds(1, 8)[0]
+    prepared, _ = prepare(model, sample)
+    with session_of(model) as before, session_of(prepared) as after:
+        np.testing.assert_allclose(run(after, sample, ["noise"])[0], run(before, sample, ["noise"])[0])
+
+
+def test_weights_in_a_file_beside_the_model_are_found(tmp_path: Path) -> None:
+    sample = feeds(1, 4, 8, 8)[0]
+    ir.save(noisy(), tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    with session_of(tmp_path / "m.onnx") as beside, session_of(noisy()) as within:
+        np.testing.assert_array_equal(run(beside, sample)[0], run(within, sample)[0])
 
 
 def test_models_that_draw_nothing_are_left_alone() -> None:

@@ -18,6 +18,7 @@ from ptq.calibration.store import ArrayStore
 from ptq.cli import main
 from ptq.core.errors import InputError
 from ptq.models.load import load_model
+from ptq.passes.infer_shapes import count_values
 from ptq.recipe import Weights
 from ptq.weights import Gptq
 from tests.builders import model_from_text, random
@@ -100,6 +101,11 @@ def test_inputs_and_outputs_that_are_no_tensors_are_named(kind: str, place: str)
     for source in (proto, proto.SerializeToString()):
         with pytest.raises(InputError, match=f"{place} '.' is of type {CONTAINERS[kind]}, expected a tensor; "):
             load_model(source)
+
+
+def test_numbers_in_sequences_are_counted() -> None:
+    assert count_values([np.zeros(3), [np.zeros((2, 2))], None]) == 7
+    assert count_values(np.zeros((2, 5))) == 10
 
 
 def test_sequences_inside_are_handed_on() -> None:

@@ -26,7 +26,7 @@ from ptq.analysis.diff.codes import (
 from ptq.analysis.diff.names import FloatNodes, consumers, origin, pair_of
 from ptq.passes.decoding import arrays_of, constants, picked_rows
 from ptq.passes.graph import add_initializer
-from ptq.passes.linear import constant
+from ptq.passes.linear import constant, name_of
 from ptq.target import LINEAR_OPS
 
 FOLLOWERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Max", "HardSwish"})
@@ -263,7 +263,7 @@ class _Building:
         last, readers = node, self.readers[node]
         while len(readers) == 1 and self.owners.get(readers[0]) is node:
             last, readers = readers[0], self.readers[readers[0]]
-        value = self.mixed.get(last.outputs[0], str(last.outputs[0].name))
+        value = self.mixed.get(last.outputs[0], name_of(last))
         return Site(
             self._label(node), node.op_type, value, tuple(parts), tuple(switches),
             tuple(parameters), self._layers(readers),
@@ -272,7 +272,7 @@ class _Building:
     def _label(self, node: ir.Node) -> str:
         """Return the float model's name of a node."""
         found = self.floats.named(self.names[node], node.op_type)
-        return str(found[0].outputs[0].name) if found else self.names[node]
+        return name_of(found[0]) if found else self.names[node]
 
     def _layers(self, readers: Sequence[ir.Node]) -> tuple[str, ...]:
         """Return the linear layers that read a value, directly or behind what only moves it."""
@@ -289,7 +289,7 @@ class _Building:
 
 def _called(node: ir.Node) -> str:
     """Return the name of a node's first output, or of the model's output that a pair behind it gives."""
-    value = node.outputs[0]
+    value = next((value for value in node.outputs if value.name), node.outputs[0])  # of an LSTM, the state alone
     for use in value.uses():
         for reader in pair_of(use.node):
             if reader.outputs[0].is_graph_output():
