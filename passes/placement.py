@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ptq.core.affine import QuantParams
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.core.ramp import Ramp
+from ptq.passes._qdq import quantizer
 from ptq.passes.gates import gated, is_flat_below, ramp_of
+from ptq.passes.given import given_grids, is_on_codes
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import relative_values
 from ptq.passes.remaining import remaining_floats
@@ -48,6 +51,7 @@ class Placement:
         ramps: Group -> the hard sigmoid that reads it, whose foot has to lie on a code.
         cut: Groups among them that need not reach below the foot.
         gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
+        given: Values that the model came with pairs for, before and behind them -> their grids; the pairs stay.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -63,6 +67,7 @@ class Placement:
     ramps: Mapping[int, Ramp] = field(default_factory=dict)
     cut: frozenset[int] = frozenset()
     gates: Mapping[int, int] = field(default_factory=dict)
+    given: Mapping[str, QuantParams] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
@@ -84,8 +89,10 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(excluded, native, relative_values(model.graph))
+    planner = _Planner(excluded, native, relative_values(model.graph), given_grids(model))
     nodes = list(model.graph)
+    for node in nodes:
+        planner.visit_given(node)
     for node in nodes:
         planner.visit_linear(node)
     if not planner.integer and not find_stored(model, excluded):
@@ -161,6 +168,7 @@ class _Planner:
     excluded: Excludes
     native: bool = False
     relative: Mapping[ir.Value, str] = field(default_factory=dict)
+    given: Mapping[str, QuantParams] = field(default_factory=dict)
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     needed: dict[str, ir.Value] = field(default_factory=dict)
@@ -171,9 +179,20 @@ class _Planner:
     ramps: dict[str, Ramp] = field(default_factory=dict)
     gates: dict[str, str] = field(default_factory=dict)
 
+    def visit_given(self, node: ir.Node) -> None:
+        """Take over what came on integers, and give a Conv the grid of its output that it came without."""
+        value = node.outputs[0] if node.outputs else None
+        if value is not None and node.op_type == "DequantizeLinear" and str(value.name) in self.given:
+            self._need(value)
+            self.produced.add(str(value.name))
+        elif self.given and not node.domain and is_on_codes(node, self.given):
+            self.integer.add(name_of(node))
+            if node.op_type == "Conv":
+                self._produce(node)
+
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
-        if node.domain or node.op_type not in INTEGER_OPS:
+        if node.domain or node.op_type not in INTEGER_OPS or name_of(node) in self.integer:
             return
         name = name_of(node)
         layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
@@ -193,7 +212,7 @@ class _Planner:
     def visit_other(self, node: ir.Node) -> None:
         """Spread integers forward through arithmetic and data movement. Called in dataflow order."""
         name = name_of(node)
-        if node.domain or name in self.absorbed or not is_float32(node.outputs[0]):
+        if node.domain or name in self.absorbed or name in self.integer or not is_float32(node.outputs[0]):
             return
         if node.op_type in MOVING and _moves_only(node) and self._moves_codes(node):
             if not self.excluded(node):
@@ -245,6 +264,7 @@ class _Planner:
             ramps,
             frozenset(apart),
             {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
+            self.given,
         )
 
     def _read_as(
@@ -275,7 +295,7 @@ class _Planner:
         if node.op_type == "Concat":
             # Rounding at the common step happens anyway; parts that nobody else reads may as well be born on that grid.
             for value in node.inputs:
-                if value is not None and len(value.uses()) == 1:
+                if value is not None and len(value.uses()) == 1 and self._root(str(value.name)) not in self.given:
                     self._join(node.outputs[0], value)
 
     def _visit_gate(self, node: ir.Node) -> None:
@@ -290,7 +310,7 @@ class _Planner:
             return
         root = self._root(str(source.name))
         taken = [other for name, other in self.ramps.items() if self._root(name) == root]
-        if all(other == ramp for other in taken):
+        if root not in self.given and all(other == ramp for other in taken):
             self.integer.add(name_of(node))
             self._produce(node, absorb=False)
             self.ramps[str(source.name)] = ramp
@@ -309,6 +329,8 @@ class _Planner:
 
     def _produce(self, node: ir.Node, *, absorb: bool = True) -> None:
         """Let the node write codes, and swallow an activation behind it that only clips at 0."""
+        if self.given and quantizer(node) is not None:
+            return
         value = node.outputs[0]
         follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
         if follower is not None and not self.excluded(follower):

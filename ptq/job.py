@@ -31,6 +31,7 @@ from ptq.files.checkpoints import Checkpoints, checkpoint_key
 from ptq.models.load import load_model
 from ptq.models.source import ModelSource, runnable_source, source_fingerprint
 from ptq.modes import Mode, mode_of
+from ptq.passes.given import SOURCE_HASH
 from ptq.recipe import Recipe
 from ptq.recipe.toml import recipe_to
 from ptq.runtime.native import native_path
@@ -173,7 +174,7 @@ class Context:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of the delivered file: where it came from."""
-        return {"ptq.float_sha256": source_fingerprint(self.job.source, self.model)}
+        return {SOURCE_HASH: source_fingerprint(self.job.source, self.model)}
 
     def augments(self, choices: Choices) -> bool:
         """Whether weights are also fitted to copies of texts with other words in them."""

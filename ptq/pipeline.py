@@ -19,6 +19,7 @@ from ptq.calibration.token_augmentation import augment
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.progress import Progress, counted, silent
 from ptq.delivery.deliver import Delivery, pack
+from ptq.given.run import run_given
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import prepare
@@ -47,8 +48,15 @@ def run(job: Job, progress: Progress = silent) -> Result:
     """
     start = time.perf_counter()
     context = Context.of(job, progress)
-    if needs_streaming(context.model):
-        return run_streamed(context, start)
+    given = run_given(context, start, lambda: run_float(context, start))
+    if given is not None:
+        return given
+    return run_streamed(context, start) if needs_streaming(context.model) else run_float(context, start)
+
+
+def run_float(context: Context, start: float) -> Result:
+    """Quantize what of a model is float, all of it in memory."""
+    job, progress = context.job, context.progress
     with context.calibration() as calibration:
         state = rewrite(context, calibration)
         problem = calibrate(context, state, calibration)
