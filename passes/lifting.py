@@ -21,7 +21,7 @@ from ptq.passes.insert_dynamic import INTEGER_LSTM
 from ptq.passes.linear import name_of, out_axis
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, PRODUCTS
 from ptq.passes.native_products import Packed, unpack_weight
-from ptq.passes.stored import StoredWeight, weights_inside
+from ptq.passes.stored import StoredWeight, scaled_axes, weights_inside
 from ptq.target import LINEAR_OPS
 
 Array = NDArray[Any]
@@ -97,7 +97,10 @@ def _linear(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
         axis = out_axis(node, index)
         if found.axis not in (None, axis):
             continue
-        if node.graph is not value.graph:
+        rank = 0 if found.scale.shape is None else len(found.scale.shape)
+        if node.op_type == "MatMul" and rank > 2:
+            yield from _stored(value, fixed, scaled_axes(node, index, rank))
+        elif node.graph is not value.graph:
             yield from _stored(value, fixed, (axis,))
         else:
             yield _Site(_called(node), (found.codes, found.scale, found.zero), _of_layer(found, axis))

@@ -56,14 +56,27 @@ def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, e
         encoding: Weight on codes that it becomes.
     """
     value, layout = value_in(model, weight.name), weight.layout
+    shape = [weight.shape[axis] for axis in weight.order]
     if isinstance(encoding, LookupWeight):
-        decoded = weights.reals(f"{weight.name}_decoded", layout, encoding, weight.shape)
+        decoded = _turned(weights, weight, weights.reals(f"{weight.name}_decoded", layout, encoding, shape))
     else:
-        codes = weights.codes(f"{weight.name}_quantized", layout, encoding, weight.shape)
+        codes = _turned(weights, weight, weights.codes(f"{weight.name}_quantized", layout, encoding, shape))
         decoded = weights.multiplied(weight.name, codes, weight.along(encoding.scale))
     ir.convenience.replace_all_uses_with(value, decoded)
     if value.is_initializer() and value.graph is not None:
         del value.graph.initializers[weight.name]
+
+
+def _turned(weights: WeightWriter, weight: StoredWeight, value: ir.Value) -> ir.Value:
+    """Bring axes that have scales back to their places."""
+    back = tuple(int(axis) for axis in np.argsort(weight.order))
+    if back == tuple(range(len(back))):
+        return value
+    turned = weights.writer.node(
+        "Transpose", [value], f"{weight.name}_turned", (value.dtype, ir.Shape(weight.shape)), {"perm": list(back)}
+    )
+    weights.writer.compute_first(turned)
+    return turned
 
 
 def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value, ir.Value]) -> ir.Value:

@@ -7,8 +7,9 @@ all its inputs are codes already; and nodes that only move data, whose output sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,7 @@ from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import relative_values
 from ptq.passes.remaining import remaining_floats
 from ptq.passes.sites import WeightSite
-from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
+from ptq.passes.stored import INSIDE, RECURRENT, StoredWeight, find_stored, float_kernels, inner_layers, is_fused
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS, MOVING, RESHAPING
 
@@ -51,6 +52,7 @@ class Placement:
         ramps: Group -> the hard sigmoid that reads it, whose foot has to lie on a code.
         cut: Groups among them that need not reach below the foot.
         gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
+        float_kernels: Layers that stay on float kernels, the user's exclusions aside: their weights may lie on codes.
         given: Values that the model came with pairs for, before and behind them -> their grids; the pairs stay.
     """
 
@@ -67,7 +69,18 @@ class Placement:
     ramps: Mapping[int, Ramp] = field(default_factory=dict)
     cut: frozenset[int] = frozenset()
     gates: Mapping[int, int] = field(default_factory=dict)
+    float_kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, QuantParams] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Nodes that stay float -> why, and whether their weights lie on codes."""
+        stored = {weight.name for weight in self.stored}
+        on_codes = {name for name, weights in self.float_kernels.items() if stored.intersection(weights)}
+        return {
+            name: f"{reason}; float kernel, weight on codes" if name in on_codes else reason
+            for name, reason in self.left_float.items()
+        }
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
@@ -75,12 +88,19 @@ class Placement:
         return (*self.layers, *self.tables, *self.stored)
 
 
-def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: bool = False) -> Placement:
+def place(
+    model: ir.Model,
+    excluded: Excludes = lambda _node: None,
+    *,
+    native: bool = False,
+    floats: Mapping[str, str] = MappingProxyType({}),
+) -> Placement:
     """Decide which nodes of a prepared graph run on integers.
 
     Args:
         model: Prepared float model with known element types.
         excluded: The user's exclusions.
+        floats: Nodes that keep float kernels besides -> why; their weights lie on codes all the same.
         native: Whether operators of our own may run layers.
 
     Returns:
@@ -89,18 +109,22 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(excluded, native, relative_values(model.graph), given_grids(model))
+    planner = _Planner(excluded, floats, native, relative_values(model.graph), given_grids(model))
     nodes = list(model.graph)
     for node in nodes:
         planner.visit_given(node)
     for node in nodes:
         planner.visit_linear(node)
-    if not planner.integer and not find_stored(model, excluded):
+    if not planner.integer and not planner.stored(model):
         _require_own_fault(model, excluded, planner.left_float)
     for node in nodes:
         planner.visit_other(node)
     return planner.finish(nodes, model)
 
+
+NO_KERNEL = "onnxruntime has no integer kernel for it"
+FLOAT_OPS = (LINEAR_OPS - INTEGER_OPS) | RECURRENT
+"""Operators with weights that have no integer kernel for inputs on grids."""
 
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
 
@@ -111,7 +135,11 @@ def near_a_pole(reader: str) -> str:
 
 
 def place_weights(
-    model: ir.Model, excluded: Excludes = lambda _node: None, *, only_products: bool = False
+    model: ir.Model,
+    excluded: Excludes = lambda _node: None,
+    *,
+    only_products: bool = False,
+    floats: Mapping[str, str] = MappingProxyType({}),
 ) -> Placement:
     """Decide which weights lie on codes where only they have their integers fixed: every linear layer, and no grids.
 
@@ -119,6 +147,7 @@ def place_weights(
         model: Prepared float model with known element types.
         excluded: The user's exclusions.
         only_products: Layers that take their ranges at run time: products with the weight on the right.
+        floats: Layers that keep float kernels besides -> why.
 
     Returns:
         The placement.
@@ -129,10 +158,13 @@ def place_weights(
     layers, left_float = [], {}
     relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
+        if only_products and _lacks_kernel(node, RECURRENT - {"LSTM"}):
+            left_float[name_of(node)] = excluded(node) or NO_KERNEL
         if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
+        unfit = floats.get(name_of(node)) or unfit
         if reader := relative.get(node.outputs[0]):
             unfit = near_a_pole(reader)
         reason = excluded(node) or (layer if isinstance(layer, str) else unfit)
@@ -140,11 +172,15 @@ def place_weights(
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):
             layers.append(layer)
-    tables, stored = find_tables(model, excluded), find_stored(model, excluded)
+    tables, stored = find_tables(model, excluded), find_stored(model, excluded, _roundable(left_float, relative))
     if not layers and not stored:
         _require_own_fault(model, excluded, left_float)
+    kernels = float_kernels(model, left_float)
     left_float = _left(model, excluded, (*layers, *tables, *stored), left_float)
-    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
+    return Placement(
+        tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored,
+        float_kernels=kernels,
+    )  # fmt: skip
 
 
 def _left(model: ir.Model, excluded: Excludes, sites: Iterable[WeightSite], known: Mapping[str, str]) -> dict[str, str]:
@@ -165,7 +201,8 @@ def _require_own_fault(model: ir.Model, excluded: Excludes, left_float: Mapping[
 class _Planner:
     """The state of one walk. `needed` values get a grid; `produced` ones come out of integer nodes."""
 
-    excluded: Excludes
+    asked: Excludes
+    floats: Mapping[str, str]
     native: bool = False
     relative: Mapping[ir.Value, str] = field(default_factory=dict)
     given: Mapping[str, QuantParams] = field(default_factory=dict)
@@ -178,6 +215,14 @@ class _Planner:
     parent: dict[str, str] = field(default_factory=dict)
     ramps: dict[str, Ramp] = field(default_factory=dict)
     gates: dict[str, str] = field(default_factory=dict)
+
+    def excluded(self, node: ir.Node) -> str | None:
+        """Return why a node is to stay on a float kernel, or None."""
+        return self.asked(node) or self.floats.get(name_of(node))
+
+    def stored(self, model: ir.Model) -> tuple[StoredWeight, ...]:
+        """Find weights of float kernels that lie on codes: not of those whose relative errors count."""
+        return find_stored(model, self.asked, _roundable(self.left_float, self.relative))
 
     def visit_given(self, node: ir.Node) -> None:
         """Take over what came on integers, and give a Conv the grid of its output that it came without."""
@@ -192,9 +237,11 @@ class _Planner:
 
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
-        if node.domain or node.op_type not in INTEGER_OPS or name_of(node) in self.integer:
-            return
         name = name_of(node)
+        if _lacks_kernel(node, FLOAT_OPS):
+            self.left_float[name] = self.excluded(node) or NO_KERNEL
+        if node.domain or name in self.integer or node.op_type not in INTEGER_OPS:
+            return
         layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
         reader = self.relative.get(node.outputs[0])
         reason = self.excluded(node) or (layer if isinstance(layer, str) else reader and near_a_pole(reader))
@@ -249,7 +296,7 @@ class _Planner:
             for name in members
             if name not in derived or not any(other not in derived for other in members)
         }
-        tables, stored = find_tables(model, self.excluded), find_stored(model, self.excluded)
+        tables, stored = find_tables(model, self.excluded), self.stored(model)
         return Placement(
             tuple(self.layers),
             frozenset(self.integer | self.absorbed),
@@ -264,6 +311,7 @@ class _Planner:
             ramps,
             frozenset(apart),
             {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
+            float_kernels(model, self.left_float),
             self.given,
         )
 
@@ -372,6 +420,17 @@ class _Planner:
         while name in self.parent and self.parent[name] != name:
             name = self.parent[name]
         return name
+
+
+def _roundable(floats: Iterable[str], relative: Mapping[ir.Value, str]) -> set[str]:
+    """Return the layers on float kernels whose weights may be rounded."""
+    return set(floats) - {str(value.name) for value in relative}
+
+
+def _lacks_kernel(node: ir.Node, op_types: Collection[str]) -> bool:
+    """Whether a node has weights and no integer kernel: one of some operators, or a fused one."""
+    weighted = node.op_type in op_types and not node.domain and constant(node.inputs[1]) is not None
+    return weighted or is_fused(node)
 
 
 def _is_product(node: ir.Node) -> bool:

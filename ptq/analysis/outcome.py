@@ -82,7 +82,7 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
         recipe=recipe_to(recipe),
         target=target_named(recipe.target),
         layers=outcome.rows,
-        left_float=outcome.placement.left_float,
+        left_float=outcome.placement.reasons,
         modules=_named(outcome),
         num_grids=len(outcome.placement.groups),
         spreads=outcome.spreads,

@@ -67,7 +67,7 @@ def inspect_model(
         known = _look_at_huge(model) if needs_streaming(model) else _look_at(model, tuple(custom_ops), wanted, data)
     layers = linear_layers(known.prepared)
     bits = {layer.name: wanted.weight.num_bits for layer in known.placement.layers}
-    facts = Known(known.sizes, bits, known.placement.left_float, known.histograms)
+    facts = Known(known.sizes, bits, known.placement.reasons, known.histograms)
     rows = describe_layers(known.prepared, layers, facts, read_weights=not known.huge)
     tree = module_tree(known.prepared, [row.name for row in rows], noted_scopes(model))
     paths, operators = tree.paths(), Counter(node.op_type for node in model.graph)
@@ -85,7 +85,7 @@ def inspect_model(
         "modules": tree.facts(),
         "layers": [{"module": paths[row.name], **asdict(row)} for row in rows],
         "tables": [table.name for table in known.placement.tables],
-        "left_float": dict(sorted(known.placement.left_float.items())),
+        "left_float": dict(sorted(known.placement.reasons.items())),
         "sample": known.sample,
         "estimate": known.estimate,
     }

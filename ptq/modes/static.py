@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ptq.calibration.statistics import ExtremesOf, Wanted
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
-from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
 from ptq.solving.wide_channels import Halves, signals, too_wide
@@ -30,8 +29,8 @@ class StaticRanges(RecipeMode):
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place integers in every layer that has a kernel, and in what lies between."""
-        excluded, more = state.excludes(self.exclusions), floats or {}
-        return place(state.model, lambda node: excluded(node) or more.get(name_of(node)), native=self.target.native)
+        excluded, more = state.excludes(self.exclusions), self.floats(state, floats)
+        return place(state.model, excluded, native=self.target.native, floats=more)
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions, means, and energies of the channels that depthwise layers read."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptq.modes.mode import RecipeMode
-from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place_weights
 from ptq.transforms import ScaleSalient, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
@@ -28,5 +27,4 @@ class WeightOnly(RecipeMode):
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place codes in every layer."""
-        excluded, more = state.excludes(self.exclusions), floats or {}
-        return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)))
+        return place_weights(state.model, state.excludes(self.exclusions), floats=floats or {})
