@@ -8,8 +8,6 @@ from dataclasses import replace
 
 from ptq.analysis.kernels import Kernels, count_kernels
 from ptq.analysis.outcome import Outcome
-from ptq.analysis.verify import Verification, verify, with_operators
-from ptq.calibration.sample import repeated
 from ptq.calibration.split import split_samples
 from ptq.core.errors import EquivalenceError, UnsupportedModelError
 from ptq.delivery.deliver import Delivery, as_it_came
@@ -69,14 +67,7 @@ def _unchanged(context: Context, found: GivenIntegers, came: Delivery, notes: tu
     for _ in split.calibration_feeds():  # those held out, and the hash of all, are known at the end
         pass
     context.progress("verify")
-    samples = split.verification if job.evaluation is None else job.evaluation
-    timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
-    with came.as_file() as path:
-        proof: Verification = verify(
-            context.form, path, samples, timed, custom_ops=context.libraries, metric=job.metric
-        )
-        if job.profiled:
-            proof = with_operators(proof, context.form, path, timed, context.libraries)
+    proof = context.check(came, split)
     placement = Placement((), frozenset(), (), {}, frozenset(), found.open, frozenset())
     data = context.facts(split, proof)
     return context.result(Outcome(context.model, came, placement, (), notes, proof, data, unchanged=True), start)
