@@ -52,7 +52,8 @@ class InsertDynamic(ir.passes.InPlacePass):
         nodes = {name_of(node): node for node in model.graph}
         for layer in self.placement.layers:
             node = nodes[layer.name]
-            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name], self.words)
+            words = () if layer.name in self.placement.tied else self.words  # packed, they would lie there twice
+            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name], words)
             if made is None:
                 writer.rewrite(node, layer)
                 continue

@@ -25,6 +25,7 @@ from ptq.passes.gates import ramp_of
 from ptq.passes.given import rounding_of
 from ptq.passes.graph_writer import GraphWriter, Store
 from ptq.passes.linear import bias_add, constant, name_of
+from ptq.passes.lower_columns import lower_columns
 from ptq.passes.lower_stored import lower_stored, lower_table
 from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
@@ -79,7 +80,8 @@ def lower_layers(
     Returns:
         Place of each layer in the graph.
     """
-    lowering = _Lowering(model.graph, plan, placement, WeightWriter(GraphWriter(model.graph), compact))
+    weights = WeightWriter(GraphWriter(model.graph), compact, placement.tied)
+    lowering = _Lowering(model.graph, plan, placement, weights)
     lowering.activations()
     layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
     for table in placement.tables:
@@ -169,7 +171,12 @@ class _Lowering:
         """Let the readers of an embedding table pick codes, wherever they are."""
         first = [(node, next(iter(node.inputs), None)) for node in self.graph.all_nodes()]
         readers = [node for node, value in first if value is not None and value.name == table.name]
-        self.values |= lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
+        product = next((layer.weight for layer in self.placement.layers if layer.name == table.product), "")
+        blocks = self.weights.blocks.get(product)
+        if blocks is not None and self.weights.compact:
+            self.values |= lower_columns(self.weights, table, readers, blocks)
+        else:
+            self.values |= lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
 
     def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):

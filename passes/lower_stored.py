@@ -10,7 +10,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.encoding import LookupWeight, WeightEncoding
-from ptq.core.matrix import WeightLayout
 from ptq.passes._guards import take_over
 from ptq.passes.linear import name_of
 from ptq.passes.lower_weight import WeightWriter
@@ -35,13 +34,12 @@ def lower_table(
     Returns:
         Name of each reader -> value that stands for its result.
     """
-    layout = WeightLayout(0, table.shape)
     if isinstance(table, LookupWeight):
-        reals = weights.reals(f"{name}_decoded", layout, table)
+        reals = weights.rows(name, table)
         for node in readers:
             node.replace_input_with(0, reals)
         return {name_of(node): node.outputs[0] for node in readers}
-    codes = weights.codes(f"{name}_quantized", layout, table)
+    codes = weights.rows(name, table)
     scale = weights.writer.initializer(f"{name}_scale", short_scale(table.scale).reshape(-1, 1))
     return {reader: _pick(weights, reader, node, (codes, scale)) for node in readers if (reader := name_of(node))}
 

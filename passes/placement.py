@@ -83,6 +83,11 @@ class Placement:
         }
 
     @property
+    def tied(self) -> dict[str, str]:
+        """Products whose codes are those of a table -> name of the table."""
+        return {table.product: table.name for table in self.tables if table.product}
+
+    @property
     def sites(self) -> tuple[WeightSite, ...]:
         """Weights that lie on codes: of layers, of tables, and stored ones."""
         return (*self.layers, *self.tables, *self.stored)
@@ -172,7 +177,8 @@ def place_weights(
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):
             layers.append(layer)
-    tables, stored = find_tables(model, excluded), find_stored(model, excluded, _roundable(left_float, relative))
+    tables = find_tables(model, excluded, layers)
+    stored = find_stored(model, excluded, _roundable(left_float, relative))
     if not layers and not stored:
         _require_own_fault(model, excluded, left_float)
     kernels = float_kernels(model, left_float)
@@ -296,7 +302,7 @@ class _Planner:
             for name in members
             if name not in derived or not any(other not in derived for other in members)
         }
-        tables, stored = find_tables(model, self.excluded), self.stored(model)
+        tables, stored = find_tables(model, self.excluded, self.layers), self.stored(model)
         return Placement(
             tuple(self.layers),
             frozenset(self.integer | self.absorbed),

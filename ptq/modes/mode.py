@@ -123,5 +123,5 @@ class RecipeMode:
         lowered = model.clone()
         InsertQdq(plan, placement)(lowered)
         if self.target.native:
-            UseNative(plan, self.target.native_words)(lowered)
+            UseNative(plan, self.target.native_words, placement.tied)(lowered)
         return lowered
