@@ -7,7 +7,7 @@ all its inputs are codes already; and nodes that only move data, whose output sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -25,7 +25,15 @@ from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import relative_values
 from ptq.passes.remaining import remaining_floats
 from ptq.passes.sites import WeightSite
-from ptq.passes.stored import INSIDE, RECURRENT, StoredWeight, find_stored, float_kernels, inner_layers, is_fused
+from ptq.passes.spreading import (
+    clipping_follower,
+    feeds_integers,
+    is_product,
+    lacks_kernel,
+    moves_only,
+    two_activations,
+)  # fmt: skip
+from ptq.passes.stored import INSIDE, RECURRENT, StoredWeight, find_stored, float_kernels, inner_layers
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS, MOVING, RESHAPING
 
@@ -163,9 +171,9 @@ def place_weights(
     layers, left_float = [], {}
     relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
-        if only_products and _lacks_kernel(node, RECURRENT - {"LSTM"}):
+        if only_products and lacks_kernel(node, RECURRENT - {"LSTM"}):
             left_float[name_of(node)] = excluded(node) or NO_KERNEL
-        if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
+        if node.domain or node.op_type not in LINEAR_OPS or is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
@@ -181,10 +189,11 @@ def place_weights(
     stored = find_stored(model, excluded, _roundable(left_float, relative))
     if not layers and not stored:
         _require_own_fault(model, excluded, left_float)
-    kernels = float_kernels(model, left_float)
+    kernels, grids = float_kernels(model, left_float), given_grids(model)
+    given = frozenset(name_of(node) for node in model.graph if grids and is_on_codes(node, grids))
     left_float = _left(model, excluded, (*layers, *tables, *stored), left_float)
     return Placement(
-        tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored,
+        tuple(layers), given, (), {}, frozenset(), left_float, frozenset(), tables, stored=stored,
         float_kernels=kernels,
     )  # fmt: skip
 
@@ -244,11 +253,11 @@ class _Planner:
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
         name = name_of(node)
-        if _lacks_kernel(node, FLOAT_OPS):
+        if lacks_kernel(node, FLOAT_OPS):
             self.left_float[name] = self.excluded(node) or NO_KERNEL
         if node.domain or name in self.integer or node.op_type not in INTEGER_OPS:
             return
-        layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
+        layer = two_activations(node) if is_product(node) else describe_linear(node, native=self.native)
         reader = self.relative.get(node.outputs[0])
         reason = self.excluded(node) or (layer if isinstance(layer, str) else reader and near_a_pole(reader))
         if reason:
@@ -267,7 +276,7 @@ class _Planner:
         name = name_of(node)
         if node.domain or name in self.absorbed or name in self.integer or not is_float32(node.outputs[0]):
             return
-        if node.op_type in MOVING and _moves_only(node) and self._moves_codes(node):
+        if node.op_type in MOVING and moves_only(node) and self._moves_codes(node):
             if not self.excluded(node):
                 self.integer.add(name)
                 self._produce(node, absorb=False)
@@ -341,7 +350,7 @@ class _Planner:
         if reader := self.relative.get(node.outputs[0]):
             self.left_float[name] = near_a_pole(reader)
             return
-        if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
+        if node.op_type == "Concat" and not feeds_integers(node.outputs[0], self.needed):
             self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
             return
         self.integer.add(name)
@@ -359,7 +368,7 @@ class _Planner:
             return
         products = [use.node.outputs[0] for use in node.outputs[0].uses()]
         if not all(self._has_codes(factor) for factor in factors) or not any(
-            _feeds_integers(product, self.needed) for product in products
+            feeds_integers(product, self.needed) for product in products
         ):
             return
         root = self._root(str(source.name))
@@ -386,7 +395,7 @@ class _Planner:
         if self.given and quantizer(node) is not None:
             return
         value = node.outputs[0]
-        follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
+        follower = clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
         if follower is not None and not self.excluded(follower):
             self.absorbed.add(name_of(follower))
             value = follower.outputs[0]
@@ -402,7 +411,7 @@ class _Planner:
         if not changing or not all(self._has_codes(value) for value in changing):
             return False
         return len(changing) == len(node.inputs) or (
-            is_number_on_codes(node) and _feeds_integers(node.outputs[0], self.needed)
+            is_number_on_codes(node) and feeds_integers(node.outputs[0], self.needed)
         )
 
     def _has_codes(self, value: ir.Value | None) -> bool:
@@ -433,68 +442,8 @@ def _roundable(floats: Iterable[str], relative: Mapping[ir.Value, str]) -> set[s
     return set(floats) - {str(value.name) for value in relative}
 
 
-def _lacks_kernel(node: ir.Node, op_types: Collection[str]) -> bool:
-    """Whether a node has weights and no integer kernel: one of some operators, or a fused one."""
-    weighted = node.op_type in op_types and not node.domain and constant(node.inputs[1]) is not None
-    return weighted or is_fused(node)
-
-
-def _is_product(node: ir.Node) -> bool:
-    """Whether a node is a MatMul of two activations."""
-    return node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs)
-
-
-def _two_activations(node: ir.Node) -> str | None:
-    return None if all(is_float32(value) for value in node.inputs) else "its inputs are not float32"
-
-
-def _moves_only(node: ir.Node) -> bool:
-    """Whether a data-moving node leaves values on their grid."""
-    if node.op_type == "MaxPool":
-        return len(node.outputs) == 1
-    if node.op_type == "Resize":
-        return node.attributes.get_string("mode", "nearest") == "nearest"
-    if node.op_type == "Pad":
-        value = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
-        return node.attributes.get_string("mode", "constant") != "constant" or (value is not None and not np.any(value))
-    return True
-
-
 def is_number_on_codes(node: ir.Node) -> bool:
     """Whether a node adds a number to codes, or multiplies them by one; a number per channel would lose digits."""
     numbers = [array for value in node.inputs if (array := constant(value)) is not None]
     fits = [array.dtype == np.float32 and array.size == 1 and array.ndim < 2 and bool(array.all()) for array in numbers]
     return node.op_type in ("Add", "Mul") and fits == [True] and bool(np.isfinite(numbers[0]).all())
-
-
-def _clipping_follower(value: ir.Value) -> ir.Node | None:
-    """Return the only reader of a value, if it is a Relu or a Clip to an interval with 0 in it: its ends are codes."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node: ir.Node = next(iter(uses)).node
-    if node.domain:
-        return None
-    if node.op_type == "Relu":
-        return node
-    if node.op_type == "Clip":
-        low, high = (constant(end) for end in [*node.inputs[1:3], None, None][:2])
-        given = [end for end in node.inputs[1:3] if end is not None]
-        known = len(given) == sum(end is not None and end.size == 1 for end in (low, high))
-        below = low is None or float(low.item()) <= 0.0
-        return node if known and below and (high is None or float(high.item()) > 0.0) else None
-    return None
-
-
-def _feeds_integers(value: ir.Value, needed: Mapping[str, ir.Value]) -> bool:
-    """Whether codes of a value are read by a node that computes on them, possibly after moving data."""
-    stack, visited = [value], set()
-    while stack:
-        current = stack.pop()
-        if str(current.name) in visited:
-            continue
-        visited.add(str(current.name))
-        if str(current.name) in needed:
-            return True
-        stack += [use.node.outputs[0] for use in current.uses() if use.node.op_type in MOVING | ARITHMETIC_OPS]
-    return False

@@ -33,12 +33,10 @@ class GivenIntegers:
     """Integers that a model came with.
 
     Attributes:
-        has_grids: Whether layers read Q/DQ pairs, so that what is missing can be put beside them.
         is_own: Whether this program made the file.
         open: Linear layer -> what of it is not on integers.
     """
 
-    has_grids: bool
     is_own: bool
     open: Mapping[str, str]
 
@@ -58,7 +56,7 @@ def given_integers(model: ir.Model) -> GivenIntegers | None:
     coded = [node for node in layers if any(comes_from_codes(value) for value in node.inputs[1:2])]
     if not is_own and not coded and not any(_has_codes(node) for node in nodes):
         return None
-    return GivenIntegers(any(map(_reads_pair, coded)), is_own, dict(_open(model.graph, layers)))
+    return GivenIntegers(is_own, dict(_open(model.graph, layers)))
 
 
 def _has_codes(node: ir.Node) -> bool:

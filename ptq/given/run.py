@@ -15,6 +15,7 @@ from ptq.given.find import GivenIntegers, given_integers
 from ptq.job import Context, Result
 from ptq.models.probe import require_survivable
 from ptq.passes.placement import Placement
+from ptq.streaming.solve import needs_streaming
 
 CAME = "already quantized: delivered as it came"
 COMPLETED = "already quantized in part: its integers are kept as they came, what came in float was completed"
@@ -36,7 +37,7 @@ def run_given(context: Context, start: float, complete: Callable[[], Result]) ->
     if found is None:
         return None
     came, reason = as_it_came(context.job.source, context.model), ""
-    if found.open and found.has_grids and not found.is_own and context.job.recipe.has_grids:
+    if found.open and not found.is_own and not needs_streaming(context.model):
         reason = NOTHING
         with contextlib.suppress(EquivalenceError, UnsupportedModelError):
             result = complete()

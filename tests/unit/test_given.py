@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -183,24 +184,32 @@ def test_layers_that_came_in_float_are_named() -> None:
 
 
 BLOCKS = """<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>
-net (float[1, 16] x) => (float[1, 8] y) {
-    h = com.microsoft.MatMulNBits <K = 16, N = 8, bits = 4, block_size = 16> (x, w, s)
-    y = MatMul (h, v)
-}"""
+net (float[1, 16] x) => (float[1, 64] y) {{
+    h = com.microsoft.MatMulNBits <K = 16, N = 64, bits = 4, block_size = 16> (x, w, s)
+    y = {last}
+}}"""
 
 
-def test_weights_on_codes_of_another_program_are_kept() -> None:
-    import onnx
-
-    proto = onnx.parser.parse_model(BLOCKS)
+def packed(last: str) -> bytes:
+    proto = onnx.parser.parse_model(BLOCKS.format(last=last))
     rng = np.random.default_rng(0)
-    arrays = {"w": rng.integers(0, 255, (8, 1, 8)).astype(np.uint8), "s": np.full(8, 0.1, np.float32)}
-    for name, array in (arrays | {"v": random((8, 8), 4)}).items():
+    arrays = {"w": rng.integers(0, 255, (64, 1, 8)).astype(np.uint8), "s": np.full(64, 0.1, np.float32)}
+    for name, array in (arrays | {"v": random((64, 64), 4)}).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    given = proto.SerializeToString()
-    result = quantize(given, feeds(9, 16))
-    assert result.delivery.data == given
-    assert result.report.left_float == {"y": OPEN_WEIGHT}
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(weight_only=True), Recipe(activations=Dynamic())])
+def test_weights_on_codes_of_another_program_are_kept(recipe: Recipe) -> None:
+    given = packed("Relu (h)")
+    assert quantize(given, feeds(9, 16), recipe).delivery.data == given
+    result = quantize(packed("MatMul (h, v)"), feeds(9, 16), recipe)
+    assert result.report.notes[0].startswith("already quantized in part")
+    assert [row.name for row in result.report.layers] == ["y"]
+    (node,) = [node for node in result.delivery.model.graph if node.op_type == "MatMulNBits"]
+    kept = ir.from_proto(onnx.load_from_string(given)).graph.initializers["w"].const_value
+    assert kept is not None
+    np.testing.assert_array_equal(node.inputs[1].const_value.numpy(), kept.numpy())  # type: ignore[union-attr]
 
 
 def test_a_goal_on_time_is_judged() -> None:
