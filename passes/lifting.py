@@ -131,7 +131,9 @@ def _stored(value: ir.Value | None, fixed: Fixed, axes: tuple[int, ...]) -> Iter
         return
 
     def build(codes: Array, scale: Array) -> WeightEncoding:
-        matrix = StoredWeight("", codes.shape, axes).to_matrix(codes)
+        own = tuple(axis for axis, n in enumerate(scale.shape) if n == codes.shape[axis]) if len(axes) > 1 else axes
+        fits = scale.ndim == codes.ndim and np.prod([codes.shape[axis] for axis in own]) == scale.size
+        matrix = StoredWeight("", codes.shape, own if fits else axes).to_matrix(codes)
         return _lookup(matrix, scale) if found.is_table else _integers(matrix, scale)
 
     yield _Site(str(value.name).removesuffix("_decoded"), (found.codes, found.scale), build)

@@ -8,7 +8,7 @@ all its inputs are codes already; and nodes that only move data, whose output sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -89,6 +89,11 @@ class Placement:
             name: f"{reason}; float kernel, weight on codes" if name in on_codes else reason
             for name, reason in self.left_float.items()
         }
+
+    def with_axes(self, axes: Mapping[str, tuple[int, ...]]) -> Placement:
+        """Return the placement with other axes for scales of stored weights; where there are none they stay float."""
+        stored = [replace(weight, axes=axes.get(weight.name, weight.axes)) for weight in self.stored]
+        return replace(self, stored=tuple(weight for weight in stored if weight.axes))
 
     @property
     def tied(self) -> dict[str, str]:
@@ -171,8 +176,8 @@ def place_weights(
     layers, left_float = [], {}
     relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
-        if only_products and lacks_kernel(node, RECURRENT - {"LSTM"}):
-            left_float[name_of(node)] = excluded(node) or NO_KERNEL
+        if only_products and lacks_kernel(node, RECURRENT) and (why := _recurrent_in_float(node, floats)):
+            left_float[name_of(node)] = excluded(node) or why
         if node.domain or node.op_type not in LINEAR_OPS or is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
@@ -196,6 +201,11 @@ def place_weights(
         tuple(layers), given, (), {}, frozenset(), left_float, frozenset(), tables, stored=stored,
         float_kernels=kernels,
     )  # fmt: skip
+
+
+def _recurrent_in_float(node: ir.Node, floats: Mapping[str, str]) -> str | None:
+    """Return why a recurrent layer keeps its float kernel where ranges are taken at run time, or None."""
+    return floats.get(name_of(node)) or (None if node.op_type == "LSTM" else NO_KERNEL)
 
 
 def _left(model: ir.Model, excluded: Excludes, sites: Iterable[WeightSite], known: Mapping[str, str]) -> dict[str, str]:

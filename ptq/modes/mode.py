@@ -101,7 +101,7 @@ class RecipeMode:
                 names = names_matching(state.model, rule.match, "layers")
                 named |= dict.fromkeys(names, f"left to a float kernel by {rule.match!r}")
                 named = named if rule.float_kernel else {name: named[name] for name in named.keys() - names}
-        return named | dict(found or {})
+        return named | dict(state.floats) | dict(found or {})
 
     @property
     def steps(self) -> tuple[PrepareStep, ...]:
