@@ -13,6 +13,7 @@ from ptq.models.validation import require_finite_weights
 from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
+from ptq.passes.fold_codes import FoldCodes
 from ptq.passes.fold_front import FoldFront
 from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
@@ -27,6 +28,7 @@ from ptq.passes.plain_clip import PlainClip
 from ptq.passes.plain_gemm import PlainGemm
 from ptq.passes.pool_means import PoolMeans
 from ptq.passes.unfuse import FUNCTION_OPSET, Unfuse, values_to_look_at
+from ptq.passes.unsigned_codes import UnsignedCodes
 from ptq.passes.use_native import UseNative
 from ptq.passes.widen import SAME_AS_HALF, WidenFloats
 from ptq.target import INTEGER_OPS
@@ -38,6 +40,8 @@ PrepareStep = (
     | RemoveDropout
     | SumToAdd
     | FoldConstants
+    | FoldCodes
+    | UnsignedCodes
     | Unfuse
     | FoldBatchNorm
     | PlainGemm
@@ -55,6 +59,8 @@ PREPARE: tuple[PrepareStep, ...] = (
     RemoveDropout(),
     SumToAdd(),
     FoldConstants(),
+    FoldCodes(),
+    UnsignedCodes(),
     Unfuse(),
     FoldBatchNorm(),
     PlainGemm(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class GraphWriter:
         inputs: Sequence[ir.Value | None],
         name: str,
         kind: tuple[ir.DataType | None, ir.Shape | None],
-        attributes: dict[str, int] | None = None,
+        attributes: Mapping[str, int | Sequence[int]] | None = None,
     ) -> ir.Value:
         """Make a node of one result, not yet in the graph.
 

@@ -19,6 +19,7 @@ from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement
+from ptq.passes.stored import GATES
 from ptq.passes.unused import RemoveUnused
 from ptq.passes.use_native import OVERLOADS_IR
 
@@ -52,7 +53,8 @@ class InsertDynamic(ir.passes.InPlacePass):
         nodes = {name_of(node): node for node in model.graph}
         for layer in self.placement.layers:
             node = nodes[layer.name]
-            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name], self.words)
+            words = () if layer.name in self.placement.tied else self.words  # packed, they would lie there twice
+            made = rewrite_dynamic(model.graph, node, self.plan.weights[layer.name], words)
             if made is None:
                 writer.rewrite(node, layer)
                 continue
@@ -80,7 +82,8 @@ class InsertDynamic(ir.passes.InPlacePass):
         integers = [encoding for encoding in encodings if isinstance(encoding, IntegerWeight)]
         if len(integers) < 2 or any(encoding.num_bits != BYTE for encoding in integers):
             return
-        if node.attributes.get_int("layout", 0):
+        by_rows = all(weight.axes == GATES for weight in weights) and name_of(node) not in self.placement.left_float
+        if node.attributes.get_int("layout", 0) or not by_rows:
             return
         parts: list[ir.Value] = []
         for role, weight, encoding in zip("WR", weights, integers, strict=True):

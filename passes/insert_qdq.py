@@ -22,8 +22,10 @@ from ptq.core.ramp import Ramp
 from ptq.passes._guards import avoid_float_fusion, keep_blocks, keep_float, take_over
 from ptq.passes._qdq import decoder
 from ptq.passes.gates import ramp_of
+from ptq.passes.given import rounding_of
 from ptq.passes.graph_writer import GraphWriter, Store
 from ptq.passes.linear import bias_add, constant, name_of
+from ptq.passes.lower_columns import lower_columns
 from ptq.passes.lower_stored import lower_stored, lower_table
 from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
@@ -78,7 +80,8 @@ def lower_layers(
     Returns:
         Place of each layer in the graph.
     """
-    lowering = _Lowering(model.graph, plan, placement, WeightWriter(GraphWriter(model.graph), compact))
+    weights = WeightWriter(GraphWriter(model.graph), compact, placement.tied)
+    lowering = _Lowering(model.graph, plan, placement, weights)
     lowering.activations()
     layers = {layer.name: lowering.weight(layer) for layer in placement.layers}
     for table in placement.tables:
@@ -141,7 +144,9 @@ class _Lowering:
         for name, params in self.plan.activations.items():
             value = self.values[name]
             producer = value.producer()
-            if producer is not None and producer.op_type in ON_CODES and producer in self.integer:
+            if name in self.placement.given:
+                self._read_given(value)
+            elif producer is not None and producer.op_type in ON_CODES and producer in self.integer:
                 self._move_on_codes(producer, params)
             elif producer is not None and producer in self.integer and (ramp := ramp_of(producer)) is not None:
                 self._clip_codes(producer, params, ramp)
@@ -166,7 +171,12 @@ class _Lowering:
         """Let the readers of an embedding table pick codes, wherever they are."""
         first = [(node, next(iter(node.inputs), None)) for node in self.graph.all_nodes()]
         readers = [node for node, value in first if value is not None and value.name == table.name]
-        self.values |= lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
+        product = next((layer.weight for layer in self.placement.layers if layer.name == table.product), "")
+        blocks = self.weights.blocks.get(product)
+        if blocks is not None and self.weights.compact:
+            self.values |= lower_columns(self.weights, table, readers, blocks)
+        else:
+            self.values |= lower_table(self.weights, table.name, readers, self.plan.weights[table.name])
 
     def _bias(self, layer: LinearLayer, node: ir.Node) -> ir.Value | None:
         match self.plan.biases.get(layer.name):
@@ -213,6 +223,25 @@ class _Lowering:
             self.graph.insert_after(producer, first)
         if is_output:
             self._become_output(value, back)
+
+    def _read_given(self, value: ir.Value) -> None:
+        """Let other integer readers see the codes that the model came with, too."""
+        name, source, rounding = str(value.name), value.producer(), rounding_of(value)
+        produced = name in self.placement.produced
+        readers = [use for use in value.uses() if produced or use.node in self.integer]
+        readers = [use for use in readers if use.node.op_type != "QuantizeLinear"]
+        if rounding is None or not readers:
+            return
+        codes = rounding.outputs[0]
+        back = self.writer.node("DequantizeLinear", [codes, *rounding.inputs[1:]], f"{name}_dq", (FLOAT, value.shape))
+        for use in readers:
+            use.node.replace_input_with(use.idx, back)
+        made = [rounding, *([] if (node := back.producer()) is None else [node])]
+        self.graph.remove(rounding)
+        if source is None:
+            self.graph.insert_before(self.graph[0], made)
+        else:
+            self.graph.insert_after(source, made)
 
     def _clipped(self, value: ir.Value, params: QuantParams) -> ir.Value:
         """Clip short words, which have no type: a QuantizeLinear to bytes has to find values in their range."""

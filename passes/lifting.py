@@ -21,7 +21,7 @@ from ptq.passes.insert_dynamic import INTEGER_LSTM
 from ptq.passes.linear import name_of, out_axis
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, PRODUCTS
 from ptq.passes.native_products import Packed, unpack_weight
-from ptq.passes.stored import StoredWeight, weights_inside
+from ptq.passes.stored import StoredWeight, scaled_axes, weights_inside
 from ptq.target import LINEAR_OPS
 
 Array = NDArray[Any]
@@ -97,7 +97,10 @@ def _linear(node: ir.Node, fixed: Fixed) -> Iterator[_Site]:
         axis = out_axis(node, index)
         if found.axis not in (None, axis):
             continue
-        if node.graph is not value.graph:
+        rank = 0 if found.scale.shape is None else len(found.scale.shape)
+        if node.op_type == "MatMul" and rank > 2:
+            yield from _stored(value, fixed, scaled_axes(node, index, rank))
+        elif node.graph is not value.graph:
             yield from _stored(value, fixed, (axis,))
         else:
             yield _Site(_called(node), (found.codes, found.scale, found.zero), _of_layer(found, axis))
@@ -128,7 +131,9 @@ def _stored(value: ir.Value | None, fixed: Fixed, axes: tuple[int, ...]) -> Iter
         return
 
     def build(codes: Array, scale: Array) -> WeightEncoding:
-        matrix = StoredWeight("", codes.shape, axes).to_matrix(codes)
+        own = tuple(axis for axis, n in enumerate(scale.shape) if n == codes.shape[axis]) if len(axes) > 1 else axes
+        fits = scale.ndim == codes.ndim and np.prod([codes.shape[axis] for axis in own]) == scale.size
+        matrix = StoredWeight("", codes.shape, own if fits else axes).to_matrix(codes)
         return _lookup(matrix, scale) if found.is_table else _integers(matrix, scale)
 
     yield _Site(str(value.name).removesuffix("_decoded"), (found.codes, found.scale), build)

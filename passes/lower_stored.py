@@ -10,7 +10,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.encoding import LookupWeight, WeightEncoding
-from ptq.core.matrix import WeightLayout
 from ptq.passes._guards import take_over
 from ptq.passes.linear import name_of
 from ptq.passes.lower_weight import WeightWriter
@@ -35,13 +34,12 @@ def lower_table(
     Returns:
         Name of each reader -> value that stands for its result.
     """
-    layout = WeightLayout(0, table.shape)
     if isinstance(table, LookupWeight):
-        reals = weights.reals(f"{name}_decoded", layout, table)
+        reals = weights.rows(name, table)
         for node in readers:
             node.replace_input_with(0, reals)
         return {name_of(node): node.outputs[0] for node in readers}
-    codes = weights.codes(f"{name}_quantized", layout, table)
+    codes = weights.rows(name, table)
     scale = weights.writer.initializer(f"{name}_scale", short_scale(table.scale).reshape(-1, 1))
     return {reader: _pick(weights, reader, node, (codes, scale)) for node in readers if (reader := name_of(node))}
 
@@ -56,14 +54,27 @@ def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, e
         encoding: Weight on codes that it becomes.
     """
     value, layout = value_in(model, weight.name), weight.layout
+    shape = [weight.shape[axis] for axis in weight.order]
     if isinstance(encoding, LookupWeight):
-        decoded = weights.reals(f"{weight.name}_decoded", layout, encoding, weight.shape)
+        decoded = _turned(weights, weight, weights.reals(f"{weight.name}_decoded", layout, encoding, shape))
     else:
-        codes = weights.codes(f"{weight.name}_quantized", layout, encoding, weight.shape)
+        codes = _turned(weights, weight, weights.codes(f"{weight.name}_quantized", layout, encoding, shape))
         decoded = weights.multiplied(weight.name, codes, weight.along(encoding.scale))
     ir.convenience.replace_all_uses_with(value, decoded)
     if value.is_initializer() and value.graph is not None:
         del value.graph.initializers[weight.name]
+
+
+def _turned(weights: WeightWriter, weight: StoredWeight, value: ir.Value) -> ir.Value:
+    """Bring axes that have scales back to their places."""
+    back = tuple(int(axis) for axis in np.argsort(weight.order))
+    if back == tuple(range(len(back))):
+        return value
+    turned = weights.writer.node(
+        "Transpose", [value], f"{weight.name}_turned", (value.dtype, ir.Shape(weight.shape)), {"perm": list(back)}
+    )
+    weights.writer.compute_first(turned)
+    return turned
 
 
 def _pick(weights: WeightWriter, name: str, node: ir.Node, parts: tuple[ir.Value, ir.Value]) -> ir.Value:

@@ -7,7 +7,7 @@ is an int8 tensor behind a DequantizeLinear.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -34,6 +34,9 @@ INT4_BITS = 4
 STREAM_LIMIT = 1 << 24
 """Codes that are unpacked at once when the session opens; measured, 150 MiB on the way at 3 bits, 230 MiB at 7."""
 
+ROWS = -1
+"""Axis in the key of rows that are not decoded."""
+
 INT8, FLOAT = ir.DataType.INT8, ir.DataType.FLOAT
 
 
@@ -44,12 +47,15 @@ class WeightWriter:
     Attributes:
         writer: Writer of nodes and constants into that graph.
         compact: Store codes at their word length; without it they are plain int8 and can be rewritten.
+        tied: Layer -> table whose rows are its output features: one has the codes of the other.
     """
 
     writer: GraphWriter
     compact: bool = True
+    tied: Mapping[str, str] = field(default_factory=dict)
     streams: dict[int, list[CodeStream]] = field(default_factory=dict)
     decoded: dict[tuple[str, int, bytes], ir.Value] = field(default_factory=dict)
+    blocks: dict[str, list[ir.Value]] = field(default_factory=dict)
     tables: dict[tuple[str, bytes], ir.Value] = field(default_factory=dict)
 
     def of_layer(self, layer: LinearLayer, weight: WeightEncoding, *, on_codes: bool) -> ir.Value:
@@ -67,18 +73,45 @@ class WeightWriter:
 
     def _of_layer(self, layer: LinearLayer, weight: WeightEncoding, *, on_codes: bool) -> ir.Value:
         if isinstance(weight, LookupWeight):
-            return self.reals(f"{layer.weight}_decoded", layer.layout, weight)
+            return self._stored(layer, weight)
         granularity = weight.params.spec.granularity
         if isinstance(granularity, PerBlock):
             return self._in_blocks(layer, weight, granularity.block_size)
         per_tensor, axis = isinstance(granularity, PerTensor), layer.layout.out_axis
-        codes = self.codes(f"{layer.weight}_quantized", layer.layout, weight)
+        codes = self._stored(layer, weight)
         if on_codes:
             # onnxruntime's QGemm wants to see the zero points, its convolutions do without.
             zero = weight.params.zero_point if layer.op_type == "Gemm" else None
             return dequantized(self.writer, layer.weight, (codes, weight.scale, zero), None if per_tensor else axis)
         shape = [-1 if i == axis else 1 for i in range(len(layer.layout.shape))]
         return self.multiplied(layer.weight, codes, weight.scale if per_tensor else weight.scale.reshape(shape))
+
+    def _stored(self, layer: LinearLayer, weight: WeightEncoding) -> ir.Value:
+        """Write codes or reals of a layer; those of a tied table once, row by row, and turned at load."""
+        table = self.tied.get(layer.name) if self.compact else None
+        if table is None and isinstance(weight, LookupWeight):
+            return self.reals(f"{layer.weight}_decoded", layer.layout, weight)
+        if table is None and isinstance(weight, IntegerWeight):
+            return self.codes(f"{layer.weight}_quantized", layer.layout, weight)
+        rows = self.rows(str(table), weight)
+        if layer.layout.out_axis == 0:
+            return rows
+        kind = rows.dtype, ir.Shape(layer.layout.shape)
+        turned = self.writer.node("Transpose", [rows], f"{layer.weight}_turned", kind, {"perm": (1, 0)})
+        self.writer.compute_first(turned)
+        return turned
+
+    def rows(self, table: str, weight: WeightEncoding) -> ir.Value:
+        """Write the rows of a table, codes or reals, once for all that read them."""
+        key = (table, ROWS, _digest(weight))
+        if key not in self.decoded or not self.compact:
+            layout = WeightLayout(0, weight.shape)
+            self.decoded[key] = (
+                self.reals(f"{table}_decoded", layout, weight)
+                if isinstance(weight, LookupWeight)
+                else self.codes(f"{table}_quantized", layout, weight)
+            )
+        return self.decoded[key]
 
     def codes(
         self, name: str, layout: WeightLayout, weight: IntegerWeight, shape: Sequence[int] | None = None
@@ -171,6 +204,7 @@ class WeightWriter:
         if not weight.params.spec.symmetric:
             zero = along_blocks(weight.params.zero_point, layer.layout)
             inputs.append(writer.initializer(f"{layer.weight}_zero", zero.astype(ml_dtypes.int4) if short else zero))
+        self.blocks[layer.weight] = inputs
         attributes = {"axis": 1 - layer.layout.out_axis, "block_size": size}
         kind = FLOAT, ir.Shape(layer.layout.shape)
         back = writer.node("DequantizeLinear", inputs, f"{layer.weight}_dq", kind, attributes)

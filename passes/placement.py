@@ -8,20 +8,32 @@ all its inputs are codes already; and nodes that only move data, whose output sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
+from ptq.core.affine import QuantParams
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.layer import LinearLayer
 from ptq.core.ramp import Ramp
+from ptq.passes._qdq import quantizer
 from ptq.passes.gates import gated, is_flat_below, ramp_of
+from ptq.passes.given import given_grids, is_on_codes
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
 from ptq.passes.poles import relative_values
 from ptq.passes.remaining import remaining_floats
 from ptq.passes.sites import WeightSite
-from ptq.passes.stored import INSIDE, StoredWeight, find_stored, inner_layers
+from ptq.passes.spreading import (
+    clipping_follower,
+    feeds_integers,
+    is_product,
+    lacks_kernel,
+    moves_only,
+    two_activations,
+)  # fmt: skip
+from ptq.passes.stored import INSIDE, RECURRENT, StoredWeight, find_stored, float_kernels, inner_layers
 from ptq.passes.tables import Table, find_tables
 from ptq.target import ARITHMETIC_OPS, INTEGER_OPS, LINEAR_OPS, MOVING, RESHAPING
 
@@ -48,6 +60,8 @@ class Placement:
         ramps: Group -> the hard sigmoid that reads it, whose foot has to lie on a code.
         cut: Groups among them that need not reach below the foot.
         gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
+        float_kernels: Layers that stay on float kernels, the user's exclusions aside: their weights may lie on codes.
+        given: Values that the model came with pairs for, before and behind them -> their grids; the pairs stay.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -63,6 +77,28 @@ class Placement:
     ramps: Mapping[int, Ramp] = field(default_factory=dict)
     cut: frozenset[int] = frozenset()
     gates: Mapping[int, int] = field(default_factory=dict)
+    float_kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    given: Mapping[str, QuantParams] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Nodes that stay float -> why, and whether their weights lie on codes."""
+        stored = {weight.name for weight in self.stored}
+        on_codes = {name for name, weights in self.float_kernels.items() if stored.intersection(weights)}
+        return {
+            name: f"{reason}; float kernel, weight on codes" if name in on_codes else reason
+            for name, reason in self.left_float.items()
+        }
+
+    def with_axes(self, axes: Mapping[str, tuple[int, ...]]) -> Placement:
+        """Return the placement with other axes for scales of stored weights; where there are none they stay float."""
+        stored = [replace(weight, axes=axes.get(weight.name, weight.axes)) for weight in self.stored]
+        return replace(self, stored=tuple(weight for weight in stored if weight.axes))
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Products whose codes are those of a table -> name of the table."""
+        return {table.product: table.name for table in self.tables if table.product}
 
     @property
     def sites(self) -> tuple[WeightSite, ...]:
@@ -70,12 +106,19 @@ class Placement:
         return (*self.layers, *self.tables, *self.stored)
 
 
-def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: bool = False) -> Placement:
+def place(
+    model: ir.Model,
+    excluded: Excludes = lambda _node: None,
+    *,
+    native: bool = False,
+    floats: Mapping[str, str] = MappingProxyType({}),
+) -> Placement:
     """Decide which nodes of a prepared graph run on integers.
 
     Args:
         model: Prepared float model with known element types.
         excluded: The user's exclusions.
+        floats: Nodes that keep float kernels besides -> why; their weights lie on codes all the same.
         native: Whether operators of our own may run layers.
 
     Returns:
@@ -84,16 +127,22 @@ def place(model: ir.Model, excluded: Excludes = lambda _node: None, *, native: b
     Raises:
         UnsupportedModelError: The exclusions leave nothing.
     """
-    planner = _Planner(excluded, native, relative_values(model.graph))
+    planner = _Planner(excluded, floats, native, relative_values(model.graph), given_grids(model))
     nodes = list(model.graph)
     for node in nodes:
+        planner.visit_given(node)
+    for node in nodes:
         planner.visit_linear(node)
-    if not planner.integer and not find_stored(model, excluded):
+    if not planner.integer and not planner.stored(model):
         _require_own_fault(model, excluded, planner.left_float)
     for node in nodes:
         planner.visit_other(node)
     return planner.finish(nodes, model)
 
+
+NO_KERNEL = "onnxruntime has no integer kernel for it"
+FLOAT_OPS = (LINEAR_OPS - INTEGER_OPS) | RECURRENT
+"""Operators with weights that have no integer kernel for inputs on grids."""
 
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
 
@@ -104,7 +153,11 @@ def near_a_pole(reader: str) -> str:
 
 
 def place_weights(
-    model: ir.Model, excluded: Excludes = lambda _node: None, *, only_products: bool = False
+    model: ir.Model,
+    excluded: Excludes = lambda _node: None,
+    *,
+    only_products: bool = False,
+    floats: Mapping[str, str] = MappingProxyType({}),
 ) -> Placement:
     """Decide which weights lie on codes where only they have their integers fixed: every linear layer, and no grids.
 
@@ -112,6 +165,7 @@ def place_weights(
         model: Prepared float model with known element types.
         excluded: The user's exclusions.
         only_products: Layers that take their ranges at run time: products with the weight on the right.
+        floats: Layers that keep float kernels besides -> why.
 
     Returns:
         The placement.
@@ -122,10 +176,13 @@ def place_weights(
     layers, left_float = [], {}
     relative = relative_values(model.graph) if only_products else {}
     for node in model.graph:
-        if node.domain or node.op_type not in LINEAR_OPS or _is_product(node):
+        if only_products and lacks_kernel(node, RECURRENT) and (why := _recurrent_in_float(node, floats)):
+            left_float[name_of(node)] = excluded(node) or why
+        if node.domain or node.op_type not in LINEAR_OPS or is_product(node):
             continue
         layer = describe_linear(node, integer=only_products)
         unfit = NO_DYNAMIC_KERNEL if only_products and "Conv" in node.op_type else None
+        unfit = floats.get(name_of(node)) or unfit
         if reader := relative.get(node.outputs[0]):
             unfit = near_a_pole(reader)
         reason = excluded(node) or (layer if isinstance(layer, str) else unfit)
@@ -133,11 +190,22 @@ def place_weights(
             left_float[name_of(node)] = reason
         elif isinstance(layer, LinearLayer):
             layers.append(layer)
-    tables, stored = find_tables(model, excluded), find_stored(model, excluded)
+    tables = find_tables(model, excluded, layers)
+    stored = find_stored(model, excluded, _roundable(left_float, relative))
     if not layers and not stored:
         _require_own_fault(model, excluded, left_float)
+    kernels, grids = float_kernels(model, left_float), given_grids(model)
+    given = frozenset(name_of(node) for node in model.graph if grids and is_on_codes(node, grids))
     left_float = _left(model, excluded, (*layers, *tables, *stored), left_float)
-    return Placement(tuple(layers), frozenset(), (), {}, frozenset(), left_float, frozenset(), tables, stored=stored)
+    return Placement(
+        tuple(layers), given, (), {}, frozenset(), left_float, frozenset(), tables, stored=stored,
+        float_kernels=kernels,
+    )  # fmt: skip
+
+
+def _recurrent_in_float(node: ir.Node, floats: Mapping[str, str]) -> str | None:
+    """Return why a recurrent layer keeps its float kernel where ranges are taken at run time, or None."""
+    return floats.get(name_of(node)) or (None if node.op_type == "LSTM" else NO_KERNEL)
 
 
 def _left(model: ir.Model, excluded: Excludes, sites: Iterable[WeightSite], known: Mapping[str, str]) -> dict[str, str]:
@@ -158,9 +226,11 @@ def _require_own_fault(model: ir.Model, excluded: Excludes, left_float: Mapping[
 class _Planner:
     """The state of one walk. `needed` values get a grid; `produced` ones come out of integer nodes."""
 
-    excluded: Excludes
+    asked: Excludes
+    floats: Mapping[str, str]
     native: bool = False
     relative: Mapping[ir.Value, str] = field(default_factory=dict)
+    given: Mapping[str, QuantParams] = field(default_factory=dict)
     layers: list[LinearLayer] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     needed: dict[str, ir.Value] = field(default_factory=dict)
@@ -171,12 +241,33 @@ class _Planner:
     ramps: dict[str, Ramp] = field(default_factory=dict)
     gates: dict[str, str] = field(default_factory=dict)
 
+    def excluded(self, node: ir.Node) -> str | None:
+        """Return why a node is to stay on a float kernel, or None."""
+        return self.asked(node) or self.floats.get(name_of(node))
+
+    def stored(self, model: ir.Model) -> tuple[StoredWeight, ...]:
+        """Find weights of float kernels that lie on codes: not of those whose relative errors count."""
+        return find_stored(model, self.asked, _roundable(self.left_float, self.relative))
+
+    def visit_given(self, node: ir.Node) -> None:
+        """Take over what came on integers, and give a Conv the grid of its output that it came without."""
+        value = node.outputs[0] if node.outputs else None
+        if value is not None and node.op_type == "DequantizeLinear" and str(value.name) in self.given:
+            self._need(value)
+            self.produced.add(str(value.name))
+        elif self.given and not node.domain and is_on_codes(node, self.given):
+            self.integer.add(name_of(node))
+            if node.op_type == "Conv":
+                self._produce(node)
+
     def visit_linear(self, node: ir.Node) -> None:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
-        if node.domain or node.op_type not in INTEGER_OPS:
-            return
         name = name_of(node)
-        layer = _two_activations(node) if _is_product(node) else describe_linear(node, native=self.native)
+        if lacks_kernel(node, FLOAT_OPS):
+            self.left_float[name] = self.excluded(node) or NO_KERNEL
+        if node.domain or name in self.integer or node.op_type not in INTEGER_OPS:
+            return
+        layer = two_activations(node) if is_product(node) else describe_linear(node, native=self.native)
         reader = self.relative.get(node.outputs[0])
         reason = self.excluded(node) or (layer if isinstance(layer, str) else reader and near_a_pole(reader))
         if reason:
@@ -193,9 +284,9 @@ class _Planner:
     def visit_other(self, node: ir.Node) -> None:
         """Spread integers forward through arithmetic and data movement. Called in dataflow order."""
         name = name_of(node)
-        if node.domain or name in self.absorbed or not is_float32(node.outputs[0]):
+        if node.domain or name in self.absorbed or name in self.integer or not is_float32(node.outputs[0]):
             return
-        if node.op_type in MOVING and _moves_only(node) and self._moves_codes(node):
+        if node.op_type in MOVING and moves_only(node) and self._moves_codes(node):
             if not self.excluded(node):
                 self.integer.add(name)
                 self._produce(node, absorb=False)
@@ -230,7 +321,7 @@ class _Planner:
             for name in members
             if name not in derived or not any(other not in derived for other in members)
         }
-        tables, stored = find_tables(model, self.excluded), find_stored(model, self.excluded)
+        tables, stored = find_tables(model, self.excluded, self.layers), self.stored(model)
         return Placement(
             tuple(self.layers),
             frozenset(self.integer | self.absorbed),
@@ -245,6 +336,8 @@ class _Planner:
             ramps,
             frozenset(apart),
             {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
+            float_kernels(model, self.left_float),
+            self.given,
         )
 
     def _read_as(
@@ -267,7 +360,7 @@ class _Planner:
         if reader := self.relative.get(node.outputs[0]):
             self.left_float[name] = near_a_pole(reader)
             return
-        if node.op_type == "Concat" and not _feeds_integers(node.outputs[0], self.needed):
+        if node.op_type == "Concat" and not feeds_integers(node.outputs[0], self.needed):
             self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
             return
         self.integer.add(name)
@@ -275,7 +368,7 @@ class _Planner:
         if node.op_type == "Concat":
             # Rounding at the common step happens anyway; parts that nobody else reads may as well be born on that grid.
             for value in node.inputs:
-                if value is not None and len(value.uses()) == 1:
+                if value is not None and len(value.uses()) == 1 and self._root(str(value.name)) not in self.given:
                     self._join(node.outputs[0], value)
 
     def _visit_gate(self, node: ir.Node) -> None:
@@ -285,12 +378,12 @@ class _Planner:
             return
         products = [use.node.outputs[0] for use in node.outputs[0].uses()]
         if not all(self._has_codes(factor) for factor in factors) or not any(
-            _feeds_integers(product, self.needed) for product in products
+            feeds_integers(product, self.needed) for product in products
         ):
             return
         root = self._root(str(source.name))
         taken = [other for name, other in self.ramps.items() if self._root(name) == root]
-        if all(other == ramp for other in taken):
+        if root not in self.given and all(other == ramp for other in taken):
             self.integer.add(name_of(node))
             self._produce(node, absorb=False)
             self.ramps[str(source.name)] = ramp
@@ -309,8 +402,10 @@ class _Planner:
 
     def _produce(self, node: ir.Node, *, absorb: bool = True) -> None:
         """Let the node write codes, and swallow an activation behind it that only clips at 0."""
+        if self.given and quantizer(node) is not None:
+            return
         value = node.outputs[0]
-        follower = _clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
+        follower = clipping_follower(value) if absorb and node.op_type not in ("Concat", "Sigmoid") else None
         if follower is not None and not self.excluded(follower):
             self.absorbed.add(name_of(follower))
             value = follower.outputs[0]
@@ -326,7 +421,7 @@ class _Planner:
         if not changing or not all(self._has_codes(value) for value in changing):
             return False
         return len(changing) == len(node.inputs) or (
-            is_number_on_codes(node) and _feeds_integers(node.outputs[0], self.needed)
+            is_number_on_codes(node) and feeds_integers(node.outputs[0], self.needed)
         )
 
     def _has_codes(self, value: ir.Value | None) -> bool:
@@ -352,25 +447,9 @@ class _Planner:
         return name
 
 
-def _is_product(node: ir.Node) -> bool:
-    """Whether a node is a MatMul of two activations."""
-    return node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs)
-
-
-def _two_activations(node: ir.Node) -> str | None:
-    return None if all(is_float32(value) for value in node.inputs) else "its inputs are not float32"
-
-
-def _moves_only(node: ir.Node) -> bool:
-    """Whether a data-moving node leaves values on their grid."""
-    if node.op_type == "MaxPool":
-        return len(node.outputs) == 1
-    if node.op_type == "Resize":
-        return node.attributes.get_string("mode", "nearest") == "nearest"
-    if node.op_type == "Pad":
-        value = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
-        return node.attributes.get_string("mode", "constant") != "constant" or (value is not None and not np.any(value))
-    return True
+def _roundable(floats: Iterable[str], relative: Mapping[ir.Value, str]) -> set[str]:
+    """Return the layers on float kernels whose weights may be rounded."""
+    return set(floats) - {str(value.name) for value in relative}
 
 
 def is_number_on_codes(node: ir.Node) -> bool:
@@ -378,36 +457,3 @@ def is_number_on_codes(node: ir.Node) -> bool:
     numbers = [array for value in node.inputs if (array := constant(value)) is not None]
     fits = [array.dtype == np.float32 and array.size == 1 and array.ndim < 2 and bool(array.all()) for array in numbers]
     return node.op_type in ("Add", "Mul") and fits == [True] and bool(np.isfinite(numbers[0]).all())
-
-
-def _clipping_follower(value: ir.Value) -> ir.Node | None:
-    """Return the only reader of a value, if it is a Relu or a Clip to an interval with 0 in it: its ends are codes."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node: ir.Node = next(iter(uses)).node
-    if node.domain:
-        return None
-    if node.op_type == "Relu":
-        return node
-    if node.op_type == "Clip":
-        low, high = (constant(end) for end in [*node.inputs[1:3], None, None][:2])
-        given = [end for end in node.inputs[1:3] if end is not None]
-        known = len(given) == sum(end is not None and end.size == 1 for end in (low, high))
-        below = low is None or float(low.item()) <= 0.0
-        return node if known and below and (high is None or float(high.item()) > 0.0) else None
-    return None
-
-
-def _feeds_integers(value: ir.Value, needed: Mapping[str, ir.Value]) -> bool:
-    """Whether codes of a value are read by a node that computes on them, possibly after moving data."""
-    stack, visited = [value], set()
-    while stack:
-        current = stack.pop()
-        if str(current.name) in visited:
-            continue
-        visited.add(str(current.name))
-        if str(current.name) in needed:
-            return True
-        stack += [use.node.outputs[0] for use in current.uses() if use.node.op_type in MOVING | ARITHMETIC_OPS]
-    return False

@@ -1,10 +1,10 @@
-"""Search for weights that shrink in the file and are decoded at load: of recurrent and fused layers, and in bodies."""
+"""Search for weights that shrink in the file and are decoded at load: of recurrent layers and other float kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptq.core.matrix import WeightLayout
 from ptq.passes.linear import name_of
+from ptq.target import LINEAR_OPS
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 GATES = (0, 1)
@@ -25,7 +26,13 @@ FUSED: Mapping[tuple[str, str], Mapping[int, tuple[int, ...]]] = {
 SMALLEST = 256
 """Numbers in a weight that are worth two more operators."""
 
+MOST_NAMED = 6
+"""Readers that a note names; the card has all."""
+
 INSIDE = "inside If, Loop or Scan: its weight is on codes, its kernel float"
+
+
+Role = Literal["recurrent", "inside", "float"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,15 @@ class StoredWeight:
         name: Name of the value.
         shape: Shape of the value.
         axes: Axes along which every position has a scale of its own.
-        is_recurrent: Whether a recurrent layer reads it, with a scale for every gate's feature of each direction.
+        role: What reads the weight: a recurrent layer, a layer inside a body or a fused operator, or any other layer.
+        reader: Name of the first node that does.
     """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
-    is_recurrent: bool = False
+    role: Role = "recurrent"
+    reader: str = ""
 
     @property
     def layout(self) -> WeightLayout:
@@ -50,6 +59,12 @@ class StoredWeight:
         if len(self.axes) == 1:
             return WeightLayout(self.axes[0], self.shape)
         return WeightLayout(0, (self.num_rows, *(n for axis, n in enumerate(self.shape) if axis not in self.axes)))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Axes of the tensor in the order in which `layout` leaves them."""
+        axes = tuple(range(len(self.shape)))
+        return axes if len(self.axes) == 1 else (*self.axes, *(axis for axis in axes if axis not in self.axes))
 
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
         """Arrange a tensor as rows that share a scale. Shape [scales, weights under each]."""
@@ -66,38 +81,70 @@ class StoredWeight:
         return scale.reshape([n if i in self.axes else 1 for i, n in enumerate(self.shape)])
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether a recurrent layer reads the weight, with a scale for every gate's feature of each direction."""
+        return self.role == "recurrent"
+
+    @property
     def num_rows(self) -> int:
         """Number of scales, one per row."""
         return int(np.prod([self.shape[i] for i in self.axes]))
 
 
-def find_stored(model: ir.Model, excluded: Callable[[ir.Node], str | None]) -> tuple[StoredWeight, ...]:
-    """Find weights of recurrent layers and fused operators, and of linear layers inside bodies of If, Loop and Scan.
+def find_stored(
+    model: ir.Model, excluded: Callable[[ir.Node], str | None], floats: Collection[str] = ()
+) -> tuple[StoredWeight, ...]:
+    """Find weights that float kernels read: of recurrent layers and experts, of layers inside bodies, and of others.
 
     Args:
         model: Prepared float model.
-        excluded: The user's exclusions.
+        excluded: The user's exclusions, whose weights stay float.
+        floats: Layers of the main graph that keep float kernels.
 
     Returns:
         The weights, in the order in which they are read.
     """
-    found: dict[str, StoredWeight] = {}
+    found, kept = dict[str, StoredWeight](), set[str]()
     for node in model.graph.all_nodes():
-        for value, axes in _weights(node, inside=node.graph is not model.graph):
+        role = role_of(node, model.graph, floats)
+        if role is None:
+            continue
+        for value, axes in _weights(node):
             tensor = tensor_of(value)
+            if excluded(node):
+                kept.add(str(value.name))
             if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST or excluded(node):
                 continue
-            shape = tuple(tensor.shape.numpy())
-            weight = StoredWeight(str(value.name), shape, axes, not node.domain and node.op_type in RECURRENT)
-            if found.setdefault(weight.name, weight) != weight:
-                del found[weight.name]  # two layers that want scales along different axes
-    return tuple(found.values())
+            weight = StoredWeight(str(value.name), tuple(tensor.shape.numpy()), axes, role, name_of(node))
+            if found.setdefault(weight.name, weight).axes != axes:
+                kept.add(weight.name)  # two layers that want scales along different axes
+    return tuple(weight for name, weight in found.items() if name not in kept)
+
+
+def float_kernels(model: ir.Model, floats: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Return the layers among those on float kernels that read weights -> names of the weights."""
+    nodes = [node for node in model.graph if name_of(node) in floats]
+    return {name_of(node): names for node in nodes if (names := tuple(str(v.name) for v, _ in _weights(node)))}
+
+
+def role_of(node: ir.Node, graph: ir.Graph, floats: Collection[str]) -> Role | None:
+    """Return in which role a node would read a weight on codes; None if it does not."""
+    if node.op_type in RECURRENT and not node.domain:
+        return "recurrent"
+    if node.graph is not graph or is_fused(node):
+        return "inside"
+    return "float" if name_of(node) in floats else None
+
+
+def is_fused(node: ir.Node) -> bool:
+    """Whether a node is an operator of onnxruntime with weights inside."""
+    return (node.domain, node.op_type) in FUSED
 
 
 def inner_layers(model: ir.Model) -> Iterator[ir.Node]:
     """Find the linear layers with constant weights inside bodies."""
     for node in model.graph.all_nodes():
-        if node.graph is not model.graph and node.op_type not in RECURRENT and any(_weights(node, inside=True)):
+        if node.graph is not model.graph and node.op_type not in RECURRENT and any(_weights(node)):
             yield node
 
 
@@ -129,18 +176,39 @@ def weights_inside(node: ir.Node) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
             yield value, axes[index]
 
 
-def _weights(node: ir.Node, *, inside: bool) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
+def _weights(node: ir.Node) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
     """Find the inputs of a node that are weights, with the axes that have scales."""
     yield from weights_inside(node)
-    if node.domain:
-        return
-    if inside and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1:
-        value = node.inputs[1]
-        turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-        first = node.op_type == "Conv" or turned
-        tensor = None if value is None else tensor_of(value)
-        if value is not None and tensor is not None and (first or len(tensor.shape) == 2):
-            yield value, (0,) if first else (1,)
+    if node.op_type in LINEAR_OPS and not node.domain:
+        order = (1, 0) if node.op_type == "MatMul" else (1,)
+        for index in order:
+            value = node.inputs[index] if index < len(node.inputs) else None
+            tensor = None if value is None else tensor_of(value)
+            if value is not None and tensor is not None and len(tensor.shape) > 1:
+                yield value, scaled_axes(node, index, len(tensor.shape))
+                return
+
+
+def scaled_axes(node: ir.Node, index: int, rank: int) -> tuple[int, ...]:
+    """Return the axes of a layer's weight that its products are not summed over.
+
+    Args:
+        node: The layer.
+        index: Which input the weight is.
+        rank: Number of axes of the weight.
+    """
+    summed = _summed(node, index, rank)
+    return tuple(axis for axis in range(rank) if axis not in summed)
+
+
+def _summed(node: ir.Node, index: int, rank: int) -> tuple[int, ...]:
+    if node.op_type == "Conv":
+        return tuple(range(1, rank))
+    if node.op_type == "ConvTranspose":
+        return (0, *range(2, rank))
+    if node.op_type == "Gemm":
+        return (0,) if not node.attributes.get_int("transB", 0) else (1,)
+    return (rank - 2,) if index == 1 else (rank - 1,)
 
 
 def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int, on_integers: Collection[str]) -> str:
@@ -154,5 +222,6 @@ def describe(model: ir.Model, weights: tuple[StoredWeight, ...], num_bits: int, 
     told = f"{len(weights)} weights on {num_bits} bits"
     for how, integer in (("multiplied as integers", True), ("decoded when the session opens", False)):
         own = [f"{node.op_type} {name_of(node)}" for node in readers if (name_of(node) in on_integers) == integer]
-        told += f", {how}: {', '.join(own)}" if own else ""
+        more = f" and {len(own) - MOST_NAMED} more" if len(own) > MOST_NAMED else ""
+        told += f", {how}: {', '.join(own[:MOST_NAMED])}{more}" if own else ""
     return told

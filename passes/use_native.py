@@ -41,10 +41,12 @@ class UseNative(ir.passes.InPlacePass):
     Attributes:
         plan: Plan that the graph was lowered with.
         words: Word lengths of weights whose products are rewritten.
+        tied: Products whose codes a table reads, too: packed, they would lie there twice.
     """
 
     plan: QuantPlan
     words: Collection[int]
+    tied: Collection[str] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every layer that fits."""
@@ -55,7 +57,7 @@ class UseNative(ir.passes.InPlacePass):
                 functions.append(body(CONV, opset))
             elif node.op_type == "Add" and _rewrite_sum(graph, node):
                 functions.append(body(CENTER, opset))
-            elif node.op_type in ("MatMul", "Gemm"):
+            elif node.op_type in ("MatMul", "Gemm") and name_of(node) not in self.tied:
                 made = rewrite_product(graph, node, self.plan.weights.get(name_of(node)), self.words)
                 functions += [] if made is None else [body(made.op_type, opset, clipped="min" in made.attributes)]
         for function in functions:

@@ -15,22 +15,24 @@ from ptq.analysis.card import card_markdown
 from ptq.analysis.compare import Metric
 from ptq.analysis.outcome import Outcome, data_facts, notes_of, overflow_note, report_of
 from ptq.analysis.report import DataFacts, QuantReport
-from ptq.analysis.verify import Verification
+from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.executor import Executor, Threads
 from ptq.calibration.reader import DataReader
 from ptq.calibration.replay import SampleReplay
+from ptq.calibration.sample import repeated
 from ptq.calibration.shards import CalibrationShards
 from ptq.calibration.split import SampleSplit, split_samples
 from ptq.calibration.store import ArrayStore
 from ptq.core.plan import QuantPlan
-from ptq.core.progress import Progress, silent
+from ptq.core.progress import Progress, counted, silent
 from ptq.delivery.deliver import Delivery, deliver
 from ptq.delivery.workspace import Workspace
 from ptq.files.checkpoints import Checkpoints, checkpoint_key
 from ptq.models.load import load_model
 from ptq.models.source import ModelSource, runnable_source, source_fingerprint
 from ptq.modes import Mode, mode_of
+from ptq.passes.given import SOURCE_HASH
 from ptq.recipe import Recipe
 from ptq.recipe.toml import recipe_to
 from ptq.runtime.native import native_path
@@ -173,7 +175,7 @@ class Context:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of the delivered file: where it came from."""
-        return {"ptq.float_sha256": source_fingerprint(self.job.source, self.model)}
+        return {SOURCE_HASH: source_fingerprint(self.job.source, self.model)}
 
     def augments(self, choices: Choices) -> bool:
         """Whether weights are also fitted to copies of texts with other words in them."""
@@ -186,6 +188,17 @@ class Context:
         origin, recipe = calibration.record.latest.origin, recipe_to(self.job.recipe)
         parts = (origin, calibration.split.fingerprint, recipe, self.target.name)
         return Checkpoints(self.job.workspace, checkpoint_key(*parts))
+
+    def check(self, delivery: Delivery, split: SampleSplit) -> Verification:
+        """Run the bytes that will be delivered beside the model that came in."""
+        job, libraries = self.job, self.libraries
+        samples = split.verification if job.evaluation is None else job.evaluation
+        total = len(split.verification) if job.evaluation is None else job.evaluation.num_samples
+        timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
+        with delivery.as_file() as path:
+            shown = counted(samples, total, self.progress)
+            proof = verify(self.form, path, shown, timed, custom_ops=libraries, metric=job.metric)
+            return with_operators(proof, self.form, path, timed, libraries) if job.profiled else proof
 
     def notes_on(self, problem: Problem, plan: QuantPlan, lowered: ir.Model) -> tuple[str, ...]:
         """List what a user should know of a lowered model.

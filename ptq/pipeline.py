@@ -7,18 +7,15 @@ Every step is a function of the steps before it. The graph stays float until `Mo
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from ptq.analysis.outcome import Outcome
-from ptq.analysis.verify import Verification, verify, with_operators
 from ptq.calibration.calibration_set import CalibrationSet, RoundEnds
 from ptq.calibration.record import RANGES, CalibrationRecord, CalibrationStatistics
-from ptq.calibration.sample import repeated
-from ptq.calibration.split import SampleSplit
 from ptq.calibration.token_augmentation import augment
 from ptq.core.errors import UnsupportedModelError
-from ptq.core.progress import Progress, counted, silent
-from ptq.delivery.deliver import Delivery, pack
+from ptq.core.progress import Progress, silent
+from ptq.delivery.deliver import pack
+from ptq.given.run import run_given
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import prepare
@@ -47,8 +44,15 @@ def run(job: Job, progress: Progress = silent) -> Result:
     """
     start = time.perf_counter()
     context = Context.of(job, progress)
-    if needs_streaming(context.model):
-        return run_streamed(context, start)
+    given = run_given(context, start, lambda: run_float(context, start))
+    if given is not None:
+        return given
+    return run_streamed(context, start) if needs_streaming(context.model) else run_float(context, start)
+
+
+def run_float(context: Context, start: float) -> Result:
+    """Quantize what of a model is float, all of it in memory."""
+    job, progress = context.job, context.progress
     with context.calibration() as calibration:
         state = rewrite(context, calibration)
         problem = calibrate(context, state, calibration)
@@ -58,7 +62,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
     progress("lower")
     delivery = pack(context.mode.lower(state.model, problem.placement, plan), context.metadata)
     progress("verify")
-    proof = check(context, delivery, calibration.split)
+    proof = context.check(delivery, calibration.split)
     notes = (*state.notes, *words, *context.notes_on(problem, plan, delivery.model), *proof.comparison.notes)
     grids = grid_distributions(problem.placement, problem.histograms, plan)
     data = context.facts(calibration.split, proof)
@@ -126,15 +130,3 @@ def calibrate(context: Context, state: Rewritten, calibration: CalibrationSet) -
         state.model, placement, histograms, statistics.means, state.choices, calibration.samples, calibration.first,
         context.checkpoints(calibration), context.progress,
     )  # fmt: skip
-
-
-def check(context: Context, delivery: Delivery, split: SampleSplit) -> Verification:
-    """Run the bytes that will be delivered beside the model that came in."""
-    job = context.job
-    samples = split.verification if job.evaluation is None else job.evaluation
-    total = len(split.verification) if job.evaluation is None else job.evaluation.num_samples
-    timed = replace(split.first, feed=repeated(split.first.feed, job.recipe.latency_batch))
-    with delivery.as_file() as path:
-        source, libraries, shown = context.form, context.libraries, counted(samples, total, context.progress)
-        proof = verify(source, path, shown, timed, custom_ops=libraries, metric=job.metric)
-        return with_operators(proof, source, path, timed, libraries) if job.profiled else proof

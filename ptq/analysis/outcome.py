@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ptq.analysis.report import DataFacts, FileFacts, QuantReport
 from ptq.analysis.storage import bytes_by_kind
-from ptq.analysis.verdict import judge
+from ptq.analysis.verdict import judge, judge_unchanged
 from ptq.analysis.verify import Verification
 from ptq.calibration.reader import DataReader
 from ptq.calibration.split import SampleSplit
@@ -50,6 +50,7 @@ class Outcome:
         equalized: Whether widths of channels were evened out.
         spreads: What was seen on each grid of activations.
         modules: Name of a node -> the module that it was exported from.
+        unchanged: Whether the model goes as it came.
     """
 
     model: ir.Model
@@ -62,6 +63,7 @@ class Outcome:
     equalized: bool = False
     spreads: Mapping[str, Distribution] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
+    unchanged: bool = False
 
 
 def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: float) -> QuantReport:
@@ -70,6 +72,9 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
     hashed = source_fingerprint(source, outcome.model)
     facts = FileFacts(_name(source), hashed, source_bytes(source, outcome.model), _opset(outcome.model))
     sizes = (facts.num_bytes, delivery.num_bytes)
+    judged = judge_unchanged(outcome.proof, recipe.goals)
+    if not outcome.unchanged:
+        judged = judge(outcome.proof, outcome.rows, sizes, recipe, random_data=outcome.data.is_random)
     return QuantReport(
         float_model=facts,
         quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),
@@ -77,7 +82,7 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
         recipe=recipe_to(recipe),
         target=target_named(recipe.target),
         layers=outcome.rows,
-        left_float=outcome.placement.left_float,
+        left_float=outcome.placement.reasons,
         modules=_named(outcome),
         num_grids=len(outcome.placement.groups),
         spreads=outcome.spreads,
@@ -85,9 +90,10 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
         storage=bytes_by_kind(delivery.model, delivery.num_bytes),
         notes=outcome.notes,
         proof=outcome.proof,
-        verdict=judge(outcome.proof, outcome.rows, sizes, recipe, random_data=outcome.data.is_random),
+        verdict=judged,
         seconds=time.perf_counter() - start,
         peak_rss_mb=peak_rss_mb(),
+        unchanged=outcome.unchanged,
     )
 
 

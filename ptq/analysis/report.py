@@ -126,6 +126,7 @@ class QuantReport:
         plans: Ways to run the model among which the fastest was looked for.
         tries: Recipes among which the smallest model that meets the goals was looked for.
         command: How it was asked for on the command line.
+        unchanged: Whether the model goes as it came.
     """
 
     float_model: FileFacts
@@ -148,6 +149,7 @@ class QuantReport:
     plans: tuple[TimedPlan, ...] = ()
     tries: tuple[Attempt, ...] = ()
     command: str = ""
+    unchanged: bool = False
 
     def card(self) -> dict[str, Any]:
         """Return the reproducible part of the report, ready for JSON."""

@@ -48,9 +48,8 @@ def _kind(value: ir.Value) -> Kind:
         return "scales"
     if rank == 2 and any(use.node.op_type == "Gather" for use in uses):  # an embedding table
         return "codes" if value.dtype in CODES else "scales" if value.shape[1] == 1 else "float"  # type: ignore[index]
-    if value.dtype in CODES and any(
-        use.node.op_type in {"DequantizeLinear", "Cast", "Slice", "Concat"} for use in uses
-    ):
+    decoded = any(use.node.op_type in {"DequantizeLinear", "Cast", "Slice", "Concat"} for use in uses)
+    if value.dtype in CODES and (decoded or rank > 1):
         return "codes"
     if value.dtype == ir.DataType.INT32 and any(use.node.op_type == "DequantizeLinear" for use in uses):
         return "biases"

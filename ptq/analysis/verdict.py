@@ -204,6 +204,18 @@ def sentence(word: str, num_goals: int, floor: str) -> str:
     return f"{word}; no goal was set; {floor}" if not num_goals else f"{word}; {floor}"
 
 
+def judge_unchanged(proof: Verification, goals: Goals) -> Verdict:
+    """Put the findings on a model together that goes as it came: goals alone, as it is neither smaller nor faster.
+
+    Args:
+        proof: What was measured.
+        goals: What the user asked for.
+    """
+    standing, findings = worst_standing(proof.comparison), [*judge_accuracy(proof.comparison, goals)]
+    findings += [finding for finding in judge_latency(proof.latency, goals) if finding.level == "missed"]
+    return Verdict(tuple(findings), count_goals(goals), standing.text, word_for(findings, goals, standing))
+
+
 def count_goals(goals: Goals) -> int:
     """Count the goals that are set."""
     return sum(goal is not None for goal in astuple(goals))

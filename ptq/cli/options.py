@@ -75,7 +75,7 @@ RECIPE_OPTIONS = options(
         "--layer",
         "rules",
         multiple=True,
-        help="Own settings of some layers, PATTERN:KEY=VALUE,... with bits, method, granularity, split or skip.",
+        help="Own settings of some layers, PATTERN:KEY=VALUE,..: bits, method, granularity, split, skip, float_kernel.",
     ),
     click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are."),
     click.option(

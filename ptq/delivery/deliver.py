@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ptq.core.errors import InputError
 from ptq.files.scratch import Scratch, clear, owned, scratch_folder, signals_later
-from ptq.models.source import INLINE_BYTES, external_files, fingerprint, weight_bytes
+from ptq.models.source import INLINE_BYTES, ModelSource, external_files, fingerprint, runnable_source, weight_bytes
 from ptq.models.validation import tensors_of
 from ptq.passes.modules import forget_modules
 
@@ -90,6 +90,24 @@ def pack(model: ir.Model, metadata: Mapping[str, str]) -> Delivery:
     _drop_inferable(model)
     constants = [value.const_value for value in model.graph.initializers.values()]
     large = weight_bytes(model) > INLINE_BYTES or any(isinstance(each, ir.ExternalTensor) for each in constants)
+    return Delivery(model, None if large else ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def as_it_came(source: ModelSource, model: ir.Model) -> Delivery:
+    """Return a model as it came: the bytes of its file, if it is one file that had to be put right nowhere.
+
+    Args:
+        source: Where it came from.
+        model: As read from there.
+    """
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    large = weight_bytes(model) > INLINE_BYTES or any(isinstance(each, ir.ExternalTensor) for each in constants)
+    form = runnable_source(source, model)
+    if isinstance(form, bytes):
+        return Delivery(model, form)
+    beside = external_files(Path(form))
+    if not beside:
+        return Delivery(model, Path(form).read_bytes())
     return Delivery(model, None if large else ir.to_proto(model).SerializeToString(deterministic=True))
 
 

@@ -96,7 +96,8 @@ class Display:
             row("", note)
         row("calibration", f"{data.description}: {data.num_calibration} samples, {report.num_grids} activation grids")
         how = "with integer weights" if report.recipe.get("weight_only") else "on integers"
-        row("layers", f"{len(report.layers)} {how}, {len(report.left_float)} left in float{self._why(report)}")
+        done = "as they came" if report.unchanged else f"{len(report.layers)} {how}"
+        row("layers", f"{done}, {len(report.left_float)} left in float{self._why(report)}")
         row(
             "kernels",
             f"{kernels.num_linear} linear layers fused, {kernels.num_conversions} conversions{self._islands(report)}",

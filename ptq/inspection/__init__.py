@@ -17,6 +17,7 @@ from ptq.calibration.collect import collect
 from ptq.calibration.reader import open_data
 from ptq.calibration.statistics import HistogramOf
 from ptq.core.statistics import Histogram
+from ptq.given.find import given_integers
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
 from ptq.inspection.footprint import file_bytes, huge_file_bytes
 from ptq.inspection.layers import Known, describe_layers, linear_layers
@@ -40,6 +41,7 @@ PROPOSED_ON = 4
 """Number of samples whose activations are looked at."""
 
 ESTIMATED_BITS = (8, 4)
+QUANTIZED = "already quantized: it would be delivered as it came, or completed where it is float"
 
 
 def inspect_model(
@@ -65,7 +67,7 @@ def inspect_model(
         known = _look_at_huge(model) if needs_streaming(model) else _look_at(model, tuple(custom_ops), wanted, data)
     layers = linear_layers(known.prepared)
     bits = {layer.name: wanted.weight.num_bits for layer in known.placement.layers}
-    facts = Known(known.sizes, bits, known.placement.left_float, known.histograms)
+    facts = Known(known.sizes, bits, known.placement.reasons, known.histograms)
     rows = describe_layers(known.prepared, layers, facts, read_weights=not known.huge)
     tree = module_tree(known.prepared, [row.name for row in rows], noted_scopes(model))
     paths, operators = tree.paths(), Counter(node.op_type for node in model.graph)
@@ -79,11 +81,11 @@ def inspect_model(
         "weight_bytes": weight_bytes(model),
         "target": wanted.name,
         "weight_only": known.huge,
-        "preparation": list(known.notes),
+        "preparation": [*(() if given_integers(model) is None else (QUANTIZED,)), *known.notes],
         "modules": tree.facts(),
         "layers": [{"module": paths[row.name], **asdict(row)} for row in rows],
         "tables": [table.name for table in known.placement.tables],
-        "left_float": dict(sorted(known.placement.left_float.items())),
+        "left_float": dict(sorted(known.placement.reasons.items())),
         "sample": known.sample,
         "estimate": known.estimate,
     }

@@ -13,10 +13,10 @@ from ptq.core.layer import LinearLayer
 from ptq.core.statistics import Histogram
 from ptq.passes.graph import initializer_of
 from ptq.passes.linear import describe_linear
+from ptq.passes.placement import NO_KERNEL
 from ptq.target import LINEAR_OPS
 
 FEW = 1e-30
-NO_KERNEL = "onnxruntime has no integer kernel for it"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import onnx_ir as ir
 from ptq.core.plan import QuantPlan
 from ptq.modes.mode import RecipeMode
 from ptq.passes import InsertDynamic, InsertQdq
-from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place_weights
-from ptq.transforms import SmoothProducts, SplitCenters, Transform
+from ptq.transforms import GuardRecurrent, SmoothProducts, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 from ptq.transforms.smooth_products import Outliers
 
@@ -27,15 +26,16 @@ class DynamicRanges(RecipeMode):
 
         Our own products have a range for every row, so outliers stay inside them.
         """
+        guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db)
         if not self.recipe.equalize:
-            return (SplitCenters(),)
+            return (guard, SplitCenters())
         outliers: Outliers = "inside" if self.target.native else "clipped"
-        return (SplitCenters(), SmoothProducts(self.exclusions, outliers))
+        return (guard, SplitCenters(), SmoothProducts(self.exclusions, outliers))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place codes in products with their weight on the right."""
-        excluded, more = state.excludes(self.exclusions), floats or {}
-        return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)), only_products=True)
+        excluded, more = state.excludes(self.exclusions), self.floats(state, floats)
+        return place_weights(state.model, excluded, only_products=True, floats=more).with_axes(state.axes)
 
     def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
         """Write the plan into a copy, with what takes ranges in front of its products."""

@@ -14,7 +14,7 @@ from ptq.core.plan import QuantPlan
 from ptq.core.statistics import Histogram
 from ptq.passes import PREPARE, PREPARE_BLOCKS, PREPARE_SMALL, InsertQdq, PrepareStep, UseNative
 from ptq.passes.placement import Placement
-from ptq.passes.selection import Exclusions
+from ptq.passes.selection import Exclusions, names_matching
 from ptq.recipe import Recipe
 from ptq.solving.grids import wanted_of
 from ptq.solving.wide_channels import Halves
@@ -93,6 +93,16 @@ class RecipeMode:
         planned = () if self.recipe.bit_plan is None else tuple(map(glob.escape, self.recipe.bit_plan.floats))
         return Exclusions(self.recipe.exclude + planned, rules, self.recipe.only)
 
+    def floats(self, state: Rewritten, found: Mapping[str, str] | None) -> dict[str, str]:
+        """Return the nodes on float kernels with weights on codes -> why: those of the recipe, and those found."""
+        named: dict[str, str] = {}
+        for rule in self.recipe.layers:
+            if rule.float_kernel is not None:
+                names = names_matching(state.model, rule.match, "layers")
+                named |= dict.fromkeys(names, f"left to a float kernel by {rule.match!r}")
+                named = named if rule.float_kernel else {name: named[name] for name in named.keys() - names}
+        return named | dict(state.floats) | dict(found or {})
+
     @property
     def steps(self) -> tuple[PrepareStep, ...]:
         """Passes that bring a model into normal form: short words and scales per block need a newer opset."""
@@ -113,5 +123,5 @@ class RecipeMode:
         lowered = model.clone()
         InsertQdq(plan, placement)(lowered)
         if self.target.native:
-            UseNative(plan, self.target.native_words)(lowered)
+            UseNative(plan, self.target.native_words, placement.tied)(lowered)
         return lowered

@@ -9,11 +9,10 @@ from ptq.calibration.statistics import ExtremesOf, Wanted
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
 from ptq.passes import PadChannels, PrepareStep
-from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
 from ptq.solving.wide_channels import Halves, signals, too_wide
-from ptq.transforms import EqualizeConvs, SmoothProducts, SplitCenters, Transform
+from ptq.transforms import EqualizeConvs, GuardRecurrent, SmoothProducts, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 
 
@@ -30,15 +29,16 @@ class StaticRanges(RecipeMode):
     @property
     def transforms(self) -> tuple[Transform, ...]:
         """Transforms that equalize convolutions, split wide centers and smooth products."""
+        guard = GuardRecurrent(self.exclusions)
         if not self.recipe.equalize:
-            return (SplitCenters(),)
+            return (guard, SplitCenters())
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
-        return (convs, SplitCenters(), SmoothProducts(self.exclusions))
+        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place integers in every layer that has a kernel, and in what lies between."""
-        excluded, more = state.excludes(self.exclusions), floats or {}
-        return place(state.model, lambda node: excluded(node) or more.get(name_of(node)), native=self.target.native)
+        excluded, more = state.excludes(self.exclusions), self.floats(state, floats)
+        return place(state.model, excluded, native=self.target.native, floats=more).with_axes(state.axes)
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions, means, and energies of the channels that depthwise layers read."""

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptq.modes.mode import RecipeMode
-from ptq.passes.linear import name_of
 from ptq.passes.placement import Placement, place_weights
-from ptq.transforms import ScaleSalient, SplitCenters, Transform
+from ptq.transforms import GuardRecurrent, ScaleSalient, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 
 
@@ -24,9 +23,10 @@ class WeightOnly(RecipeMode):
     @property
     def transforms(self) -> tuple[Transform, ...]:
         """Transforms that split wide centers and scale weights that meet the largest activations."""
-        return (SplitCenters(), ScaleSalient(self.exclusions)) if self.recipe.equalize else (SplitCenters(),)
+        guard = GuardRecurrent(self.exclusions)
+        salient = (ScaleSalient(self.exclusions),) if self.recipe.equalize else ()
+        return (guard, SplitCenters(), *salient)
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place codes in every layer."""
-        excluded, more = state.excludes(self.exclusions), floats or {}
-        return place_weights(state.model, lambda node: excluded(node) or more.get(name_of(node)))
+        return place_weights(state.model, state.excludes(self.exclusions), floats=floats or {}).with_axes(state.axes)

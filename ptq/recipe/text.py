@@ -12,6 +12,10 @@ from ptq.recipe.values import LayerRule
 GOALS = {"sqnr": "min_sqnr_db", "agreement": "min_agreement", "drop": "max_drop", "latency": "max_latency_ratio"}
 
 
+FLAGS = ("skip", "float_kernel")
+"""Keys of a rule that need no value."""
+
+
 def parse_goal(text: str) -> dict[str, float]:
     """Read a goal as the command line takes it, as a field of `Goals`.
 
@@ -57,7 +61,7 @@ def parse_rule(text: str) -> LayerRule:
     table: dict[str, Any] = {"match": match}
     for setting in settings.split(","):
         key, _, value = setting.partition("=")
-        table[key.strip()] = True if key.strip() == "skip" and not value else _literal(value.strip())
+        table[key.strip()] = True if key.strip() in FLAGS and not value else _literal(value.strip())
     if not match or "" in table:
         raise RecipeError(f"--layer is {text!r}; expected PATTERN:KEY=VALUE,... for example conv1:bits=8,method=rtn")
     return recipe_from({"layers": [table]}, f"--layer {text!r}").layers[0]

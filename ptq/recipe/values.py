@@ -78,7 +78,8 @@ class LayerRule:
         bits: Word length, 2 to 8.
         granularity: Which weights share a scale.
         split: Coarse & fine splitting.
-        skip: Whether the layer is left in float; None leaves that to earlier rules.
+        skip: Whether the layer is left in float, its weight too; None leaves that to earlier rules.
+        float_kernel: Whether it is left to a float kernel, its weight on codes; likewise.
     """
 
     match: str
@@ -87,6 +88,7 @@ class LayerRule:
     granularity: GranularityName | None = None
     split: Split | None = None
     skip: bool | None = None
+    float_kernel: bool | None = None
 
     @property
     def has_settings(self) -> bool:

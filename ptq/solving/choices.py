@@ -117,7 +117,10 @@ class Choices:
     def _of_rows(self, site: Table | StoredWeight) -> LayerChoice:
         """Choose rounding with a scale per row: long words cost bytes and no time, and nothing corrects errors."""
         spec, chosen = self.weights.spec, self.overrides.get(site.name)
-        bits = min(spec.num_bits + MORE_BITS, BYTE) if chosen is None else chosen.spec.num_bits
+        if chosen is None and isinstance(site, StoredWeight):
+            chosen = self.overrides.get(site.reader)
+        longer = BYTE if isinstance(site, StoredWeight) and site.role == "float" else spec.num_bits + MORE_BITS
+        bits = min(longer, BYTE) if chosen is None else chosen.spec.num_bits
         method: WeightQuantizer | NetworkMethod = Rtn("mse" if bits < BYTE else "absmax")
         if chosen is not None and chosen.method.needs == Needs.WEIGHT:
             method = chosen.method

@@ -61,6 +61,8 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
         grids[i] = ramp.fit(ranges[i], specs[i], cut=i in placement.cut)
     for i, source in placement.gates.items():
         grids[i] = placement.ramps[source].gate(grids[source])
+    for i, members in enumerate(placement.groups):
+        grids[i] = next((placement.given[name] for name in members if name in placement.given), grids[i])
     noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
     index = {name: i for i, members in enumerate(placement.groups) for name in members}
     return Grids(

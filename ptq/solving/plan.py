@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
@@ -39,6 +39,7 @@ from ptq.solving.cost import seconds_to_solve
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import LayerArrays
 from ptq.solving.layer_solver import LayerSolver, start_layer
+from ptq.solving.tied import share_codes, with_tied
 
 ASKED_ON = 8
 """Samples that a method which sees the whole network is told errors on."""
@@ -89,7 +90,8 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     Raises:
         RecipeError: A method gave all words one length where the bit plan asks for several.
     """
-    settings, placement = problem.settings, problem.placement
+    settings, placement = with_tied(problem.settings, problem.placement), problem.placement
+    problem = replace(problem, settings=settings)
     grids = choose_grids(placement, problem.histograms, settings)
     jobs = {
         layer.name: LayerSolver(
@@ -106,6 +108,8 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
         jobs |= {name: jobs[name].with_bits(bits) for name, bits in longer.items()}
     solved = _solve(problem, tables, grids, jobs)
     _require_lengths(settings, solved)
+    means = problem.means if settings.bias_correction else {}
+    solved, rows_alone = share_codes(placement, jobs, solved, rows_alone, means)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
     rows_of_report = tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
     return _plan(grids, solved, rows_alone), rows_of_report

@@ -1,9 +1,18 @@
 """Transforms, float model to float model: the same function, easier to quantize. One file each, one verb: `rewrite`."""
 
 from ptq.transforms.equalize_convs import EqualizeConvs
+from ptq.transforms.guard_recurrent import GuardRecurrent
 from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.scale_salient import ScaleSalient
 from ptq.transforms.smooth_products import SmoothProducts
 from ptq.transforms.split_centers import SplitCenters
 
-__all__ = ["EqualizeConvs", "Rewritten", "ScaleSalient", "SmoothProducts", "SplitCenters", "Transform"]
+__all__ = [
+    "EqualizeConvs",
+    "GuardRecurrent",
+    "Rewritten",
+    "ScaleSalient",
+    "SmoothProducts",
+    "SplitCenters",
+    "Transform",
+]

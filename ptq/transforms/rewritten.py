@@ -28,6 +28,8 @@ class Rewritten:
         beside: Products that compute those channels in float.
         notes: What was done, for the report.
         evened_out: Whether widths of channels moved into weights.
+        axes: Weight of a recurrent layer -> axes that its scales run along; none if it stays float.
+        floats: Layers that integers would ruin -> why.
     """
 
     model: ir.Model
@@ -36,6 +38,8 @@ class Rewritten:
     beside: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     evened_out: bool = False
+    axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    floats: Mapping[str, str] = field(default_factory=dict)
 
     def excludes(self, exclusions: Exclusions) -> Excludes:
         """Return the user's exclusions on this model, with the products in float beside others added."""

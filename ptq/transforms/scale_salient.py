@@ -29,6 +29,7 @@ from ptq.passes.placement import place_weights
 from ptq.passes.selection import Exclusions
 from ptq.passes.smooth_activations import SmoothActivations, normalization_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
+from ptq.passes.tied import untied
 from ptq.solving.choices import LayerChoice
 from ptq.transforms.rewritten import Rewritten
 from ptq.transforms.smooth_products import FREE_DB, products_by_input
@@ -64,7 +65,7 @@ class ScaleSalient:
         Returns:
             The new state; `state` itself where nothing is worth it.
         """
-        model, excluded = state.model, self.exclusions.on(state.model)
+        model, excluded = state.model, untied(state.model, self.exclusions.on(state.model))
         if calibration.is_random or not products_by_input(model, excluded):
             return state
         layers = place_weights(model, excluded).layers

@@ -22,6 +22,7 @@ from ptq.passes.selection import Exclusions
 from ptq.passes.smooth_activations import SmoothActivations, normalization_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections
 from ptq.passes.split_outliers import SUFFIX, SplitOutliers, can_split
+from ptq.passes.tied import untied
 from ptq.transforms.rewritten import Rewritten
 
 Outliers = Literal["inside", "beside", "clipped"]
@@ -62,7 +63,7 @@ class SmoothProducts:
         Returns:
             The new state, its model that of `state` where nothing is worth it.
         """
-        model, excluded = state.model, self.exclusions.on(state.model)
+        model, excluded = state.model, untied(state.model, self.exclusions.on(state.model))
         products = products_by_input(model, excluded)
         if not products:
             return state

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from ptq.analysis.report import TimedPlan
 from ptq.core.progress import Progress, silent
+from ptq.given.find import given_integers
 from ptq.job import Job, Result
+from ptq.models.load import load_model
 from ptq.pipeline import run
 from ptq.tuning.advice import advised
 from ptq.tuning.goals import reach, repair
@@ -24,10 +26,15 @@ def tune(job: Job, progress: Progress = silent) -> Result:
         Model and report, as `run` returns them. The recipe in the report makes the same model without measuring.
     """
     job, plans = replace(job, recipe=job.recipe.settled(random_data=job.data.is_random)), tuple[TimedPlan, ...]()
+    searches = job.recipe.search or job.recipe.optimize != "accuracy"
+    if searches and given_integers(load_model(job.source)) is not None:
+        return run(job, progress)  # nothing of it is up to us but what came in float
     if job.recipe.optimize == "latency":
         choice = fastest(job, progress)
         job, plans = replace(job, recipe=choice.recipe), choice.plans
     result = reach(job, progress) if job.recipe.search else run(job, progress)
+    if result.report.unchanged:
+        return result
     if result.report.verdict.word == "poor" and not (job.recipe.search or job.recipe.accept_poor or job.flows_by):
         result = repair(job, result, progress)
     result = replace(result, report=replace(result.report, plans=plans))

@@ -36,7 +36,7 @@ from ptq.models.sessions import run, session_of
 from ptq.passes import Placement, prepare
 from ptq.passes.infer_shapes import count_values, observe
 from ptq.passes.linear import name_of
-from ptq.recipe import Recipe
+from ptq.recipe import LayerRule, Recipe
 from ptq.solving.choices import choices_of
 from ptq.solving.grids import per_value
 from ptq.solving.plan import Problem, make_plan
@@ -226,14 +226,17 @@ class LatencyTrial:
         if floats < best * (1 - SAME):
             return Choice(replace(recipe, weight_only=True), tuple(plans))
         index = min((i for i, each in enumerate(others) if each <= best * (1 + SAME)), key=lambda i: counts[i])
-        to_exclude = (*recipe.exclude, *(glob.escape(name) for name in self._to_exclude(mixes[0], mixes[index])))
-        return Choice(replace(recipe, exclude=to_exclude), tuple(plans))
+        layers, more = self._floats(mixes[0], mixes[index])
+        rules = tuple(LayerRule(name, float_kernel=True) for name in layers)
+        return Choice(replace(recipe, layers=recipe.layers + rules, exclude=(*recipe.exclude, *more)), tuple(plans))
 
-    def _to_exclude(self, whole: _Mixed, chosen: _Mixed) -> list[str]:
-        """Return as little as has to be excluded: linear layers, and what would still be integers without them."""
+    def _floats(self, whole: _Mixed, chosen: _Mixed) -> tuple[list[str], list[str]]:
+        """Return as little as has to be named: layers on float kernels, and what would still be integers then."""
         layers = whole.layers - chosen.layers
         more = self.placed(layers).integer_nodes - chosen.key
-        return [name_of(node) for node in self.model.graph if name_of(node) in layers | more]
+        names = [name_of(node) for node in self.model.graph if name_of(node) in layers | more]
+        floats = [glob.escape(name) for name in names if name in layers]
+        return floats, [glob.escape(name) for name in names if name not in layers]
 
     def _profile(self, form: bytes) -> tuple[NodeTime, ...]:
         return node_times(form, self.feed, Setting(self.context.libraries, budget_seconds=SECONDS))

@@ -23,6 +23,7 @@ from ptq.core.errors import RecipeError
 from ptq.models.load import load_model
 from ptq.passes import place, prepare
 from ptq.passes.linear import name_of
+from ptq.recipe import LayerRule
 from tests.builders import feeds, model_from_text, random
 
 LATENCY = Recipe(optimize="latency", target="cpu-x86")
@@ -120,11 +121,13 @@ def test_what_is_slow_in_integers_stays_float(pretend: Callable[..., None]) -> N
     pretend(slow="ptq0", whole=(9.0, 8.0, 5.0))
     result = quantize(net(), feeds(16, 3, 8, 8), LATENCY)
     report = result.report
-    assert list(report.recipe["exclude"]) == ["a"]
+    assert [(rule["match"], rule["float_kernel"]) for rule in report.recipe["layers"]] == [("a", True)]
+    assert report.left_float["a"] == "left to a float kernel by 'a'"
     assert report.recipe["optimize"] == "accuracy"
     assert {row.name for row in report.layers} == {"c", "f"}
     assert [plan.name for plan in report.plans][:3] == ["float", "all integers", "1 layers in float"]
-    again = quantize(net(), feeds(16, 3, 8, 8), replace(LATENCY, optimize="accuracy", exclude=("a",)))
+    recipe = replace(LATENCY, optimize="accuracy", layers=(LayerRule("a", float_kernel=True),))
+    again = quantize(net(), feeds(16, 3, 8, 8), recipe)
     assert again.delivery.data == result.delivery.data
     assert again.report.card_json() == report.card_json()  # nothing of a clock in the card
 
