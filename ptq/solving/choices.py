@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.problem import Needs, NetworkMethod, WeightQuantizer
 from ptq.core.spec import PerAxis, PerBlock, QuantSpec
 from ptq.passes.linear import describe_linear, name_of
-from ptq.passes.selection import linear_nodes, outermost, sites_matching
+from ptq.passes.selection import linear_nodes, names_matching, outermost, sites_matching
 from ptq.passes.sites import WeightSite, rows_and_columns
 from ptq.passes.stored import StoredWeight
 from ptq.passes.tables import Table
@@ -86,6 +87,7 @@ class Choices:
         centered_blocks: Blocks have no zero points, whatever their word length: our own kernels know none.
         saturates: Integer products of two neighboring weights must not overflow; see `ptq.core.saturation`.
         dynamic: Ranges of activations are found at run time; recurrent layers run on integers too.
+        shared: Weights that several layers read: their one set of codes is rounded, as no layer's inputs decide alone.
     """
 
     observer: Observer
@@ -99,6 +101,7 @@ class Choices:
     centered_blocks: bool = False
     saturates: bool = False
     dynamic: bool = False
+    shared: frozenset[str] = frozenset()
 
     def choice(self, site: WeightSite) -> LayerChoice:
         """Return the choice for a weight; clipped rounding where a second moment would not fit into memory."""
@@ -134,8 +137,11 @@ class Choices:
             spec = replace(chosen.spec, symmetric=centered)
             spec = spec if product else replace(chosen.spec, granularity=PerAxis(0))
             chosen = replace(chosen, spec=spec, split="never" if product else chosen.split)
-        too_large = Needs.MOMENTS in chosen.method.needs and layer.fan_in > MAX_FAN_IN
-        return replace(chosen, method=Rtn("mse")) if too_large else chosen
+        if Needs.MOMENTS not in chosen.method.needs:
+            return chosen
+        if layer.weight in self.shared:
+            return replace(chosen, method=Rtn("mse" if chosen.spec.num_bits < BYTE else "absmax"))
+        return replace(chosen, method=Rtn("mse")) if layer.fan_in > MAX_FAN_IN else chosen
 
     def observer_of(self, only_products: bool) -> Observer:
         """Return the observer for a value; `auto` covers all of one that only products read.
@@ -175,6 +181,7 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
     for rule in recipe.layers:
         own = rule.over(weights)
         chosen = choice(own, own.bits)
+        names_matching(model, rule.match, "layers")
         overrides |= dict.fromkeys(sites_matching(model, rule.match) if rule.has_settings else (), chosen)
     base = choice(weights, weights.bits)
     activation = replace(target.activation, num_bits=recipe.activation_bits)
@@ -188,8 +195,20 @@ def choices_of(recipe: Recipe, target: Target, model: ir.Model) -> Choices:
         centered_blocks=recipe.is_dynamic and target.native,
         saturates=target.saturates and not recipe.weight_only,
         dynamic=recipe.is_dynamic,
+        shared=_shared(model),
     )
     return choices if recipe.bit_plan is None else _planned(choices, recipe.bit_plan, model)
+
+
+def _shared(model: ir.Model) -> frozenset[str]:
+    """Return the names of weights that several linear layers read."""
+    readers = Counter(
+        str(value.name)
+        for node in linear_nodes(model).values()
+        for value in dict.fromkeys(node.inputs)
+        if value is not None and value.const_value is not None and len(value.const_value.shape) > 1
+    )
+    return frozenset(name for name, count in readers.items() if count > 1)
 
 
 def _planned(choices: Choices, plan: BitPlan, model: ir.Model) -> Choices:

@@ -18,6 +18,8 @@ def test_no_solver_is_much_worse_than_rounding(method: WeightMethod, operator: s
     model = model_from_text(text, {"w0": random((64, 32), 1)})
     found = []
     for each in (Rtn("mse"), method):
-        result = quantize(model, feeds(12, 64), Recipe(weight_only=True, accept_poor=True, weights=Weights(each, bits=4)))
+        result = quantize(
+            model, feeds(12, 64), Recipe(weight_only=True, accept_poor=True, weights=Weights(each, bits=4))
+        )
         found.append(sqnr_db(result, model, feeds(200, 64, seed=9)))
     assert found[1] > found[0] - 1
