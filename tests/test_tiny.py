@@ -55,7 +55,7 @@ def test_command_line_on_the_demo_model(tmp_path: Path) -> None:
     done = runner.invoke(main, ["validate", str(MODEL), str(out), "--data", str(tmp_path / "e.npz"), *goals])
     assert done.exit_code == 0, done.output
     assert "top1" in done.output
-    assert "all 2 goals met" in done.output
+    assert "goals met, all 2" in done.output
     assert runner.invoke(main, ["methods"]).exit_code == 0
     done = runner.invoke(main, ["inspect", str(MODEL)])
     assert "7 layers" in done.output

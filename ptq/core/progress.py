@@ -33,7 +33,7 @@ class Notes(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Hear a line."""
+        """Hear what a user should know, in a line."""
         ...
 
 
