@@ -21,14 +21,19 @@ from rich.console import Console
 from rich.table import Table
 
 from ptq.analysis.outcome import peak_rss_mb
-from ptq.recipe import Weights
+from ptq.recipe import Recipe, Weights
 from ptq.runtime import open_session
-from ptq.weights import Gptq
+from ptq.weights import Rtn
 from tests.conftest import SHARED
 from tests.shared.workloads import SAMPLES, evaluator, limit
 
 BATCH, ROUNDS = 32, 15
-ROWS = {"ort": "onnxruntime", "ptq": "ptq", "ptq4": "ptq --weights gptq --bits 4"}
+ROWS = {"ort": "onnxruntime", "ptq": "ptq", "fast": "ptq --fast", "ptq4": "ptq --bits 4"}
+RECIPES = {
+    "ptq": Recipe(),
+    "fast": Recipe(weights=Weights(Rtn())),
+    "ptq4": Recipe(weights=Weights(bits=4), accept_poor=True),
+}
 
 
 def main() -> None:
@@ -97,8 +102,7 @@ def quantize(by: str, name: str, path: Path) -> dict[str, Any]:
             check=True,
         )
         start = time.process_time()
-        recipe = ptq.Recipe(weights=Weights(Gptq(), bits=4)) if by == "ptq4" else None
-        ptq.quantize(SHARED / f"models/{name}.onnx", data, recipe).save(path)
+        ptq.quantize(SHARED / f"models/{name}.onnx", data, RECIPES[by]).save(path)
         seconds = time.process_time() - start
     return {"cpu_s": seconds, "peak_rss_mb": peak_rss_mb()}
 
