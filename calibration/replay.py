@@ -18,6 +18,9 @@ from ptq.models.sessions import run, session_of
 CHUNK_BYTES = 4 * 2**20
 """Size of the model inputs that are run at once: enough to make one call worth its cost."""
 
+VALUE_BYTES = 16 * 2**20
+"""Size of the largest value between two layers in what is run at once: several such chunks are under way."""
+
 MAX_CHUNK = 16
 
 SAME = 1e-3  # of the largest output: how far a batch may differ from its samples one by one
@@ -110,7 +113,19 @@ def _chunk_size(model: ir.Model, first: Feed, custom_ops: Sequence[str | Path]) 
         if two.shape != twice.shape or not np.allclose(two, twice, atol=SAME * float(np.abs(one).max(initial=1e-30))):
             return 1
     num_bytes = sum(array.nbytes for array in first.values())
-    return int(min(max(CHUNK_BYTES // max(num_bytes, 1), 1), MAX_CHUNK))
+    most = min(CHUNK_BYTES // max(num_bytes, 1), VALUE_BYTES // max(_largest(model), 1))
+    return int(min(max(most, 1), MAX_CHUNK))
+
+
+def _largest(model: ir.Model) -> int:
+    """Return the bytes of the largest value that a node makes of one sample, as far as shapes are known."""
+    made = (value for node in model.graph for value in node.outputs)
+    return max((_num_bytes(value) for value in made if value.shape is not None), default=0)
+
+
+def _num_bytes(value: ir.Value) -> int:
+    extents = [extent for extent in value.shape or () if isinstance(extent, int)]
+    return 4 * int(np.prod(extents, dtype=np.int64))
 
 
 def _shapes(feed: Feed) -> dict[str, tuple[tuple[int, ...], str]]:
