@@ -22,7 +22,8 @@ from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
 from ptq.passes.pad_channels import PadChannels
-from ptq.passes.placement import Placement, place, place_weights
+from ptq.passes.placement import Placement
+from ptq.passes.placing import place, place_weights
 from ptq.passes.plain_activations import PlainActivations
 from ptq.passes.plain_clip import PlainClip
 from ptq.passes.plain_gemm import PlainGemm

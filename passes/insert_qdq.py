@@ -29,7 +29,8 @@ from ptq.passes.lower_columns import lower_columns
 from ptq.passes.lower_stored import lower_stored, lower_table
 from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
-from ptq.passes.placement import Placement, is_number_on_codes
+from ptq.passes.placement import Placement
+from ptq.passes.planner import is_number_on_codes
 from ptq.passes.tables import Table
 from ptq.passes.unused import RemoveUnused
 

@@ -13,7 +13,7 @@ from ptq.core.layer import LinearLayer
 from ptq.core.statistics import Histogram
 from ptq.passes.graph import initializer_of
 from ptq.passes.linear import describe_linear
-from ptq.passes.placement import NO_KERNEL
+from ptq.passes.planner import NO_KERNEL
 from ptq.target import LINEAR_OPS
 
 FEW = 1e-30

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from ptq.core.plan import QuantPlan
 from ptq.modes.mode import RecipeMode
 from ptq.passes import InsertDynamic, InsertQdq
-from ptq.passes.placement import Placement, place_weights
+from ptq.passes.placement import Placement
+from ptq.passes.placing import place_weights
 from ptq.transforms import GuardRecurrent, SmoothProducts, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 from ptq.transforms.smooth_products import Outliers

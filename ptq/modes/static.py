@@ -9,7 +9,8 @@ from ptq.calibration.statistics import ExtremesOf, Wanted
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
 from ptq.passes import PadChannels, PrepareStep
-from ptq.passes.placement import Placement, place
+from ptq.passes.placement import Placement
+from ptq.passes.placing import place
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
 from ptq.solving.wide_channels import Halves, signals, too_wide
 from ptq.transforms import EqualizeConvs, GuardRecurrent, SmoothProducts, SplitCenters, Transform

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptq.modes.mode import RecipeMode
-from ptq.passes.placement import Placement, place_weights
+from ptq.passes.placement import Placement
+from ptq.passes.placing import place_weights
 from ptq.transforms import GuardRecurrent, ScaleSalient, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 

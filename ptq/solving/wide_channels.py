@@ -15,7 +15,8 @@ from ptq.core.channel_extremes import ChannelExtremes
 from ptq.core.decibels import decibels
 from ptq.core.layer import LinearLayer
 from ptq.passes.linear import constant, name_of
-from ptq.passes.placement import Placement, is_number_on_codes
+from ptq.passes.placement import Placement
+from ptq.passes.planner import is_number_on_codes
 from ptq.solving.grids import Grids
 
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Add", "Mul"})

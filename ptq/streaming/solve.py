@@ -35,7 +35,8 @@ from ptq.passes.graph import initializer_of
 from ptq.passes.infer_shapes import infer_statically
 from ptq.passes.insert_qdq import lower_one_by_one
 from ptq.passes.modules import note_modules
-from ptq.passes.placement import Excludes, Placement, place_weights
+from ptq.passes.placement import Excludes, Placement
+from ptq.passes.placing import place_weights
 from ptq.recipe import Recipe
 from ptq.solving.choices import Choices, LayerChoice
 

@@ -25,7 +25,7 @@ from ptq.core.smoothing import scales_of
 from ptq.core.spec import QuantSpec
 from ptq.passes.check_equivalence import Original
 from ptq.passes.linear import constant, name_of
-from ptq.passes.placement import place_weights
+from ptq.passes.placing import place_weights
 from ptq.passes.selection import Exclusions
 from ptq.passes.smooth_activations import SmoothActivations, normalization_for
 from ptq.passes.smooth_values import SmoothValues, gated_projections, value_projections

@@ -20,7 +20,7 @@ from ptq.models.source import InputSpec
 from ptq.passes import prepare
 from ptq.passes.check_equivalence import float_outputs, require_same
 from ptq.passes.linear import name_of
-from ptq.passes.placement import place
+from ptq.passes.placing import place
 from ptq.passes.smooth_values import value_projections
 from ptq.runtime import open_session
 from ptq.transforms import SmoothProducts

@@ -16,7 +16,7 @@ from ptq.calibration.observers import Dynamic
 from ptq.core.affine import Range, choose_qparams, dequantize
 from ptq.core.affine import quantize as round_to
 from ptq.core.spec import QuantSpec
-from ptq.passes.placement import NO_DYNAMIC_KERNEL
+from ptq.passes.planner import NO_DYNAMIC_KERNEL
 from ptq.recipe import Weights
 from ptq.target import host_target
 from ptq.weights import Gptq

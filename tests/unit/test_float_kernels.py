@@ -16,7 +16,7 @@ from ptq.calibration.observers import Dynamic
 from ptq.core.errors import RecipeError
 from ptq.passes.lifting import weights_of
 from ptq.passes.linear import name_of
-from ptq.passes.placement import NO_KERNEL
+from ptq.passes.planner import NO_KERNEL
 from ptq.passes.stored import find_stored
 from ptq.recipe import LayerRule, Weights
 from ptq.recipe.text import parse_rule

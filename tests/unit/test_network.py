@@ -19,7 +19,7 @@ from ptq.core.problem import LayerProblem, Needs, Network
 from ptq.job import Result
 from ptq.models.sessions import run, session_of
 from ptq.passes import prepare
-from ptq.passes.placement import place
+from ptq.passes.placing import place
 from ptq.passes.sites import matrix_of
 from ptq.recipe import Weights
 from ptq.solving import choices as choosing

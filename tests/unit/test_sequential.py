@@ -25,7 +25,7 @@ from ptq.core.layer_statistics import LayerStatistics
 from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.insert_qdq import lower_layers
-from ptq.passes.placement import place
+from ptq.passes.placing import place
 from ptq.recipe import Recipe
 from ptq.solving.choices import choices_of
 from ptq.solving.grids import wanted_of

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ptq import Recipe, quantize
 from ptq.calibration.observers import Dynamic
 from ptq.passes.lifting import weights_of
-from ptq.passes.placement import NO_KERNEL
+from ptq.passes.planner import NO_KERNEL
 from ptq.passes.stored import StoredWeight
 from ptq.recipe import LayerRule, Weights
 from ptq.weights import Rtn

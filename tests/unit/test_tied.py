@@ -13,7 +13,7 @@ from ptq.api import Result
 from ptq.calibration.observers import Dynamic
 from ptq.passes import prepare
 from ptq.passes.lifting import weights_of
-from ptq.passes.placement import place
+from ptq.passes.placing import place
 from ptq.passes.tied import tied_names
 from ptq.recipe import Weights
 from ptq.weights import Gptq, Rtn
