@@ -114,12 +114,11 @@ def _put(output: Path, result: Result, cards: Mapping[str, bytes]) -> None:
     """Write the model to its place, or beside it if it did not pass, and its cards."""
     from ptq.delivery.deliver import deliver, forget_rejected, reject
 
-    passed = result.report.verdict.passed
-    if not passed:
-        reject(output, result.delivery)
-    deliver(output, result.delivery if passed else None, cards)
-    if passed:
+    if result.report.verdict.passed:
+        deliver(output, result.delivery, cards)
         forget_rejected(output)
+    else:
+        reject(output, result.delivery, cards)
 
 
 def _require_writable(output: Path, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:

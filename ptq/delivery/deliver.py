@@ -161,16 +161,21 @@ def deliver(output: Path, delivery: Writable | None, cards: Mapping[str, bytes])
         raise InputError(f"cannot write {output}: {cause_of(error)}") from error
 
 
-def reject(output: Path, delivery: Writable) -> None:
+def reject(output: Path, delivery: Delivery, cards: Mapping[str, bytes]) -> None:
     """Put a model that did not pass beside its place, where it can be looked at and nobody takes it for a good one.
 
     Args:
-        output: Where it would have gone.
+        output: Where it would have gone; an older model goes from there.
         delivery: The model.
+        cards: Suffix of `output` -> contents.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: Something cannot be written. What was there is still there.
     """
+    if delivery.data is not None:
+        deliver(output, None, {**cards, REJECTED: delivery.data})
+        return
+    deliver(output, None, cards)
     deliver(output.with_name(output.name + REJECTED), delivery, {})
 
 

@@ -11,8 +11,9 @@ from ptq.job import Job, Result
 from ptq.models.load import load_model
 from ptq.pipeline import run
 from ptq.tuning.advice import advised
-from ptq.tuning.goals import reach, repair
+from ptq.tuning.goals import reach
 from ptq.tuning.latency import fastest
+from ptq.tuning.repair import repair
 
 
 def tune(job: Job, progress: Progress = silent) -> Result:

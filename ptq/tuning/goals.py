@@ -8,28 +8,25 @@ miss corrects the next guess. A model below the default floor is repaired in the
 
 from __future__ import annotations
 
-import glob
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ptq.allocation import MoreBits
 from ptq.allocation.bit_plan import LayerBits, shortest_of
-from ptq.analysis.floor import FLOOR_DB, worst_standing
+from ptq.analysis.floor import FLOOR_DB
 from ptq.analysis.report import Attempt
-from ptq.analysis.verdict import Finding
 from ptq.calibration.observers import Auto, MinMax, Observer, Percentile
 from ptq.calibration.shards import CalibrationShards
 from ptq.core.problem import Needs
 from ptq.core.progress import Progress, silent, within
 from ptq.job import Job, Result
-from ptq.passes.modules import shown_name
 from ptq.pipeline import run
-from ptq.recipe import LayerRule, Recipe
+from ptq.recipe import Recipe
 from ptq.sensitivity.table import FLOAT
 from ptq.tuning.blame import BYTE, Blame, blame, error_of
-from ptq.weights import Gptq
+from ptq.weights import Gptq, Rtn
 
 SAMPLES = 8
 """Samples on which each part of the error is measured."""
@@ -37,20 +34,11 @@ SAMPLES = 8
 MOST_RUNS = 14
 """Runs after which the best that was found is taken."""
 
-MOST_REPAIRS = 6
-"""Runs for a model below the default floor, the first one included."""
-
 REFINED = 2
 """Runs that look for a smaller model once the goal is met."""
 
 HALF, STRIDE = 0.5, 0.05
 """Factors by which the next try aims lower, when nothing is known and at most: far off the error's model is no help."""
-
-MARGIN_DB = 2.0
-"""How far above the floor a repair aims: it was chosen on the samples that it is judged on."""
-
-NAMED = 5
-"""Layers that a repair is told by."""
 
 OBSERVERS: Mapping[str, Observer] = {"clipped": MinMax(), "outliers": Percentile()}
 """Cause of an error, as `ptq diff` names it -> the choice of ranges that mends it."""
@@ -72,67 +60,6 @@ def reach(job: Job, progress: Progress = silent) -> Result:
     return search.finished()
 
 
-def repair(job: Job, poor: Result, progress: Progress = silent) -> Result:
-    """Bring a model that came out below the default floor up to it, at the least cost, within few tries.
-
-    Args:
-        job: What was run.
-        poor: What came of it.
-        progress: Called with the name of each step.
-
-    Returns:
-        The first model that clears the floor, with a finding that tells what was done and the recipe that makes it.
-        If none is, the best one.
-    """
-    search = Search(job, progress, _clears_the_floor, MOST_REPAIRS, refined=0)
-    search.note("as asked", job.recipe, poor)
-    result = search.finished()
-    if result.report.verdict.word == "poor":
-        return result
-    changed = changes(job.recipe, search.recipe_of(search.best), poor.report.modules)
-    text = f"as asked, {poor.report.verdict.floor}; so {changed}"
-    verdict = result.report.verdict.with_finding(Finding("repaired", text))
-    return replace(result, report=replace(result.report, verdict=verdict))
-
-
-def _clears_the_floor(result: Result) -> bool:
-    """Whether a model would also be at the floor on data that is a little less kind."""
-    comparison = result.report.proof.comparison
-    rows = [replace(row, sqnr_db=row.sqnr_db - MARGIN_DB) for row in comparison.outputs]
-    return worst_standing(replace(comparison, outputs=tuple(rows))).holds
-
-
-def changes(asked: Recipe, made: Recipe, modules: Mapping[str, str]) -> str:
-    """Tell in words what a search has changed about a recipe.
-
-    Args:
-        asked: As it was given.
-        made: As it is now.
-        modules: Name of a node -> the module that it was exported from.
-    """
-    rules, escaped = made.layers[len(asked.layers) :], {glob.escape(name): name for name in modules}
-
-    def named(chosen: Iterable[LayerRule]) -> list[str]:
-        return [shown_name(escaped.get(rule.match, rule.match), modules) for rule in chosen]
-
-    groups = {"in float": named(rule for rule in rules if rule.skip)}
-    for bits in sorted({rule.bits for rule in rules if rule.bits is not None}):
-        groups[f"with {bits} bits"] = named(rule for rule in rules if rule.bits == bits and not rule.skip)
-    parts = [f"{_listed(names)} {how}" for how, names in groups.items() if names]
-    if made.weights != asked.weights:
-        parts.append(f"weights by {type(made.weights.chosen).__name__.lower()} with {made.weights.bits} bits")
-    if made.activations != asked.activations:
-        parts.append(f"ranges by {type(made.activations).__name__.lower()}")
-    if made.weight_only and not asked.weight_only:
-        parts.append("all activations in float")
-    return "; ".join(parts) or "nothing"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 @dataclass
 class Search:
     """A search over recipes, each run with one job.
@@ -143,6 +70,7 @@ class Search:
         holds: Whether a result is good enough.
         most: Runs after which the search ends.
         refined: Runs that look for a smaller model once one is good enough.
+        margin_db: How far above the default floor is aimed, where that is the goal.
         runs: Recipe -> what came of it.
         tries: The same in the report's words.
         met: The smallest that is good enough.
@@ -153,6 +81,7 @@ class Search:
     holds: Callable[[Result], bool] = field(default=lambda result: result.report.verdict.passed)
     most: int = MOST_RUNS
     refined: int = REFINED
+    margin_db: float = 0.0
     runs: dict[Recipe, Result] = field(default_factory=dict)
     tries: list[Attempt] = field(default_factory=list)
     met: Result | None = None
@@ -178,8 +107,9 @@ class Search:
                 step()
         if self.refined or self.met is None:
             self.at_eight_bits()
-        if self.met is None:
-            self.in_float()
+        for last in (self.by_rounding, self.in_float):
+            if self.met is None:
+                last()
 
     @property
     def best(self) -> Result:
@@ -234,12 +164,16 @@ class Search:
             weights = replace(recipe.weights, bits=BYTE, first_last_bits=None)
             self.run("all at 8 bits", replace(recipe, weights=weights, layers=layers))
 
+    def by_rounding(self) -> None:
+        """Try what looks at weights alone: samples unlike all others mislead whatever learns from them."""
+        self.run("plain rounding", _plain(self.job.recipe), beyond=True)
+
     def in_float(self) -> None:
         """Try weights on codes with all activations in float: as small, and no faster than the float model."""
-        given = self.job.recipe
-        if not given.weight_only:
-            plain = replace(_better(given), weight_only=True, activation_bits=BYTE)
-            self.run("all activations in float", plain, beyond=True)
+        for recipe in (_better(self.job.recipe), _plain(self.job.recipe)):
+            if self.met is None and not recipe.weight_only:
+                plain = replace(recipe, weight_only=True, activation_bits=BYTE)
+                self.run("all activations in float", plain, beyond=True)
 
     def run(self, name: str, recipe: Recipe, *, beyond: bool = False) -> Result | None:
         """Run the job with a recipe, as one try; not one that was tried before, nor when the tries are over."""
@@ -274,12 +208,18 @@ class Search:
     def _wanted(self, base: Result) -> float | None:
         """Return the error that an SQNR goal allows, or the default floor, if that is what was missed."""
         goals = self.job.recipe.goals
-        least = goals.min_sqnr_db if goals.for_accuracy else FLOOR_DB + MARGIN_DB
+        least = goals.min_sqnr_db if goals.for_accuracy else FLOOR_DB + self.margin_db
         return None if least is None or least <= base.report.proof.comparison.sqnr_db else 10 ** (-least / 10)
 
 
 TINY = 1e-6
 """Share of the error below which aiming lower is no use: what is left is of another kind."""
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """Return a recipe that rounds to bytes and corrects nothing."""
+    weights = replace(recipe.weights, method=Rtn(), bits=BYTE, first_last_bits=None, bias_correction=False)
+    return replace(recipe, weights=replace(weights, extra_macs=0.0))
 
 
 def _better(recipe: Recipe) -> Recipe:

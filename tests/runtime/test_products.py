@@ -180,7 +180,7 @@ def perceptron() -> ir.Model:
 
 def test_words_without_a_kernel_stay_as_short_as_they_are() -> None:
     weights = Weights(method=Gptq(), bits=3)
-    result = quantize(perceptron(), feeds(48, 40), Recipe(target="native", weights=weights))
+    result = quantize(perceptron(), feeds(48, 40), Recipe(target="native", weights=weights, accept_poor=True))
     assert not [node for node in result.delivery.model.graph if node.domain]
     assert result.report.proof.kernels.num_linear == 3
 
@@ -191,7 +191,7 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any, mo
     monkeypatch.setattr(target, "_has_vnni", lambda: True)
     data = feeds(48, 40)
     weights = Weights(bits=bits) if bits == 8 else Weights(method=Gptq(), bits=bits)
-    result = quantize(perceptron(), data, Recipe(target="native", weights=weights))
+    result = quantize(perceptron(), data, Recipe(target="native", weights=weights, accept_poor=True))
     operators = [node.op_type for node in result.delivery.model.graph]
     assert [op for op in operators if "NBits" in op] == ["QLinearMatMulNBits"] * 2 + ["QLinearMatMulNBitsToFloat"]
     assert "Relu" not in operators
@@ -200,7 +200,7 @@ def test_one_file_runs_with_and_without_the_library(bits: int, tmp_path: Any, mo
     result.save(path)
     onnx.checker.check_model(str(path), full_check=True)
     plain = open_session(path).run(None, dict(data[0]))[0]
-    standard = quantize(perceptron(), data, Recipe(target=here, weights=weights)).session()
+    standard = quantize(perceptron(), data, Recipe(target=here, weights=weights, accept_poor=True)).session()
     steps = np.abs(plain).max() / 20
     np.testing.assert_allclose(plain, standard.run(None, dict(data[0]))[0], atol=steps)
     assert result.report.proof.kernels.num_linear == 3
@@ -214,7 +214,8 @@ def test_without_vnni_only_short_weights_have_the_faster_kernel(
     bits: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target, "_has_vnni", lambda: False)
-    result = quantize(perceptron(), feeds(48, 40), Recipe(target="native", weights=Weights(bits=bits)))
+    recipe = Recipe(target="native", weights=Weights(bits=bits), accept_poor=True)
+    result = quantize(perceptron(), feeds(48, 40), recipe)
     assert sum(node.domain == "ai.ptq" for node in result.delivery.model.graph) == kept
     assert result.report.proof.kernels.num_linear == 3
 

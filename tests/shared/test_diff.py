@@ -11,8 +11,12 @@ import pytest
 import ptq
 from ptq import api
 from ptq.models.load import load_model
+from ptq.recipe import Recipe, Weights
+from ptq.weights import Rtn
 from tests.planted import change, clipped, scaled, wrong_scale
 from tests.shared.workloads import evaluator
+
+ROUNDED = Recipe(weights=Weights(Rtn()))
 
 pytestmark = [
     pytest.mark.shared,
@@ -25,7 +29,7 @@ def test_faults_in_resnet20_come_first(shared: Path) -> None:
     model = load_model(shared / "models/resnet20.onnx")
     calibration = evaluator(shared).calib("resnet20", 64)
     few = {name: array[:3] for name, array in calibration.items()}
-    quantized = ptq.quantize(model, calibration).delivery.model
+    quantized = ptq.quantize(model, calibration, ROUNDED).delivery.model
     sound = api.diff(model, quantized, few)
     assert sound.float_sqnr_db is not None
     assert sound.float_sqnr_db > 50
@@ -39,7 +43,8 @@ def test_a_concat_of_unequal_ranges_in_squeezenet_comes_first(shared: Path) -> N
     model = load_model(shared / "models/squeezenet.onnx")
     narrow_first_part(model, "cat", 1 / 50)
     calibration = evaluator(shared).calib("squeezenet", 16)
-    found = api.diff(model, ptq.quantize(model, calibration).delivery.model, {k: v[:2] for k, v in calibration.items()})
+    quantized = ptq.quantize(model, calibration, ROUNDED).delivery.model
+    found = api.diff(model, quantized, {k: v[:2] for k, v in calibration.items()})
     assert (found.findings[0].kind, found.findings[0].layer) == ("uneven-concat", "cat")
     assert found.findings[0].option.startswith("--exclude cat --exclude ")
 

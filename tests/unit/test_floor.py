@@ -19,6 +19,7 @@ from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.cli import main
 from ptq.recipe import Weights
 from ptq.tuning import goals
+from ptq.tuning.repair import MOST_REPAIRS
 from ptq.weights import Rtn
 from tests.builders import feeds, model_from_text, random
 
@@ -103,7 +104,7 @@ def test_a_ruined_model_is_repaired_and_the_recipe_repeats_it() -> None:
     assert report.verdict.word == "holds"
     assert report.proof.comparison.sqnr_db > FLOOR_DB
     assert report.verdict.findings[0].level == "repaired"
-    assert 1 < len(report.tries) <= goals.MOST_REPAIRS + 1
+    assert 1 < len(report.tries) <= MOST_REPAIRS + 1
 
 
 def test_what_was_done_is_told_and_saved(folder: Path) -> None:

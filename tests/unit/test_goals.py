@@ -107,7 +107,7 @@ def test_a_goal_out_of_reach_ends_with_the_best_and_the_reason() -> None:
 
 
 def test_free_choices_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for later in ("with_more_bits", "in_float"):
+    for later in ("with_more_bits", "by_rounding", "in_float"):
         monkeypatch.setattr(goals.Search, later, lambda _self: None)
     coarse = Recipe(weights=Weights(bits=4, granularity="per-tensor", bias_correction=False), search=True)
     report = quantize(net(), feeds(32, 3, 8, 8), replace(coarse, goals=Goals(min_sqnr_db=99.0))).report

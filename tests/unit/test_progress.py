@@ -132,7 +132,7 @@ def test_a_terminal_sees_the_steps_and_gets_its_cursor_back(folder: Path) -> Non
     said = in_terminal(*command)
     assert any(words in said for words in STEPS.values()), "which one depends on how long each takes here"
     assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
-    assert "\x1b[1;32mverdict" in said
+    assert "\x1b[1mverdict" in said
     plain = in_terminal(*command, NO_COLOR="1")
     assert not [code for code in ("\x1b[3", "\x1b[1;3", "\x1b[9") if code in plain]
     assert "\x1b" not in in_terminal(*command, "--quiet")

@@ -211,7 +211,7 @@ def test_bits_go_where_they_gain_and_cost_what_was_granted() -> None:
     [
         ({"extra_macs": -0.1, "bits": 4, "method": Gptq()}, "expected a share"),
         ({"extra_macs": 0.1, "bits": 8, "method": Gptq()}, "less than 8 bits"),
-        ({"extra_macs": 0.1, "bits": 4}, "rtn does not see"),
+        ({"extra_macs": 0.1, "bits": 4, "method": Rtn()}, "rtn does not see"),
         ({"extra_macs": 0.1, "bits": 4, "method": Hqq()}, "hqq does not see; expected gpfq, gptq, qronos"),
     ],
 )
