@@ -21,6 +21,9 @@ SAMPLES = 4
 NAMED = 3
 """Layers that are named."""
 
+MOST_LAYERS = 128
+"""Layers of a model whose divisions are timed without being asked for: of more it takes longer than quantizing."""
+
 WORTH = 0.1
 """Share of the error from which on a layer is worth a word."""
 
@@ -42,7 +45,8 @@ def advised(job: Job, result: Result, progress: Progress) -> Result:
         return result
     if any(finding.level in ("missed", "poor") and not finding.measured for finding in verdict.findings):
         verdict = _on_accuracy(job, result, verdict, within(progress, "advice"))
-    if slow and job.recipe.has_grids and job.recipe.optimize == "accuracy":
+    small = len(result.report.layers) <= MOST_LAYERS
+    if slow and small and job.recipe.has_grids and job.recipe.optimize == "accuracy":
         verdict = _on_time(job, verdict, within(progress, "advice"))
     return replace(result, report=replace(result.report, verdict=verdict))
 
@@ -67,7 +71,7 @@ def _on_accuracy(job: Job, result: Result, verdict: Verdict, progress: Progress)
 def _on_time(job: Job, verdict: Verdict, progress: Progress) -> Verdict:
     """Measure what leaving layers in float gives, and end the warning about time with it."""
     with suppress(PtqError):  # a model that cannot be profiled is not advised on
-        plans = fastest(replace(job, recipe=replace(job.recipe, search=False)), progress).plans
+        plans = fastest(replace(job, recipe=replace(job.recipe, search=False)), progress, rounds=1).plans
         floats, best = plans[0].milliseconds, min(plans[1:], key=lambda plan: plan.milliseconds)
         ratio = best.milliseconds / max(floats, 1e-9)
         text = f"measured: --optimize latency takes {ratio:.2f} of float's time ({best.name})"

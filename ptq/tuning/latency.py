@@ -81,12 +81,13 @@ class Choice:
     plans: tuple[TimedPlan, ...]
 
 
-def fastest(job: Job, progress: Progress = silent) -> Choice:
+def fastest(job: Job, progress: Progress = silent, rounds: int = ROUNDS) -> Choice:
     """Find out which layers should be integers on this machine.
 
     Args:
         job: Model, data and recipe; a few samples are read from the beginning.
         progress: Called with the name of each step.
+        rounds: Times that divisions are sought: what is learned of conversions in one serves the next.
 
     Returns:
         Recipe and timings. Layers that are faster in float are excluded by name; if nothing is faster than float,
@@ -102,7 +103,7 @@ def fastest(job: Job, progress: Progress = silent) -> Choice:
     whole = trial.mixed(frozenset())
     times = NodeTimes(trial.times(trial.float_form()), trial.times(whole.form))
     mixes, latest, tried = {whole.key: whole}, whole, {frozenset[str]()}
-    for _ in range(ROUNDS):  # the conversions of a mixed plan tell more of their price than those of the whole one
+    for _ in range(rounds):  # the conversions of a mixed plan tell more of their price than those of the whole one
         price = trial.price(latest)
         for factor in PRICES:
             floats = divide(trial.model, whole.placement, times, trial.sizes, price.times(factor))
