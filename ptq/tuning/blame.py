@@ -33,16 +33,14 @@ DIVIDED = 24
 RESULT = "result of "
 """What the name of a grid's row begins with."""
 
-FLOAT_BYTES = 4
-
 
 @dataclass(frozen=True)
 class Prices:
-    """Cost in bytes of words of weights, and of leaving a grid out: its readers' weights stay float with it.
+    """Cost in bytes of words of weights, and of leaving a grid out: weights of float kernels have whole bytes.
 
     Attributes:
         num_weights: Layer -> how many weights it has.
-        beside: Row of a grid -> bytes that its layers take more in float.
+        beside: Row of a grid -> bytes that the weights of its layers take more then, and as many as time is worth.
     """
 
     num_weights: Mapping[str, int]
@@ -80,10 +78,16 @@ class Blame:
     layers: tuple[LayerDiff, ...] = ()
 
     def rules(self, bits: Mapping[str, LayerBits]) -> tuple[LayerRule, ...]:
-        """Return the rules that give rows their bits: those of grids last, as float wins."""
+        """Return the rules that give rows their bits; with a grid go its nodes, layers with their weights on codes."""
         rules = [_rule(name, own) for name, own in bits.items() if name not in self.nodes]
         floats = dict.fromkeys(node for name in bits for node in self.nodes.get(name, ()))
-        return (*rules, *(_rule(name, FLOAT) for name in floats))
+        return (*rules, *(self._kernel(name) for name in floats if bits.get(name) != FLOAT))
+
+    def _kernel(self, name: str) -> LayerRule:
+        """Return the rule that leaves a node to a float kernel."""
+        if name in self.prices.num_weights:
+            return LayerRule(glob.escape(name), bits=BYTE, float_kernel=True)
+        return _rule(name, FLOAT)
 
     def leaves_nothing(self, bits: Mapping[str, LayerBits]) -> bool:
         """Whether every layer would stay in float."""
@@ -150,10 +154,9 @@ def _measured(rows: Sequence[LayerRow], total: float, layers: Sequence[LayerDiff
     rest = max(table.rest - float(grids[:, 0].sum() if grids.size else 0.0), 0.0)
     whole = SensitivityTable((*table.layers, *shares.grids), BITS, error, rest=rest)
     allowed = _allowed(rows) | {name: [BYTE, FLOAT] for name in shares.grids}
-    beside = {
-        name: sum(known[node].num_weights * (FLOAT_BYTES - known[node].num_bits / 8) for node in nodes if node in known)
-        for name, nodes in shares.nodes.items()
-    }
+    longer = {row.name: row.num_weights * (1 - row.num_bits / BYTE) for row in rows}
+    slower = sum(row.num_weights for row in rows) / max(len(rows), 1)  # what is left out costs time: a layer's bytes
+    beside = {name: slower + sum(longer.get(node, 0.0) for node in nodes) for name, nodes in shares.nodes.items()}
     prices = Prices({row.name: row.num_weights for row in rows}, beside)
     return Blame(whole.among(allowed), prices, shares.nodes, found.findings, found.layers)
 

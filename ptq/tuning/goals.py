@@ -160,7 +160,7 @@ class Search:
         """Try whole bytes: short codes need unpacking, whose bytes can be more than they save in a very small model."""
         base, recipe = self.best, self.recipe_of(self.best)
         if sum(row.num_weights for row in base.report.layers) < base.delivery.num_bytes:
-            layers = tuple(rule for rule in recipe.layers if rule.bits is None)
+            layers = tuple(rule for rule in recipe.layers if rule.bits is None or rule.float_kernel)
             weights = replace(recipe.weights, bits=BYTE, first_last_bits=None)
             self.run("all at 8 bits", replace(recipe, weights=weights, layers=layers))
 
@@ -236,5 +236,5 @@ def _better(recipe: Recipe) -> Recipe:
 def _called(bits: Mapping[str, LayerBits], blamed: Blame) -> str:
     """Name a try by what it changes."""
     longer = sum(each != FLOAT for each in bits.values())
-    floats = len([rule for rule in blamed.rules(bits) if rule.skip])
+    floats = len([rule for rule in blamed.rules(bits) if rule.skip or rule.float_kernel])
     return f"{longer} layers with more bits" + (f", {floats} in float" if floats else "")

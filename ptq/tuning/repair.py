@@ -67,9 +67,11 @@ def changes(asked: Recipe, made: Recipe, modules: Mapping[str, str]) -> str:
     def named(chosen: Iterable[LayerRule]) -> list[str]:
         return [shown_name(escaped.get(rule.match, rule.match), modules) for rule in chosen]
 
-    groups = {"in float": named(rule for rule in rules if rule.skip)}
-    for bits in sorted({rule.bits for rule in rules if rule.bits is not None}):
-        groups[f"with {bits} bits"] = named(rule for rule in rules if rule.bits == bits and not rule.skip)
+    groups = {"in float": named(rule for rule in rules if rule.skip or rule.float_kernel)}
+    for bits in sorted({rule.bits for rule in rules if rule.bits is not None and not rule.float_kernel}):
+        groups[f"with {bits} bits"] = named(
+            rule for rule in rules if rule.bits == bits and not (rule.skip or rule.float_kernel)
+        )
     parts = [f"{_listed(names)} {how}" for how, names in groups.items() if names]
     if made.weights != asked.weights:
         parts.append(f"weights by {type(made.weights.chosen).__name__.lower()} with {made.weights.bits} bits")
