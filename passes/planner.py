@@ -42,6 +42,13 @@ FLOAT_OPS = (LINEAR_OPS - INTEGER_OPS) | RECURRENT
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
 
 
+UNREAD = {
+    "Concat": "no integer node reads it, and its inputs keep finer grids of their own",
+    "GlobalAveragePool": "no integer node reads it: means of codes are finer than codes",
+}
+"""Operators that stay float where no integer node reads their result -> why."""
+
+
 def near_a_pole(reader: str) -> str:
     """Return the reason why a value keeps float in front of an operator that is infinite or steep at 0."""
     return f"its relative errors count: a code of 0 would become infinite, or far off, in {reader} behind it"
@@ -185,8 +192,8 @@ class Planner:
         if reader := self.relative.get(node.outputs[0]):
             self.left_float[name] = near_a_pole(reader)
             return
-        if node.op_type == "Concat" and not feeds_integers(node.outputs[0], self.needed):
-            self.left_float[name] = "no integer node reads it, and its inputs keep finer grids of their own"
+        if node.op_type in UNREAD and not feeds_integers(node.outputs[0], self.needed):
+            self.left_float[name] = UNREAD[node.op_type]
             return
         self.integer.add(name)
         self._produce(node)
