@@ -24,6 +24,9 @@ NAMED = 3
 MOST_LAYERS = 128
 """Layers of a model whose divisions are timed without being asked for: of more it takes longer than quantizing."""
 
+LEAST_MS = 0.05
+"""Time of the float model below which calling it is most of the time, and dividing it no use."""
+
 WORTH = 0.1
 """Share of the error from which on a layer is worth a word."""
 
@@ -45,8 +48,8 @@ def advised(job: Job, result: Result, progress: Progress) -> Result:
         return result
     if any(finding.level in ("missed", "poor") and not finding.measured for finding in verdict.findings):
         verdict = _on_accuracy(job, result, verdict, within(progress, "advice"))
-    small = len(result.report.layers) <= MOST_LAYERS
-    if slow and small and job.recipe.has_grids and job.recipe.optimize == "accuracy":
+    telling = len(result.report.layers) <= MOST_LAYERS and result.report.proof.latency.reference_ms >= LEAST_MS
+    if slow and telling and job.recipe.has_grids and job.recipe.optimize == "accuracy":
         verdict = _on_time(job, verdict, within(progress, "advice"))
     return replace(result, report=replace(result.report, verdict=verdict))
 
