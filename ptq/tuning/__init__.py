@@ -36,7 +36,8 @@ def tune(job: Job, progress: Progress = silent) -> Result:
     result = reach(job, progress) if job.recipe.search else run(job, progress)
     if result.report.unchanged:
         return result
-    if result.report.verdict.word == "poor" and not (job.recipe.search or job.recipe.accept_poor or job.flows_by):
+    final = job.recipe.search or job.recipe.accept_poor or job.flows_by or result.delivery.data is None
+    if result.report.verdict.word == "poor" and not final:
         result = repair(job, result, progress)
     result = replace(result, report=replace(result.report, plans=plans))
     return advised(job, result, progress) if job.advises else result

@@ -19,6 +19,7 @@ from ptq.analysis.floor import FLOOR_DB
 from ptq.analysis.report import Attempt
 from ptq.calibration.observers import Auto, MinMax, Observer, Percentile
 from ptq.calibration.shards import CalibrationShards
+from ptq.core.errors import PtqError
 from ptq.core.problem import Needs
 from ptq.core.progress import Progress, silent, within
 from ptq.job import Job, Result
@@ -39,6 +40,9 @@ REFINED = 2
 
 HALF, STRIDE = 0.5, 0.05
 """Factors by which the next try aims lower, when nothing is known and at most: far off the error's model is no help."""
+
+TINY = 1e-6
+"""Share of the error below which aiming lower is no use: what is left is of another kind."""
 
 OBSERVERS: Mapping[str, Observer] = {"clipped": MinMax(), "outliers": Percentile()}
 """Cause of an error, as `ptq diff` names it -> the choice of ranges that mends it."""
@@ -161,8 +165,8 @@ class Search:
         base, recipe = self.best, self.recipe_of(self.best)
         if sum(row.num_weights for row in base.report.layers) < base.delivery.num_bytes:
             layers = tuple(rule for rule in recipe.layers if rule.bits is None or rule.float_kernel)
-            weights = replace(recipe.weights, bits=BYTE, first_last_bits=None)
-            self.run("all at 8 bits", replace(recipe, weights=weights, layers=layers))
+            weights = replace(recipe.weights, bits=BYTE, first_last_bits=None, extra_macs=0.0)
+            self.run("all at 8 bits", replace(recipe, weights=weights, layers=layers, bit_plan=None))
 
     def by_rounding(self) -> None:
         """Try what looks at weights alone: samples unlike all others mislead whatever learns from them."""
@@ -176,11 +180,20 @@ class Search:
                 self.run("all activations in float", plain, beyond=True)
 
     def run(self, name: str, recipe: Recipe, *, beyond: bool = False) -> Result | None:
-        """Run the job with a recipe, as one try; not one that was tried before, nor when the tries are over."""
+        """Run the job with a recipe, as one try; not one that was tried before, nor when the tries are over.
+
+        Raises:
+            PtqError: The first recipe cannot be run. Others that cannot are passed over.
+        """
         if recipe in self.runs or (len(self.tries) >= self.most and not beyond):
             return None
         job = replace(self.job, recipe=recipe, shards=CalibrationShards())
-        result = run(job, within(self.progress, f"try {len(self.tries) + 1}, {name}"))
+        try:
+            result = run(job, within(self.progress, f"try {len(self.tries) + 1}, {name}"))
+        except PtqError:
+            if not self.runs:
+                raise
+            return None
         self.note(name, recipe, result)
         return result
 
@@ -212,14 +225,10 @@ class Search:
         return None if least is None or least <= base.report.proof.comparison.sqnr_db else 10 ** (-least / 10)
 
 
-TINY = 1e-6
-"""Share of the error below which aiming lower is no use: what is left is of another kind."""
-
-
 def _plain(recipe: Recipe) -> Recipe:
     """Return a recipe that rounds to bytes and corrects nothing."""
     weights = replace(recipe.weights, method=Rtn(), bits=BYTE, first_last_bits=None, bias_correction=False)
-    return replace(recipe, weights=replace(weights, extra_macs=0.0))
+    return replace(recipe, weights=replace(weights, extra_macs=0.0), bit_plan=None)
 
 
 def _better(recipe: Recipe) -> Recipe:

@@ -14,13 +14,15 @@ from click.testing import CliRunner
 from click.testing import Result as Ended
 
 from ptq import Goals, Recipe, quantize, validate
+from ptq.allocation.bit_plan import BitPlan
 from ptq.analysis.floor import FLOOR_DB, standing_of
 from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.cli import main
+from ptq.core.errors import RecipeError
 from ptq.recipe import Weights
 from ptq.tuning import goals
 from ptq.tuning.repair import MOST_REPAIRS
-from ptq.weights import Rtn
+from ptq.weights import Gptq, Rtn
 from tests.builders import feeds, model_from_text, random
 
 
@@ -167,6 +169,35 @@ def test_random_data_is_not_judged() -> None:
 def test_data_that_flows_by_once_is_judged_but_not_tried_again() -> None:
     report = quantize(net(), iter(feeds(32, 3, 8, 8)), TWO_BITS).report
     assert (report.verdict.word, report.tries) == ("poor", ())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Recipe(weights=Weights(Gptq(), bits=2, extra_macs=0.05), target="portable"),
+        Recipe(weights=Weights(Rtn(), bits=2), bit_plan=BitPlan({"a": 2, "b": 2, "y": 2}), target="portable"),
+    ],
+    ids=["extra points", "bit plan"],
+)
+def test_whatever_else_was_asked_for_does_not_end_a_repair(asked: Recipe) -> None:
+    poor = quantize(net(), feeds(32, 3, 8, 8), replace(asked, accept_poor=True)).report
+    report = quantize(net(), feeds(32, 3, 8, 8), asked).report
+    assert poor.verdict.word == "poor" or not report.tries
+    assert report.verdict.word == "holds"
+
+
+def test_a_try_that_cannot_be_run_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, tried = goals.run, list[Recipe]()
+
+    def refusing(job: Any, progress: Any) -> Any:
+        tried.append(job.recipe)
+        if len(tried) == 1:
+            raise RecipeError("no such kernel")
+        return run(job, progress)
+
+    monkeypatch.setattr(goals, "run", refusing)
+    assert quantize(net(), feeds(32, 3, 8, 8), TWO_BITS).report.verdict.word == "holds"
+    assert len(tried) > 1
 
 
 def test_validate_says_it_too() -> None:
