@@ -159,6 +159,10 @@ class IntegerWeight:
         again = np.broadcast_to(low[..., None], codes.shape)
         return replace(self, codes=np.where(again, codes, self.codes), params=params), int(low.sum())
 
+    def scaled(self, factor: float) -> IntegerWeight:
+        """Multiply the weight by a positive number: the scales take it, the codes stay."""
+        return replace(self, params=replace(self.params, scale=(self.scale * np.float32(factor)).astype(np.float32)))
+
     def rows(self, chosen: slice) -> IntegerWeight:
         """Return a part of the rows as a weight. All have scales of their own, and words of one length."""
         params = replace(self.params, scale=self.params.scale[chosen], zero_point=self.params.zero_point[chosen])

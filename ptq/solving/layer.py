@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
 from ptq.solving.bias import InputMeans, encode_bias, guard_bias, mean_error
 from ptq.solving.choices import LayerChoice
+from ptq.solving.gain import gain_of
 
 PRODUCT_DAMPING = 0.1
 """Least share of a product's diagonal moments that is added: unseen samples ask for it, among 0, .1, .3 and 1."""
@@ -34,18 +36,27 @@ class LayerArrays:
         layer: Layer as it was found in the graph.
         weight: Float weight. Shape [out, in].
         bias: Float bias, or None. Shape [out].
+        keeps_gain: Whether its scales make up for its gain: what comes of it passes through other layers, not products.
     """
 
     layer: LinearLayer
     weight: NDArray[np.float32]
     bias: Float | None
+    keeps_gain: bool = False
 
     @staticmethod
-    def of(model: ir.Model, layer: LinearLayer) -> LayerArrays:
-        """Read a layer's parameters from a prepared model."""
+    def of(model: ir.Model, layer: LinearLayer, inner: Container[str] = ()) -> LayerArrays:
+        """Read a layer's parameters from a prepared model.
+
+        Args:
+            model: Prepared model.
+            layer: Layer in it.
+            inner: Layers with others behind them, by name.
+        """
         weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
         bias = None if layer.bias is None else initializer_of(model, layer.bias).reshape(-1).astype(np.float64)
-        return LayerArrays(layer, weight, bias)
+        undoes = bool(layer.unfold.kernel) or layer.op_type == "Gemm"  # products undo no earlier error, see `_damped`
+        return LayerArrays(layer, weight, bias, undoes and layer.name in inner)
 
     @property
     def takes_bias(self) -> bool:
@@ -99,7 +110,7 @@ def solve_layer(
     given = given if arrays.takes_bias else replace(given, means=None)
     moments = given.central(arrays.weight)
     problem = problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
-    encoding: WeightEncoding = choice.quantizer.quantize(problem)
+    encoding, gain = _with_gain(choice.quantizer.quantize(problem), arrays, moments)
     integer, guarded = None if arrays.layer.adds_bias_in_float else grid, 0
     if isinstance(encoding, IntegerWeight) and arrays.bias is not None and integer is not None:
         encoding, guarded = guard_bias(encoding, problem, arrays.bias, integer)
@@ -109,7 +120,7 @@ def solve_layer(
     solved = SolvedLayer(encoding, bias, guarded, (float(error[0]), float(error[1])))
     if moments is None or problem.statistics is None:
         return solved
-    best, step = problem.statistics.best_weight(weight), encoding.widest_step()
+    best, step = problem.statistics.best_weight(weight) / gain, encoding.widest_step()
     return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, step))
 
 
@@ -126,6 +137,16 @@ def problem_of(
     statistics = None if moments is None else _damped(moments, arrays, grid)
     order = arrays.layer.order_in_kernels if saturates else None
     return LayerProblem(arrays.layer.name, arrays.weight, choice.spec, statistics, widths, order)
+
+
+def _with_gain(
+    encoding: WeightEncoding, arrays: LayerArrays, moments: LayerMoments | None
+) -> tuple[WeightEncoding, float]:
+    """Give the scales of a weight the inverse of its gain, and return that gain."""
+    if moments is None or not arrays.keeps_gain or not isinstance(encoding, IntegerWeight):
+        return encoding, 1.0
+    gain = gain_of(moments, arrays.weight, encoding.decode().astype(np.float64))
+    return encoding.scaled(1 / gain), gain
 
 
 def _bias_of(

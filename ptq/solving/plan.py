@@ -36,6 +36,7 @@ from ptq.sensitivity import FeatureInfluence
 from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
 from ptq.solving.choices import Choices
 from ptq.solving.cost import seconds_to_solve
+from ptq.solving.gain import with_layers_behind
 from ptq.solving.grids import Grids, choose_grids
 from ptq.solving.layer import LayerArrays
 from ptq.solving.layer_solver import LayerSolver, start_layer
@@ -92,10 +93,10 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     """
     settings, placement = with_tied(problem.settings, problem.placement), problem.placement
     problem = replace(problem, settings=settings)
-    grids = choose_grids(placement, problem.histograms, settings)
+    grids, inner = choose_grids(placement, problem.histograms, settings), with_layers_behind(problem.model.graph)
     jobs = {
         layer.name: LayerSolver(
-            LayerArrays.of(problem.model, layer), layer, settings, grids, settings.rows.get(layer.name)
+            LayerArrays.of(problem.model, layer, inner), layer, settings, grids, settings.rows.get(layer.name)
         )
         for layer in placement.layers
     }
