@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from ptq.core.affine import QuantParams
+from ptq.core.curve import Curve
 from ptq.core.layer import LinearLayer
 from ptq.core.ramp import Ramp
 from ptq.passes.sites import WeightSite
@@ -39,6 +40,7 @@ class Placement:
         gates: Group of the result of a hard sigmoid -> group that it reads, whose codes it clips.
         float_kernels: Layers that stay on float kernels, the user's exclusions aside: their weights may lie on codes.
         given: Values that the model came with pairs for, before and behind them -> their grids; the pairs stay.
+        curves: Group of one value -> the function that is all that its readers make of it.
     """
 
     layers: tuple[LinearLayer, ...]
@@ -56,6 +58,7 @@ class Placement:
     gates: Mapping[int, int] = field(default_factory=dict)
     float_kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, QuantParams] = field(default_factory=dict)
+    curves: Mapping[int, Curve] = field(default_factory=dict)
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ptq.core.affine import QuantParams
 from ptq.core.layer import LinearLayer
 from ptq.core.ramp import Ramp
 from ptq.passes._qdq import quantizer
+from ptq.passes.curves import curves_behind
 from ptq.passes.gates import gated, is_flat_below, ramp_of
 from ptq.passes.given import is_on_codes
 from ptq.passes.linear import constant, describe_linear, is_float32, name_of
@@ -40,7 +41,6 @@ FLOAT_OPS = (LINEAR_OPS - INTEGER_OPS) | RECURRENT
 """Operators with weights that have no integer kernel for inputs on grids."""
 
 NO_DYNAMIC_KERNEL = "onnxruntime's integer convolution with ranges taken at run time is slower than the float one"
-
 
 UNREAD = {
     "Concat": "no integer node reads it, and its inputs keep finer grids of their own",
@@ -137,9 +137,8 @@ class Planner:
         for name in order:
             if name in self.needed:
                 groups.setdefault(self._root(name), []).append(name)
-        derived = {
-            name_of(node) for node in nodes if node.op_type in MOVING | {"Concat"} and name_of(node) in self.integer
-        }
+        moving = MOVING | {"Concat"}
+        derived = {name_of(node) for node in nodes if node.op_type in moving and name_of(node) in self.integer}
         index = {root: i for i, root in enumerate(groups)}
         ramps = {index[self._root(name)]: ramp for name, ramp in self.ramps.items()}
         apart = [
@@ -170,6 +169,7 @@ class Planner:
             {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
             float_kernels(model, self.left_float),
             self.given,
+            curves_behind(groups.values(), self.needed, {*self.ramps, *self.given}),
         )
 
     def _read_as(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.calibration.observers import Auto
 from ptq.calibration.statistics import HistogramOf, MeanOf, Statistic
 from ptq.core.affine import QuantParams, choose_qparams
 from ptq.core.decibels import decibels
@@ -21,6 +22,7 @@ from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.passes.placement import Placement
 from ptq.solving.choices import Choices
+from ptq.solving.curved import narrowed
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -56,6 +58,9 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
     observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
     ranges = [observer.choose_range(h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
+    if isinstance(settings.observer, Auto):  # the others say themselves how far a range reaches
+        for i, curve in placement.curves.items():
+            ranges[i] = narrowed(groups[i], curve, ranges[i], specs[i])
     grids = [choose_qparams(limits, spec) for limits, spec in zip(ranges, specs, strict=True)]
     for i, ramp in placement.ramps.items():
         grids[i] = ramp.fit(ranges[i], specs[i], cut=i in placement.cut)
@@ -63,7 +68,7 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
         grids[i] = placement.ramps[source].gate(grids[source])
     for i, members in enumerate(placement.groups):
         grids[i] = next((placement.given[name] for name in members if name in placement.given), grids[i])
-    noise = [_activation_sqnr_db(h, grid) for h, grid in zip(groups, grids, strict=True)]
+    noise = [_activation_sqnr_db(h, grid) for h, grid in zip(_told_apart(placement, groups, grids), grids, strict=True)]
     index = {name: i for i, members in enumerate(placement.groups) for name in members}
     return Grids(
         {name: grids[i] for name, i in index.items()},
@@ -82,9 +87,9 @@ def grid_distributions(
         histograms: Value name of `placement.sources` -> its distribution.
         plan: Holds their grids.
     """
-    spreads = {}
-    for members, histogram in zip(placement.groups, _seen_on_grids(placement, histograms), strict=True):
-        grid = plan.activations[members[0]]
+    spreads, grids = {}, [plan.activations[members[0]] for members in placement.groups]
+    groups = _told_apart(placement, _seen_on_grids(placement, histograms), grids)
+    for members, histogram, grid in zip(placement.groups, groups, grids, strict=True):
         spreads[members[0]] = distribution_of_values(histogram, grid, _activation_sqnr_db(histogram, grid))
     return spreads
 
@@ -178,6 +183,15 @@ def _seen_on_grids(placement: Placement, histograms: Mapping[str, Histogram]) ->
     for index in placement.cut:
         groups[index] = groups[index].raised(placement.ramps[index].foot)
     return groups
+
+
+def _told_apart(placement: Placement, groups: Sequence[Histogram], grids: Sequence[QuantParams]) -> list[Histogram]:
+    """Raise the values that a function behind them does not tell apart to the lowest code."""
+    seen = list(groups)
+    for index in placement.curves:
+        low = (grids[index].spec.qmin - int(grids[index].zero_point)) * float(grids[index].scale)
+        seen[index] = seen[index].raised(low) if low < 0 else seen[index]
+    return seen
 
 
 def _merge_groups(placement: Placement, histograms: Mapping[str, Histogram]) -> list[Histogram]:
