@@ -44,8 +44,9 @@ def random_nodes(model: ir.Model) -> list[ir.Node]:
 
 def lasting_name(value: ir.Value) -> str:
     """Return the name by which a value is known in every form of a model: that of the output that it gives, if any."""
-    for use in value.uses():
-        if use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output():
+    for use in value.uses():  # outputs of the value's own graph: those of bodies are no names of the model
+        is_own = use.node.graph is value.graph
+        if is_own and use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output():
             return str(use.node.outputs[0].name)
     return str(value.name)
 

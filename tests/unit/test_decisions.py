@@ -94,6 +94,15 @@ def test_decisions_are_found_with_what_stands_in_front(name: str) -> None:
     assert decisions_of(deciding(name)) == TAILS[name][2]
 
 
+def test_what_a_branch_hands_on_keeps_the_name_that_the_graph_has_for_it() -> None:
+    tail = TAILS["a branch"][1].replace("e = Slice (flat, zeros, sixteen, ones)", "e = Identity (m)")
+    model = model_from_text(
+        f"net (float[1, 3, 16, 16] x) => (float[1, K] y) {{ {HEAD} {tail} }}",
+        {"w0": random((8, 3, 3, 3), 1), "w1": random((4, 8, 3, 3), 2), **CONSTANTS},
+    )
+    assert decisions_of(model).fronts == ("m",)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", TAILS)
 def test_models_that_decide_are_quantized_and_compared(name: str, recipe: str) -> None:
