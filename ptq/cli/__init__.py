@@ -16,6 +16,7 @@ from ptq.cli.calibrate import calibrate
 from ptq.cli.completion import completion
 from ptq.cli.diff import diff
 from ptq.cli.export import export
+from ptq.cli.heap import give_back_memory
 from ptq.cli.inspect import inspect
 from ptq.cli.merge import merge
 from ptq.cli.methods import methods
@@ -59,6 +60,7 @@ def _version(context: click.Context, _option: click.Parameter, asked: bool) -> N
 )
 def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
+    give_back_memory()
 
 
 for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods, completion):
