@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
 from ptq.core.arrays import Float
-from ptq.core.damping import LayerMoments, add_damping, damped
+from ptq.core.damping import HeldMoments, LayerMoments
 from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, output_error
@@ -62,16 +62,25 @@ class InputStatistics:
         means: Means by which the bias takes up the mean error that the integers cause; None leaves the bias alone.
     """
 
-    moments: LayerMoments | None
+    moments: HeldMoments | None
     means: InputMeans | None
 
-    def central(self, weight: NDArray[np.float32]) -> LayerMoments | None:
-        """Return the moments, if there are any, about their means where a bias takes up every mean error.
+    @staticmethod
+    def of(
+        moments: LayerMoments, means: InputMeans | None, arrays: LayerArrays, grid: QuantParams | None
+    ) -> InputStatistics:
+        """Prepare the moments of a layer's input: about their means where a bias takes up every mean error, and held.
 
         Args:
-            weight: Float weight of the layer. Shape [out, in].
+            moments: Moments as they were taken; used up.
+            means: Means of the same input, or None.
+            arrays: The layer.
+            grid: Grid of its input; None if that stays float.
         """
-        return self.moments if self.moments is None or self.means is None else self.moments.centered(weight)
+        means = means if arrays.takes_bias else None
+        if means is not None:
+            moments.center(arrays.weight)
+        return InputStatistics(hold(moments, arrays, grid), means)
 
 
 def solve_layer(
@@ -97,8 +106,8 @@ def solve_layer(
         Codes, scales and bias.
     """
     given = given if arrays.takes_bias else replace(given, means=None)
-    moments = given.central(arrays.weight)
-    problem = problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
+    moments = given.moments
+    problem = problem_of(arrays, choice, moments, widths, saturates=saturates)
     encoding: WeightEncoding = choice.quantizer.quantize(problem)
     integer, guarded = None if arrays.layer.adds_bias_in_float else grid, 0
     if isinstance(encoding, IntegerWeight) and arrays.bias is not None and integer is not None:
@@ -110,20 +119,19 @@ def solve_layer(
     if moments is None or problem.statistics is None:
         return solved
     best, step = problem.statistics.best_weight(weight), encoding.widest_step()
-    return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, step))
+    return replace(solved, output=_at_output(moments.plain(), decoded, best, arrays, step))
 
 
 def problem_of(
     arrays: LayerArrays,
     choice: LayerChoice,
-    grid: QuantParams | None,
-    moments: LayerMoments | None,
+    moments: HeldMoments | None,
     widths: Widths | None,
     *,
     saturates: bool,
 ) -> LayerProblem:
     """Return the problem that the method is given."""
-    statistics = None if moments is None else _damped(moments, arrays, grid)
+    statistics = None if moments is None else moments.damped()
     order = arrays.layer.order_in_kernels if saturates else None
     return LayerProblem(arrays.layer.name, arrays.weight, choice.spec, statistics, widths, order)
 
@@ -163,18 +171,18 @@ def _bound(seen: LayerStatistics, step: NDArray[np.float32]) -> float:
     return float((steps / 4 * inputs).sum())
 
 
-def _damped(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -> LayerStatistics:
-    """Return the moments that the method is given.
+def hold(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -> HeldMoments:
+    """Return the moments that the method is given, `moments` used up.
 
     Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
     softmax, which turns scale into temperature, and normalizations. All products are held to their float weights, the
     more the fewer positions were seen for each input: a few hundred texts tell less of the next ones than images do.
     """
+    unknown = arrays.weight.shape[1] / max(moments.count, 1)
     if arrays.layer.unfold.kernel:
-        return moments.damped(arrays.weight)
-    unknown = arrays.weight.shape[1] / max(moments.whole.count, 1)
-    if arrays.layer.op_type == "Gemm":
-        return add_damping(moments.damped(arrays.weight), unknown)
-    return add_damping(
-        moments.damped(arrays.weight) if grid is None else damped(moments.whole, np.inf), max(PRODUCT_DAMPING, unknown)
-    )
+        share = 0.0
+    else:
+        share = unknown if arrays.layer.op_type == "Gemm" else max(PRODUCT_DAMPING, unknown)
+    is_product = not arrays.layer.unfold.kernel and arrays.layer.op_type != "Gemm"
+    strength = np.inf if is_product and grid is not None else moments.strength(arrays.weight)
+    return HeldMoments.of(moments.whole(), strength, share)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptq.core.arrays import Float
 from ptq.core.encoding import WeightEncoding
@@ -17,6 +18,9 @@ from ptq.weights._grid_search import best_grid
 from ptq.weights._problem import Candidate, GroupedProblem, Start
 
 Order = Literal["natural", "norm", "activation"]
+ROWS_AT_ONCE = 256
+"""Rows of a matrix that are put into another order at once."""
+
 SWEEPS_PER_FIT = 2
 """Sweeps of coordinate descent between two fits of the scales of blocks: nearly all that sweeps gain, two do."""
 
@@ -85,11 +89,11 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     if order == "norm":
         energy = energy * np.square(problem.weight).sum(1)
     columns = np.argsort(-energy, axis=1, kind="stable")
-    wide, high = columns[:, None], columns[:, :, None]
+    wide, gram = columns[:, None], _turned(problem.gram, columns)
     turned = replace(
         problem,
-        gram=np.take_along_axis(np.take_along_axis(problem.gram, high, 1), wide, 2),
-        cross=np.take_along_axis(np.take_along_axis(problem.cross, high, 1), wide, 2),
+        gram=gram,
+        cross=gram if problem.cross is problem.gram else _turned(problem.cross, columns),
         weight=np.take_along_axis(problem.weight, wide, 2),
         target=np.take_along_axis(problem.target, wide, 2),
         target_correlation=np.take_along_axis(problem.target_correlation, wide, 2),
@@ -101,3 +105,13 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     natural = np.empty_like(found.levels)
     np.put_along_axis(natural, np.broadcast_to(wide, natural.shape), found.levels, 2)
     return Candidate(natural, found.scale)
+
+
+def _turned(matrices: Float, columns: NDArray[np.intp]) -> Float:
+    """Put rows and columns of square matrices [groups, in, in] into another order, each group into its own."""
+    turned = np.empty_like(matrices)
+    for matrix, order, into in zip(matrices, columns, turned, strict=True):
+        for start in range(0, len(order), ROWS_AT_ONCE):  # each a copy of that many rows, not of the matrix
+            part = slice(start, start + ROWS_AT_ONCE)
+            into[part] = matrix[np.ix_(order[part], order)]
+    return turned
