@@ -29,6 +29,7 @@ from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
 from ptq.core.sample_means import MeansKept, SampleMeans
 from ptq.core.unfold import Unfold
+from ptq.files.heap import trim
 from ptq.passes.decisions import give, judged_values
 from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
@@ -106,11 +107,18 @@ class SequentialWalk:
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
     def _moments(self, stage: list[LinearLayer]) -> Iterator[tuple[LinearLayer, LayerMoments]]:
+        trim()
         weights = {layer.name: layer.layout.to_matrix(initializer_of(self._model, layer.weight)) for layer in stage}
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
         moments_of = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
+        self._take(stage, moments_of)
+        for layer in stage:
+            yield layer, moments_of[layer.unfold].of(layer)
+
+    def _take(self, stage: list[LinearLayer], moments_of: Mapping[Unfold, _Moments]) -> None:
+        """Walk on to a stage, and add up its moments."""
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self.sizes, self.float_run.advance(), self._quantized_run.advance(), strict=True)
         common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in moments_of.items()))
@@ -118,8 +126,6 @@ class SequentialWalk:
             for half, parts in self._engine.map(_measure, common, _together(values, stage)):
                 for moments, part in zip(moments_of.values(), parts, strict=True):
                     moments.add(half, part)
-        for layer in stage:
-            yield layer, moments_of[layer.unfold].of(layer)
 
 
 _Values = tuple[int, list[NDArray[Any]], list[NDArray[Any]]]

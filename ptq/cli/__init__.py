@@ -16,7 +16,6 @@ from ptq.cli.calibrate import calibrate
 from ptq.cli.completion import completion
 from ptq.cli.diff import diff
 from ptq.cli.export import export
-from ptq.cli.heap import give_back_memory
 from ptq.cli.inspect import inspect
 from ptq.cli.merge import merge
 from ptq.cli.methods import methods
@@ -24,6 +23,7 @@ from ptq.cli.quantize import quantize
 from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
+from ptq.files.heap import give_back_memory
 
 EXAMPLE = "\b\nExample:\n  ptq quantize model.onnx --data calib.npz -o model.int8.onnx\n  ptq COMMAND --help"
 

@@ -87,41 +87,46 @@ class HeldMoments:
 
     Damping changes nothing but diagonals, so both forms share their matrices: `damped` and `plain` each write the
     diagonals that they are known by, and what the other one gave is not to be looked at after that.
+
+    Attributes:
+        asked: What the output asks of each weight, undamped, see `LayerStatistics.target_correlation`.
     """
 
+    asked: Float
     _whole: LayerStatistics
     _diagonals: tuple[Float, Float]
     _strength: float
     _share: float
 
     @staticmethod
-    def of(whole: LayerStatistics, strength: float, share: float = 0.0) -> HeldMoments:
+    def of(whole: LayerStatistics, weight: NDArray[np.float32], strength: float, share: float = 0.0) -> HeldMoments:
         """Hold weights to their float values.
 
         Args:
             whole: Moments of a layer's input; its matrices are written to from now on.
+            weight: Float weight. Shape [groups * out, in].
             strength: Share of the diagonal that is added to both moments, where the networks differ; infinity asks for
                 the float weight.
             share: Share of the diagonal, that included, that is added besides: correlations between inputs count for
                 less, float weights for more.
         """
         gram, cross = (np.einsum("gii->gi", each).copy() for each in (whole.gram, whole.cross))
-        return HeldMoments(whole, (gram, cross), strength, share)
+        asked = whole.target_correlation(weight)
+        if np.isinf(strength):
+            whole = replace(whole, cross=whole.gram)
+        return HeldMoments(asked, whole, (gram, cross), strength, share)
 
     def plain(self) -> LayerStatistics:
-        """Return the moments as they are."""
+        """Return the moments as they are; the cross moment is `gram` where the float weight is asked for."""
         gram, cross = self._diagonals
         return _with_diagonals(self._whole, gram, cross)
 
     def damped(self) -> LayerStatistics:
         """Return the moments, damped."""
         gram, cross = self._diagonals
-        whole = self._whole
-        if np.isinf(self._strength):
-            whole = replace(whole, cross=whole.gram)
-        elif not whole.matched:
+        if not self._whole.matched:
             gram, cross = gram + self._strength * gram, cross + self._strength * gram
-        return _with_diagonals(whole, gram + self._share * gram, cross + self._share * gram)
+        return _with_diagonals(self._whole, gram + self._share * gram, cross + self._share * gram)
 
 
 def _with_diagonals(statistics: LayerStatistics, gram: Float, cross: Float) -> LayerStatistics:

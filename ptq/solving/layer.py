@@ -119,7 +119,7 @@ def solve_layer(
     if moments is None or problem.statistics is None:
         return solved
     best, step = problem.statistics.best_weight(weight), encoding.widest_step()
-    return replace(solved, output=_at_output(moments.plain(), decoded, best, arrays, step))
+    return replace(solved, output=_at_output(moments, decoded, best, step))
 
 
 def problem_of(
@@ -154,13 +154,12 @@ def _bias_of(
     return encode_bias(bias, encoding, grid)
 
 
-def _at_output(
-    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, step: NDArray[np.float32]
-) -> AtOutput:
+def _at_output(moments: HeldMoments, decoded: Float, best: Float, step: NDArray[np.float32]) -> AtOutput:
+    seen = moments.plain()
     signal, rounding = float(seen.energy.sum()), decoded - best
     by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
     row_error = output_error(by_group, seen.gram).reshape(-1)
-    error = seen.relative_error(decoded, seen.target_correlation(arrays.weight)) * signal
+    error = seen.relative_error(decoded, moments.asked) * signal
     return AtOutput(signal, error, _bound(seen, step), rounding.astype(np.float32), row_error)
 
 
@@ -185,4 +184,4 @@ def hold(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -
         share = unknown if arrays.layer.op_type == "Gemm" else max(PRODUCT_DAMPING, unknown)
     is_product = not arrays.layer.unfold.kernel and arrays.layer.op_type != "Gemm"
     strength = np.inf if is_product and grid is not None else moments.strength(arrays.weight)
-    return HeldMoments.of(moments.whole(), strength, share)
+    return HeldMoments.of(moments.whole(), arrays.weight, strength, share)

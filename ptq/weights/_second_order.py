@@ -53,7 +53,7 @@ class SecondOrder:
         Raises:
             CalibrationError: The layer has no statistics.
         """
-        return solve(problem, self._start, self.num_sweeps, self.order)
+        return solve(problem, self._start, self.num_sweeps, self.order, crossed=False)
 
     @abstractmethod
     def _start(self, problem: GroupedProblem, grid: Grid) -> Candidate:

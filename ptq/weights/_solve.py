@@ -25,7 +25,9 @@ SWEEPS_PER_FIT = 2
 """Sweeps of coordinate descent between two fits of the scales of blocks: nearly all that sweeps gain, two do."""
 
 
-def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> WeightEncoding:
+def solve(
+    problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural", *, crossed: bool = True
+) -> WeightEncoding:
     """Choose scales, find levels by the method, polish them, refit the scales, and keep the best, as every solver does.
 
     Args:
@@ -33,6 +35,7 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
         start: Method that finds levels.
         num_sweeps: Sweeps of coordinate descent; 0 also leaves the scales alone.
         order: Order in which the method meets the columns.
+        crossed: Whether the method looks at the cross moment itself, and not only at what it asks of weights.
 
     Returns:
         Codes and one scale per row.
@@ -40,7 +43,8 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     Raises:
         CalibrationError: The layer has no statistics.
     """
-    grouped, scale = best_grid(GroupedProblem.of(problem))
+    grouped = GroupedProblem.of(problem)
+    grouped, scale = best_grid(grouped if crossed else replace(grouped, cross=grouped.gram))
     found = in_order(grouped, scale, start, order)
     if num_sweeps:
         rounded = grouped.rounded(grouped.weight, found.scale)  # greed can lose; rounding then stays

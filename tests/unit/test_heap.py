@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptq.cli import main
-from ptq.cli.heap import ARENA_MAX, LARGE, MMAP_THRESHOLD, give_back_memory
+from ptq.files.heap import ARENA_MAX, LARGE, MMAP_THRESHOLD, give_back_memory
 
 
 @pytest.fixture

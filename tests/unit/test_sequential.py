@@ -168,15 +168,17 @@ def test_some_outputs_of_many_choose_as_all_do(noise: float, monkeypatch: pytest
 def test_damping_leaves_the_float_weight_where_both_networks_agree(strength: float) -> None:
     rows, weight = np.random.default_rng(0).standard_normal((1, 30, 5)), np.ones((2, 5), np.float32)
     seen, matched = (LayerStatistics.of(rows, weight) for _ in range(2))
-    np.testing.assert_array_equal(HeldMoments.of(matched, strength).damped().gram, seen.gram)
+    np.testing.assert_array_equal(HeldMoments.of(matched, weight, strength).damped().gram, seen.gram)
     assert matched.matched
-    held = HeldMoments.of(LayerStatistics.of(rows, weight, rows.copy()), strength)
+    held = HeldMoments.of(LayerStatistics.of(rows, weight, rows.copy()), weight, strength)
     for share in (0.0, 0.3):
         statistics = replace(held, _share=share).damped()
         target = np.linalg.solve(statistics.gram[0], (weight @ statistics.cross[0].T).T).T
         np.testing.assert_allclose(target, weight, rtol=1e-6)
     np.testing.assert_array_equal(held.plain().gram, seen.gram)
-    np.testing.assert_array_equal(held.plain().cross, LayerStatistics.of(rows, weight, rows.copy()).cross)
+    twin = LayerStatistics.of(rows, weight, rows.copy())
+    np.testing.assert_array_equal(held.plain().cross, seen.gram if np.isinf(strength) else twin.cross)
+    np.testing.assert_array_equal(held.asked, twin.target_correlation(weight))
 
 
 def test_samples_come_back_once_and_in_order() -> None:

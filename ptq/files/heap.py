@@ -1,4 +1,6 @@
-"""Settings of glibc's heap for a process that is nothing but a run: freed memory goes back to the system.
+"""Settings of glibc's heap, by which freed memory goes back to the system.
+
+They are for a process that is nothing but a run; a trim is for any.
 
 glibc gives every thread a heap of its own, keeps what is freed in them, and raises the size from which an array is a
 mapping of its own whenever one is freed: a run then holds what its steps needed one after the other, all at once.
@@ -31,3 +33,10 @@ def give_back_memory() -> None:
     if mallopt is not None:
         for setting, value in ((ARENA_MAX, ARENAS), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, KEPT)):
             mallopt(setting, value)
+
+
+def trim() -> None:
+    """Give back what is free between pieces that are not, as after messages; it takes milliseconds."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
