@@ -21,6 +21,7 @@ from ptq.core.spec import QuantSpec
 from ptq.core.statistics import Histogram
 from ptq.passes.placement import Placement
 from ptq.solving.choices import Choices
+from ptq.solving.ranges import range_of
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -55,7 +56,7 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     groups = _seen_on_grids(placement, histograms)
     specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
     observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
-    ranges = [observer.choose_range(h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
+    ranges = [range_of(observer, h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
     grids = [choose_qparams(limits, spec) for limits, spec in zip(ranges, specs, strict=True)]
     for i, ramp in placement.ramps.items():
         grids[i] = ramp.fit(ranges[i], specs[i], cut=i in placement.cut)
