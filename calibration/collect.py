@@ -27,6 +27,7 @@ from ptq.calibration.shards import Numbered, StageShards
 from ptq.calibration.statistics import Gatherer, Wanted
 from ptq.core.arrays import Feed
 from ptq.core.errors import CalibrationError
+from ptq.models.lean import message_without_weights
 from ptq.models.sessions import run, session_of
 from ptq.passes.infer_shapes import exposed
 
@@ -120,15 +121,15 @@ def collect(
         InputError: The shards' records are about something else.
     """
     shards = shards or StageShards()
-    form = ir.to_proto(exposed(model, tuple(wanted))).SerializeToString(deterministic=True)
-    shards.open(_origin(form, wanted, custom_ops) | {"size of parts": str(shards.part_size)})
+    shown = exposed(model, tuple(wanted))
+    shards.open(_origin(_digest(shown), wanted, custom_ops) | {"size of parts": str(shards.part_size)})
     pending = shards.pending(feeds)
-    common = _Common(form, dict(wanted), tuple(custom_ops))
     if not wanted:  # weights alone: the samples still count
         count = sum(1 for _ in pending)
         return shards.record(CalibrationStatistics({}, count) if count else None)
     if isinstance(engine, Threads):
-        return shards.record(_collect_here(common, pending, engine, shards))
+        return shards.record(_collect_here(_Common(shown, dict(wanted), tuple(custom_ops)), pending, engine, shards))
+    common = _Common(ir.to_proto(shown).SerializeToString(), dict(wanted), tuple(custom_ops))
     whole: CalibrationStatistics | None = None
     for part in engine.map(_statistics_of_part, common, _parts(pending, shards.part_size)):
         whole = part if whole is None else whole.merge(part)
@@ -136,13 +137,23 @@ def collect(
     return shards.record(whole)
 
 
-def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> dict[str, str]:
+def _digest(model: ir.Model) -> str:
+    """Return a SHA-256 of a model: of its graph, then of each large weight, none of which is copied."""
+    message, weights = message_without_weights(model)
+    digest = hashlib.sha256(message.SerializeToString(deterministic=True))
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()
+
+
+def _origin(model: str, wanted: Wanted, custom_ops: Sequence[str | Path]) -> dict[str, str]:
     """Describe what statistics depend on besides the samples: name -> hash or version."""
     asked = [[name, *map(repr, statistics)] for name, statistics in wanted.items()]
     digest = hashlib.sha256(repr(asked).encode())
     for library in custom_ops:
         digest.update(Path(library).read_bytes())
-    origin = {"model or recipe": hashlib.sha256(form).hexdigest(), "settings": digest.hexdigest()}
+    origin = {"model or recipe": model, "settings": digest.hexdigest()}
     return origin | {f"version of {name}": version(name) for name in ("ptq", "onnxruntime", "numpy")}
 
 
@@ -150,7 +161,7 @@ def _origin(form: bytes, wanted: Wanted, custom_ops: Sequence[str | Path]) -> di
 class _Common:
     """The model, the values wanted and the libraries: alike for all parts of a calibration."""
 
-    model: bytes
+    model: ir.Model | bytes
     wanted: Wanted
     custom_ops: tuple[str | Path, ...]
 

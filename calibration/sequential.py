@@ -7,6 +7,7 @@ and its codes are written into the lowered network before that walks on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -21,12 +22,14 @@ from ptq.calibration.deciding import deciding
 from ptq.calibration.replay import SampleReplay, in_chunks
 from ptq.calibration.segments import SegmentedRun
 from ptq.core.affine import QuantParams, dequantize
-from ptq.core.damping import LayerMoments
+from ptq.core.damping import LayerMoments, Pooled
 from ptq.core.encoding import WeightEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, MomentSum
 from ptq.core.plan import BiasEncoding, FloatBias, QuantPlan
+from ptq.core.sample_means import MeansKept, SampleMeans
 from ptq.core.unfold import Unfold
+from ptq.files.heap import trim
 from ptq.passes.decisions import give, judged_values
 from ptq.passes.graph import initializer_of
 from ptq.passes.insert_qdq import lower_layers
@@ -35,6 +38,9 @@ from ptq.passes.placement import Placement
 MAX_ROWS = 64
 """Positions of one sample that enter a second moment, evenly spread: neighbors in an image say much the same."""
 
+
+FEW_INPUTS = 256
+"""Inputs of a layer from which on the mean rows of samples are kept themselves: they are fewer than moments of them."""
 
 TOGETHER, ROWS_TOGETHER = 2**20, 2**21
 """Values of a layer's input, or of the rows that it makes of them, from which a second moment is taken: it costs about
@@ -100,12 +106,19 @@ class SequentialWalk:
         """Write the layer's final numbers into the lowered network, which goes on with them."""
         self._lowered[layer.name].rewrite(self._lowered_model.graph, encoding, bias)
 
-    def _moments(self, stage: list[LinearLayer]) -> list[tuple[LinearLayer, LayerMoments]]:
+    def _moments(self, stage: list[LinearLayer]) -> Iterator[tuple[LinearLayer, LayerMoments]]:
+        trim()
         weights = {layer.name: layer.layout.to_matrix(initializer_of(self._model, layer.weight)) for layer in stage}
         alike: dict[Unfold, list[LinearLayer]] = {}
         for layer in stage:
             alike.setdefault(layer.unfold, []).append(layer)
         moments_of = {unfold: _Moments(layers, _side_by_side(layers, weights)) for unfold, layers in alike.items()}
+        self._take(stage, moments_of)
+        for layer in stage:
+            yield layer, moments_of[layer.unfold].of(layer)
+
+    def _take(self, stage: list[LinearLayer], moments_of: Mapping[Unfold, _Moments]) -> None:
+        """Walk on to a stage, and add up its moments."""
         grid = self._plan.activations.get(stage[0].source)
         values = zip(self.sizes, self.float_run.advance(), self._quantized_run.advance(), strict=True)
         common = _Common(grid, tuple((unfold, moments.weight) for unfold, moments in moments_of.items()))
@@ -113,7 +126,6 @@ class SequentialWalk:
             for half, parts in self._engine.map(_measure, common, _together(values, stage)):
                 for moments, part in zip(moments_of.values(), parts, strict=True):
                     moments.add(half, part)
-        return [(layer, moments_of[layer.unfold].of(layer)) for layer in stage]
 
 
 _Values = tuple[int, list[NDArray[Any]], list[NDArray[Any]]]
@@ -122,10 +134,7 @@ _Values = tuple[int, list[NDArray[Any]], list[NDArray[Any]]]
 _Together = tuple[int, list[_Values]]
 """Half of the set, 0 or 1, and chunks of it."""
 
-_Rows = tuple[NDArray[Any], NDArray[Any], int]
-"""Rows of the quantized network, rows of the float one, and the number of samples they come from."""
-
-_Parts = tuple[LayerStatistics, LayerStatistics]
+_Parts = tuple[LayerStatistics, Pooled]
 
 
 @dataclass(frozen=True)
@@ -139,21 +148,41 @@ class _Common:
 def _measure(common: _Common, part: _Together) -> tuple[int, list[_Parts]]:
     """Compute moments of the rows of some chunks, and of the means of their samples, on whatever machine this runs."""
     half, chunks = part
-    rows: list[list[_Rows]] = [[] for _ in common.unfolds]
+    rows = [_Rows() for _ in common.unfolds]
     for size, (original,), (codes,) in chunks:
         given, limit = codes if common.grid is None else dequantize(codes, common.grid), MAX_ROWS * size
         for own, (unfold, _) in zip(rows, common.unfolds, strict=True):
-            own.append((unfold.rows(given, limit), unfold.rows(original, limit), size))
-    return half, [_moments_of(own, weight) for own, (_, weight) in zip(rows, common.unfolds, strict=True)]
+            own.add(unfold.rows(given, limit), unfold.rows(original, limit), size)
+    return half, [own.moments(weight) for own, (_, weight) in zip(rows, common.unfolds, strict=True)]
 
 
-def _moments_of(chunks: list[_Rows], weight: NDArray[np.float32]) -> _Parts:
-    given, floats, sizes = zip(*chunks, strict=True)
-    means, float_means = (
-        np.concatenate([_sample_means(*each) for each in zip(side, sizes, strict=True)], 1) for side in (given, floats)
-    )
-    rows, float_rows = (np.concatenate(side, 1) for side in (given, floats))
-    return LayerStatistics.of(rows, weight, float_rows), LayerStatistics.of(means, weight, float_means)
+class _Rows:
+    """Rows of some chunks in both networks, and the means of their samples."""
+
+    def __init__(self) -> None:
+        self._rows: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
+        self._means: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
+
+    def add(self, given: NDArray[Any], original: NDArray[Any], size: int) -> None:
+        """Add the rows of a chunk, which holds some samples: of the quantized network, and of the float one."""
+        for rows, means, own in zip(self._rows, self._means, (given, original), strict=True):
+            rows.append(own)
+            means.append(_sample_means(own, size))
+
+    def moments(self, weight: NDArray[np.float32]) -> _Parts:
+        """Return the moments; the rows are used up, as there are many of them."""
+        given, original = (_joined(side) for side in self._rows)
+        means = tuple(_joined(side) for side in self._means)
+        wide = means[0].shape[-1] >= FEW_INPUTS
+        pooled = SampleMeans(*means) if wide else LayerStatistics.of(means[0], weight, means[1], wide=False)
+        return LayerStatistics.of(given, weight, original, wide=False), pooled
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Join the rows of several chunks, and let go of the parts."""
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+    parts.clear()
+    return whole
 
 
 @dataclass
@@ -162,21 +191,32 @@ class _Moments:
 
     layers: list[LinearLayer]
     weight: NDArray[np.float32]
-    parts: dict[tuple[str, int], MomentSum] = field(default_factory=dict)
+    rows: dict[int, MomentSum] = field(default_factory=dict)
+    pooled: dict[int, MomentSum | MeansKept] = field(default_factory=dict)
 
     def add(self, half: int, parts: _Parts) -> None:
         """Add the moments of some chunks to one half of the set."""
-        for kind, part in zip(("rows", "pooled"), parts, strict=True):
-            self.parts.setdefault((kind, half), MomentSum()).add(part)
+        rows, pooled = parts
+        self.rows.setdefault(half, MomentSum()).add(rows)
+        empty = MomentSum() if isinstance(pooled, LayerStatistics) else MeansKept()
+        self.pooled.setdefault(half, empty).add(pooled)  # type: ignore[arg-type]  # all parts are alike
 
     def of(self, layer: LinearLayer) -> LayerMoments:
-        """Return the moments, with the output energy of one of the layers."""
+        """Return the moments, with the output energy of one of the layers: a copy, but for the last, which has them."""
         sizes = [each.layout.shape[each.layout.out_axis] // each.unfold.groups for each in self.layers]
         start = sum(sizes[: self.layers.index(layer)])
-        stop = start + sizes[self.layers.index(layer)]
-        sums = {key: part.value() for key, part in self.parts.items()}
-        own = {key: replace(part, energy=part.energy[:, start:stop]) for key, part in sums.items()}
-        return LayerMoments(*(tuple(own[kind, i] for i in (0, 1) if (kind, i) in own) for kind in ("rows", "pooled")))
+        own = slice(start, start + sizes[self.layers.index(layer)])
+        rows = (replace(part.value(), energy=part.value().energy[:, own]) for _, part in sorted(self.rows.items()))
+        pooled = (_own(part.value(), own) for _, part in sorted(self.pooled.items()))
+        moments = LayerMoments(tuple(rows), tuple(pooled))
+        if layer is self.layers[-1]:
+            self.rows, self.pooled = {}, {}
+            return moments
+        return copy.deepcopy(moments)
+
+
+def _own(pooled: Pooled, own: slice) -> Pooled:
+    return replace(pooled, energy=pooled.energy[:, own]) if isinstance(pooled, LayerStatistics) else pooled
 
 
 def _sample_means(rows: NDArray[Any], size: int) -> NDArray[Any]:

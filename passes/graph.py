@@ -5,34 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-SMALL = 1 << 16
-"""Bytes of a constant that may be a shape, an axis or a scale, which decide something; weights do not."""
-
-
-def message_without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """Serialize a model for readers of graphs, not of numbers: copies of large models cost time and memory.
-
-    Returns:
-        The message, its large constants named as external data that is nowhere; and the constants, by name.
-    """
-    aside = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
-            continue
-        if tensor.nbytes > SMALL:
-            aside[name] = tensor
-            shape = ir.Shape(tensor.numpy().shape)
-            value.const_value = ir.ExternalTensor("nowhere", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-    try:
-        return ir.to_proto(model), aside
-    finally:
-        for name, tensor in aside.items():
-            model.graph.initializers[name].const_value = tensor
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.models.lean import message_without_weights
 from ptq.models.sessions import run, session_of
-from ptq.passes.graph import message_without_weights
 from ptq.passes.unused import RemoveUnused
 
 

@@ -19,7 +19,7 @@ from onnxscript.optimizer import fold_constants_ir
 
 from ptq.core.errors import UnsupportedModelError
 from ptq.models.foreign import hide_foreign, show_foreign
-from ptq.passes.graph import message_without_weights
+from ptq.models.lean import message_without_weights
 from ptq.passes.unused import RemoveUnused, bodies_of
 
 MIN_OPSET = 13

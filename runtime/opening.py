@@ -23,6 +23,7 @@ def open_session(  # noqa: PLR0913 - one place knows every option of a session
     optimized_model_path: Path | None = None,
     profile_prefix: Path | None = None,
     weights: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    packed: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Load a model for the CPU.
 
@@ -32,8 +33,9 @@ def open_session(  # noqa: PLR0913 - one place knows every option of a session
         num_threads: Threads inside one operator. One gives the same bits on every machine size.
         optimization: `none` runs the graph as it is written; `all` lets onnxruntime fuse.
         optimized_model_path: Where to leave the graph as onnxruntime runs it.
-        weights: Numbers of initializers that the model names as external data. They are neither copied nor packed for
-            speed, and have to stay where they are while the session lives.
+        weights: Numbers of initializers that the model names as external data. They are not packed for speed unless
+            asked for, and have to stay where they are while the session lives.
+        packed: Pack them for speed, as those of a model that holds its weights are.
         profile_prefix: Beginning of the path of a profile; `end_profiling` of the session writes it.
 
     Returns:
@@ -56,7 +58,8 @@ def open_session(  # noqa: PLR0913 - one place knows every option of a session
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
     for library in custom_ops:
         if not Path(library).is_file():  # opening a pipe would wait for ever
             raise FileNotFoundError(f"operator library {library}: no such regular file")

@@ -15,6 +15,7 @@ from onnxruntime import InferenceSession
 from ptq.analysis.metrics import OutputComparison, OutputMetrics
 from ptq.calibration.sample import Sample
 from ptq.models.draws import random_nodes
+from ptq.models.lean import without_weights
 from ptq.models.load import load_model
 from ptq.models.sessions import run
 from ptq.passes.decisions import Decisions, decisions_of, telling
@@ -26,9 +27,9 @@ Opening = Callable[[ir.Model], InferenceSession]
 
 
 def graph_of(form: str | Path | bytes) -> ir.Model:
-    """Read the graph of a model that was read before, its functions inlined; external weights stay where they are."""
+    """Read the graph of a model that was read before, its functions inlined, without its large weights."""
     proto = onnx.ModelProto.FromString(form if isinstance(form, bytes) else Path(form).read_bytes())
-    return _inlined(ir.from_proto(proto))
+    return _inlined(ir.from_proto(without_weights(proto)))
 
 
 def whole_graph(form: str | Path | bytes) -> ir.Model:

@@ -23,6 +23,7 @@ from ptq.cli.quantize import quantize
 from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
 from ptq.cli.validate import validate
+from ptq.files.heap import give_back_memory
 
 EXAMPLE = "\b\nExample:\n  ptq quantize model.onnx --data calib.npz -o model.int8.onnx\n  ptq COMMAND --help"
 
@@ -59,6 +60,7 @@ def _version(context: click.Context, _option: click.Parameter, asked: bool) -> N
 )
 def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
+    give_back_memory()
 
 
 for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods, completion):

@@ -10,14 +10,14 @@ does not, like shrinking, does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.arrays import Float
-from ptq.core.layer_statistics import LayerStatistics, add_diagonal
+from ptq.core.layer_statistics import LayerStatistics, MomentSum, add_diagonal
+from ptq.core.sample_means import SampleMeans
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, np.inf)
 """Candidates; infinity asks for the float weight on the quantized input and leaves earlier errors alone."""
@@ -29,59 +29,112 @@ JUDGED = 128
 """Outputs of a group that the strength is judged by."""
 
 
-@dataclass(frozen=True)
+Pooled = LayerStatistics | SampleMeans
+"""Mean rows of samples: their moments where a layer has few inputs, themselves where they are fewer."""
+
+
+@dataclass
 class LayerMoments:
     """Moments of a layer's input over the two halves of a calibration set; one part only if it cannot be halved.
 
+    Their matrices are what takes memory: `center` and `hold` work on them in place, and whoever holds them has them.
+
     Attributes:
-        rows: Over positions, per half.
+        rows: Over positions, per half; nothing any more once `hold` has taken them.
         pooled: Over the mean row of each sample, per half.
     """
 
     rows: tuple[LayerStatistics, ...]
-    pooled: tuple[LayerStatistics, ...]
+    pooled: tuple[Pooled, ...]
 
-    @functools.cached_property
-    def whole(self) -> LayerStatistics:
-        """Moments over all positions of both halves."""
-        return functools.reduce(LayerStatistics.merge, self.rows)
+    @property
+    def count(self) -> int:
+        """Number of positions that the moments are sums over."""
+        return sum(half.count for half in self.rows)
 
-    def centered(self, weight: NDArray[np.float32]) -> LayerMoments:
-        """Return the moments about the means, see `LayerStatistics.centered`."""
-        halves: Sequence[tuple[LayerStatistics, ...]] = (self.rows, self.pooled)
-        return LayerMoments(*(tuple(half.centered(weight) for half in each) for each in halves))
+    def means(self) -> tuple[Float, Float]:
+        """Return the mean rows of the quantized and of the float network. Shapes [groups, in]."""
+        count = max(self.count, 1)
+        total = functools.reduce(np.add, [half.total for half in self.rows])
+        float_total = functools.reduce(np.add, [half.float_total for half in self.rows])
+        return total / count, float_total / count
 
-    def damped(self, weight: NDArray[np.float32]) -> LayerStatistics:
-        """Return the moments over all positions, damped as strongly as unseen samples ask for.
+    def center(self, weight: NDArray[np.float32]) -> None:
+        """Take the means off the moments, see `LayerStatistics.centered`."""
+        self.rows = tuple(half.centered(weight) for half in self.rows)
+        self.pooled = tuple(half.centered(weight) for half in self.pooled)
+
+    def strength(self, weight: NDArray[np.float32]) -> float:
+        """Return how strongly unseen samples ask to hold weights to their float values, one of `STRENGTHS`.
 
         Args:
             weight: Float weight. Shape [groups * out, in].
         """
-        return damped(self.whole, choose_damping(self, weight) if len(self.rows) == 2 else CAUTIOUS)
+        return choose_damping(self, weight) if len(self.rows) == 2 else CAUTIOUS
+
+    def whole(self) -> LayerStatistics:
+        """Take the moments over all positions out of this: the halves are no more."""
+        whole = MomentSum()
+        for half in self.rows:
+            whole.add(half)
+        self.rows, self.pooled = (), ()
+        return whole.value()
 
 
-def damped(statistics: LayerStatistics, strength: float) -> LayerStatistics:
-    """Return moments that hold each weight to its float value.
+@dataclass(frozen=True)
+class HeldMoments:
+    """Moments of a layer's input, and how strongly they hold each weight to its float value.
 
-    Args:
-        statistics: Moments of a layer's input.
-        strength: Share of the diagonal that is added to both moments.
+    Damping changes nothing but diagonals, so both forms share their matrices: `damped` and `plain` each write the
+    diagonals that they are known by, and what the other one gave is not to be looked at after that.
+
+    Attributes:
+        asked: What the output asks of each weight, undamped, see `LayerStatistics.target_correlation`.
     """
-    if statistics.matched:
-        return statistics
-    return replace(statistics, cross=statistics.gram) if np.isinf(strength) else add_damping(statistics, strength)
+
+    asked: Float
+    _whole: LayerStatistics
+    _diagonals: tuple[Float, Float]
+    _strength: float
+    _share: float
+
+    @staticmethod
+    def of(whole: LayerStatistics, weight: NDArray[np.float32], strength: float, share: float = 0.0) -> HeldMoments:
+        """Hold weights to their float values.
+
+        Args:
+            whole: Moments of a layer's input; its matrices are written to from now on.
+            weight: Float weight. Shape [groups * out, in].
+            strength: Share of the diagonal that is added to both moments, where the networks differ; infinity asks for
+                the float weight.
+            share: Share of the diagonal, that included, that is added besides: correlations between inputs count for
+                less, float weights for more.
+        """
+        gram, cross = (np.einsum("gii->gi", each).copy() for each in (whole.gram, whole.cross))
+        asked = whole.target_correlation(weight)
+        if np.isinf(strength):
+            whole = replace(whole, cross=whole.gram)
+        return HeldMoments(asked, whole, (gram, cross), strength, share)
+
+    def plain(self) -> LayerStatistics:
+        """Return the moments as they are; the cross moment is `gram` where the float weight is asked for."""
+        gram, cross = self._diagonals
+        return _with_diagonals(self._whole, gram, cross)
+
+    def damped(self) -> LayerStatistics:
+        """Return the moments, damped."""
+        gram, cross = self._diagonals
+        if not self._whole.matched:
+            gram, cross = gram + self._strength * gram, cross + self._strength * gram
+        return _with_diagonals(self._whole, gram + self._share * gram, cross + self._share * gram)
 
 
-def add_damping(statistics: LayerStatistics, share: float) -> LayerStatistics:
-    """Add a share of the diagonal: correlations between inputs count for less, float weights for more.
-
-    Args:
-        statistics: Moments of a layer's input.
-        share: Of the diagonal.
-    """
-    more = share * np.einsum("gii->gi", statistics.gram)
-    gram = add_diagonal(statistics.gram, more)
-    return replace(statistics, gram=gram, cross=gram if statistics.matched else add_diagonal(statistics.cross, more))
+def _with_diagonals(statistics: LayerStatistics, gram: Float, cross: Float) -> LayerStatistics:
+    """Write the diagonals of both moments, in place; that of `gram` alone where they are one."""
+    if not statistics.matched:
+        np.einsum("gii->gi", statistics.cross)[...] = cross
+    np.einsum("gii->gi", statistics.gram)[...] = gram
+    return statistics
 
 
 def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
@@ -97,19 +150,18 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
     Cost:
         Solves 2 systems of in^2 per finite strength and group.
     """
-    if moments.whole.matched:
+    if all(half.matched for half in moments.rows):
         return np.inf
     judged, weight = some_outputs(moments, weight)
     (first, second), (first_pooled, second_pooled) = judged.rows, judged.pooled
     turns = [
-        (half, half.target_correlation(weight), other, other.target_correlation(weight))
+        (half, half.target_correlation(weight), other.judge(weight))
         for half, other in ((first, second_pooled), (second, first_pooled))
     ]
     best, least = np.inf, np.inf
     for strength in reversed(STRENGTHS):
         error = sum(
-            other.relative_error(_fit(half, target_correlation, weight, strength), asked)
-            for half, target_correlation, other, asked in turns
+            error_of(_fit(half, target_correlation, weight, strength)) for half, target_correlation, error_of in turns
         )
         if error > least:
             break  # weaker ones err more still, and cost the most
@@ -118,13 +170,15 @@ def choose_damping(moments: LayerMoments, weight: NDArray[np.float32]) -> float:
 
 
 def some_outputs(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[LayerMoments, NDArray[np.float32]]:
-    """Keep at most `JUDGED` output features of each group, evenly spread, in the moments and in the weight."""
+    """Keep at most `JUDGED` output features of each group, evenly spread, in what judges and in the weight."""
     groups = len(moments.rows[0].gram)
     by_group = weight.reshape(groups, -1, weight.shape[-1])
     step = -(-by_group.shape[1] // JUDGED)
-    halves: Sequence[tuple[LayerStatistics, ...]] = (moments.rows, moments.pooled)
-    fewer = (tuple(replace(half, energy=half.energy[:, ::step]) for half in each) for each in halves)
-    return LayerMoments(*fewer), by_group[:, ::step].reshape(-1, weight.shape[-1])
+    pooled = (
+        replace(half, energy=half.energy[:, ::step]) if isinstance(half, LayerStatistics) else half
+        for half in moments.pooled
+    )
+    return LayerMoments(moments.rows, tuple(pooled)), by_group[:, ::step].reshape(-1, weight.shape[-1])
 
 
 def _fit(statistics: LayerStatistics, target_correlation: Float, weight: NDArray[np.float32], strength: float) -> Float:

@@ -10,13 +10,18 @@ so every solver that minimizes the output error needs H and G alone: memory is i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.arrays import Float
+
+ROWS_AT_ONCE = 64
+"""Rows of a matrix that are changed at once where it is changed in place."""
 
 DAMPING = 0.01  # of the mean second moment: how strongly a least-squares weight is held to the float one
 
@@ -42,7 +47,9 @@ class LayerStatistics:
     count: int
 
     @staticmethod
-    def of(rows: NDArray[Any], weight: NDArray[Any], float_rows: NDArray[Any] | None = None) -> LayerStatistics:
+    def of(
+        rows: NDArray[Any], weight: NDArray[Any], float_rows: NDArray[Any] | None = None, *, wide: bool = True
+    ) -> LayerStatistics:
         """Compute the statistics of input rows.
 
         Args:
@@ -50,11 +57,13 @@ class LayerStatistics:
                 multiplied in float32, which is twice as fast; sums over batches are float64.
             weight: Float weight. Shape [groups * out, in].
             float_rows: What the float network gives it at the same positions; default: the same.
+            wide: Give matrices in float64; else as they were multiplied, for a `MomentSum` to widen them as it adds.
         """
         origin = rows if float_rows is None else float_rows
         turned = rows.transpose(0, 2, 1)
-        gram = np.matmul(turned, rows).astype(np.float64)
-        cross = gram if float_rows is None else np.matmul(turned, origin).astype(np.float64)
+        kind = np.float64 if wide else rows.dtype
+        gram = np.matmul(turned, rows).astype(kind, copy=False)
+        cross = gram if float_rows is None else np.matmul(turned, origin).astype(kind, copy=False)
         by_group = weight.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 2, 1)
         energy = np.square(np.matmul(origin, by_group)).sum(1, dtype=np.float64)
         total = rows.sum(1, dtype=np.float64)
@@ -65,6 +74,11 @@ class LayerStatistics:
     def matched(self) -> bool:
         """Whether both networks give the layer the same input."""
         return self.cross is self.gram
+
+    def widened(self) -> LayerStatistics:
+        """Return the statistics with matrices of float64."""
+        gram = self.gram.astype(np.float64, copy=False)
+        return replace(self, gram=gram, cross=gram if self.matched else self.cross.astype(np.float64, copy=False))
 
     def merge(self, other: LayerStatistics) -> LayerStatistics:
         """Add two sums; float addition, so a fixed order gives fixed bits."""
@@ -111,6 +125,26 @@ class LayerStatistics:
         error = np.einsum("goi,goi->", np.matmul(q, self.gram) - 2 * target_correlation, q) + self.energy.sum()
         return float(max(error, 0.0) / max(self.energy.sum(), 1e-300))
 
+    def judge(self, weight: NDArray[Any]) -> Callable[[Float], float]:
+        """Return a function from weights of the quantized network to their relative error.
+
+        Args:
+            weight: Float weight. Shape [groups * out, in].
+        """
+        return functools.partial(self.relative_error, target_correlation=self.target_correlation(weight))
+
+    def along(self, weight: NDArray[Any]) -> Callable[[Float], tuple[float, float]]:
+        """Return a function from weights of the quantized network to their outputs' sum of products with the float ones.
+
+        Args:
+            weight: Float weight. Shape [groups * out, in].
+
+        Returns:
+            The function; it also gives the energy of the float outputs.
+        """
+        asked, signal = self.target_correlation(weight), float(self.energy.sum())
+        return lambda quantized: (float((quantized.reshape(asked.shape) * asked).sum()), signal)
+
     def centered(self, weight: NDArray[Any]) -> LayerStatistics:
         """Return the moments about the means: what is left to the weight where a bias takes up every mean error.
 
@@ -118,16 +152,24 @@ class LayerStatistics:
             weight: Float weight. Shape [groups * out, in].
 
         Returns:
-            Central moments; totals are 0.
+            Central moments; totals are 0. Their matrices are those of these moments, written over.
         """
         count = max(self.count, 1)
-        gram = self.gram - self.total[:, :, None] * self.total[:, None] / count
-        cross = gram if self.matched else self.cross - self.total[:, :, None] * self.float_total[:, None] / count
+        gram = _less_outer(self.gram, self.total, self.total, count)
+        cross = gram if self.matched else _less_outer(self.cross, self.total, self.float_total, count)
         by_group = weight.reshape(len(gram), -1, gram.shape[-1]).astype(np.float64)
         mean_output = np.einsum("goi,gi->go", by_group, self.float_total)
         energy = np.maximum(self.energy - np.square(mean_output) / count, 0.0)
         none = np.zeros_like(self.total)
         return LayerStatistics(gram, cross, none, none, energy, self.count)
+
+
+def _less_outer(matrices: Float, left: Float, right: Float, count: int) -> Float:
+    """Take left right^T / count off square matrices, in place, some rows at a time."""
+    for start in range(0, matrices.shape[1], ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        matrices[:, part] -= left[:, part, None] * right[:, None] / count
+    return matrices
 
 
 def least_squares(weight: Float, gram: Float, target_correlation: Float) -> Float:
@@ -154,8 +196,11 @@ class MomentSum:
 
     def add(self, part: LayerStatistics) -> None:
         """Add the statistics of a part. Its matrices belong to the sum from now on."""
-        if self._sum is None or self._sum.matched != part.matched:
-            self._sum = part if self._sum is None else self._sum.merge(part)
+        if self._sum is None:
+            self._sum = part.widened()
+            return
+        if self._sum.matched != part.matched:
+            self._sum = self._sum.merge(part)
             return
         whole = self._sum
         np.add(whole.gram, part.gram, out=whole.gram)

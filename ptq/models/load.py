@@ -8,8 +8,10 @@ import onnx
 import onnx_ir as ir
 
 from ptq.core.errors import InputError
+from ptq.files.heap import trim
 from ptq.files.whole import read_regular_file
 from ptq.models.foreign import check
+from ptq.models.lean import copied, give_weights, set_weights_aside
 from ptq.models.repairs import free_extents, give_shapes, make_dense, name_apart, put_in_order
 from ptq.models.sessions import one_line
 from ptq.models.source import CHANGED, INLINE_BYTES, MAX_PROTOBUF_BYTES, ModelSource, weight_bytes
@@ -49,21 +51,28 @@ def _parse(data: bytes, where: str, path: Path | None) -> ir.Model:
         raise InputError(f"{where}: not an ONNX model (protobuf says: {error}); export it again") from error
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{where}: not an ONNX model (no graph in it); export it again")
+    del data
     require_sound(proto, where, None if path is None else path.parent)
     repairs = (name_apart, put_in_order, free_extents, give_shapes)
     changed = any([make_dense(proto, where), *(repair(proto) for repair in repairs)])
+    weights = set_weights_aside(proto)
+    proto = copied(proto) if weights else proto  # the message that came keeps what it has held
     try:
         check(proto)
     except Exception as error:  # of several types, its own and plain ones
         raise InputError(f"{where}: invalid ONNX model: {one_line(error)}") from error
     try:
         model = ir.from_proto(proto)
+        give_weights(model, weights)
         if path is not None:
             _load_external(model, path.parent)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:  # one type of its own for every layer it comes through
         raise InputError(f"{where}: cannot read the model: {one_line(_innermost(error))}") from error
+    if weights:
+        del proto
+        trim()
     require_finite_weights(model, where)
     model.meta[CHANGED] = changed
     return model

@@ -9,15 +9,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from ptq.core.errors import InputError
+from ptq.files.heap import trim
 from ptq.files.scratch import scratch_folder
 from ptq.models.draws import fixed_form, with_fixed_draws
+from ptq.models.lean import PLAIN, message_without_weights
 from ptq.models.source import INLINE_BYTES, ModelSource, weight_bytes
 from ptq.runtime.opening import Optimization, open_session
+
+SMALL_MODEL = 8 * 2**20
+"""Bytes of weights up to which a model is opened as one message: others are not written out for it once more."""
 
 
 class RunError(InputError):
@@ -72,10 +78,35 @@ def session_of(
     if fixed_draws:
         model = with_fixed_draws(model) if isinstance(model, ir.Model) else fixed_form(model)
     if not isinstance(model, ir.Model):
+        if isinstance(model, bytes) or Path(model).stat().st_size > SMALL_MODEL:
+            trim()
         yield _open(model, custom_ops, num_threads, optimization, weights)
+        return
+    if SMALL_MODEL < weight_bytes(model) <= INLINE_BYTES and not weights:
+        data, weights = _in_parts(model)
+        trim()
+        yield _open(data, custom_ops, num_threads, optimization, weights, packed=True)
         return
     with runnable(model) as form:
         yield _open(form, custom_ops, num_threads, optimization, weights)
+
+
+def _in_parts(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """Serialize a model without its large weights; weights that nothing reads are in neither part."""
+    message, aside = message_without_weights(model)
+    unused = {name for name in aside if not model.graph.initializers[name].uses()}
+    unused -= {str(value.name) for value in model.graph.outputs}
+    weights = {n: tensor.numpy() for n, tensor in aside.items() if tensor.dtype in PLAIN and n not in unused}
+    kept = [tensor for tensor in message.graph.initializer if tensor.name not in unused]
+    for tensor in kept:
+        if tensor.name in aside and tensor.name not in weights:
+            tensor.CopyFrom(ir.to_proto(aside[tensor.name]))
+    if unused:
+        others = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del message.graph.initializer[:]
+        message.graph.initializer.extend(others)
+    data: bytes = message.SerializeToString()
+    return data, weights
 
 
 def _open(
@@ -84,11 +115,14 @@ def _open(
     num_threads: int,
     optimization: Optimization,
     weights: Mapping[str, NDArray[Any]],
+    *,
+    packed: bool = False,
 ) -> InferenceSession:
     try:
         return open_session(
-            form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization, weights=weights
-        )
+            form, custom_ops=custom_ops, num_threads=num_threads, optimization=optimization, weights=weights,
+            packed=packed,
+        )  # fmt: skip
     except Exception as error:  # onnxruntime has one exception class per status code and no common base
         hint = _next_step(error, custom_ops)
         raise RunError(f"onnxruntime cannot load the model: {one_line(error)}{hint}") from error

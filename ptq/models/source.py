@@ -43,12 +43,24 @@ def external_files(path: Path) -> tuple[Path, ...]:
     """List the files beside a model that hold its weights; none if the model cannot be read: `load_model` says why."""
     try:
         readable = path.is_file() and path.stat().st_size <= MAX_PROTOBUF_BYTES
+        readable = readable and _mentions(path, b"location")
         proto = onnx.load(str(path), load_external_data=False) if readable else onnx.ModelProto()
     except Exception:
         return ()
     tensors = (tensor for tensor in tensors_of(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
     locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return tuple(path.parent / location for location in sorted(locations) if location and "\0" not in location)
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    """Whether a file has some bytes in it; it is read piece by piece, each with the end of the one before."""
+    end = b""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            if word in end + piece:
+                return True
+            end = piece[-len(word) :]
+    return False
 
 
 def runnable_source(source: ModelSource, model: ir.Model) -> str | Path | bytes:
@@ -69,7 +81,8 @@ def source_bytes(source: ModelSource, model: ir.Model) -> int:
 def source_fingerprint(source: ModelSource, model: ir.Model) -> str:
     """Return the SHA-256 of the model file, or of the serialized graph when there is no file."""
     if isinstance(source, str | Path):
-        return fingerprint(Path(source).read_bytes())
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     return fingerprint(
         source if isinstance(source, bytes) else ir.to_proto(model).SerializeToString(deterministic=True)
     )

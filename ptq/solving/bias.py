@@ -40,9 +40,8 @@ class InputMeans:
                 transformer come residual sums and normalizations: the mean error of a few tokens with huge values
                 would shift all others.
         """
-        whole = moments.whole
-        quantized = whole.total / max(whole.count, 1)
-        return InputMeans(quantized, quantized if own else whole.float_total / max(whole.count, 1))
+        quantized, original = moments.means()
+        return InputMeans(quantized, quantized if own else original)
 
     @staticmethod
     def of_channels(layer: LinearLayer, channels: ChannelMean) -> InputMeans:

@@ -8,7 +8,7 @@ behind them are left alone: nothing averages their noise.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from ptq.core.arrays import Float
 from ptq.core.damping import LayerMoments
-from ptq.core.layer_statistics import LayerStatistics
 from ptq.passes.data_flow import ROUNDED
+
+Side = Callable[[Float], tuple[float, float]]
+"""Quantized weight -> sum of products of its outputs with the float ones, and the energy of those."""
 
 LIMIT = 2.0
 """Largest factor, either way: beyond it little of the signal is left, and a scale brings none of it back."""
@@ -35,31 +37,40 @@ def with_layers_behind(graph: ir.Graph) -> frozenset[str]:
     return frozenset(found)
 
 
-def gain_of(moments: LayerMoments, weight: NDArray[np.float32], quantized: Float) -> float:
+def sides_of(moments: LayerMoments, weight: NDArray[np.float32]) -> tuple[Side, ...]:
+    """Return what each half of the samples tells of the layer's gain: nothing where both networks give it the same.
+
+    Args:
+        moments: Moments of the layer's input, about their means where a bias takes up every mean error.
+        weight: Float weight. Shape [out, in].
+    """
+    if len(moments.pooled) < 2 or all(half.matched for half in moments.rows):
+        return ()
+    return tuple(half.along(weight) for half in moments.pooled)
+
+
+def gain_of(sides: Sequence[Side], quantized: Float) -> float:
     """Estimate the slope of a layer's mean output of each sample over that of the float network.
 
     One number for the whole layer, from the means of samples, where most of the noise is gone. It is held to 1 by its
     own uncertainty, which the two halves of the samples tell: a gain that one half does not show is none.
 
     Args:
-        moments: Moments of the layer's input, about their means where a bias takes up every mean error.
-        weight: Float weight. Shape [out, in].
+        sides: The two halves, see `sides_of`.
         quantized: Weight that the quantized network uses. Shape [out, in].
 
     Returns:
         The gain, 1 where nothing can be told.
     """
-    if len(moments.pooled) < 2 or moments.whole.matched:
+    if len(sides) < 2:
         return 1.0
-    first, second = (_slope(half, weight, quantized) for half in moments.pooled)
-    off = _slope(functools.reduce(LayerStatistics.merge, moments.pooled), weight, quantized) - 1.0
+    terms = [side(quantized) for side in sides]
+    first, second = (_slope(*term) for term in terms)
+    off = _slope(*(sum(each) for each in zip(*terms, strict=True))) - 1.0
     variance = (first - second) ** 2 / 4
     kept = max(1.0 - variance / off**2, 0.0) if off else 0.0
     return float(np.clip(1.0 + kept * off, 1 / LIMIT, LIMIT))
 
 
-def _slope(seen: LayerStatistics, weight: NDArray[np.float32], quantized: Float) -> float:
-    """Return the slope of the quantized outputs over the float ones, all features together."""
-    asked = seen.target_correlation(weight)
-    signal = float(seen.energy.sum())
-    return float((quantized.reshape(asked.shape) * asked).sum()) / signal if signal > 0 else 1.0
+def _slope(common: float, signal: float) -> float:
+    return common / signal if signal > 0 else 1.0

@@ -23,6 +23,7 @@ from ptq.core.statistics import Histogram
 from ptq.passes.placement import Placement
 from ptq.solving.choices import Choices
 from ptq.solving.curved import narrowed
+from ptq.solving.ranges import range_of
 
 UNEVEN = 16.0
 """Ratio of ranges beyond which a part of a Concat keeps less than four of its eight bits."""
@@ -57,7 +58,7 @@ def choose_grids(placement: Placement, histograms: Mapping[str, Histogram], sett
     groups = _seen_on_grids(placement, histograms)
     specs = [RIGHT_OPERAND if i in placement.right_operands else settings.activation for i in range(len(groups))]
     observers = [settings.observer_of(i in placement.only_products) for i in range(len(groups))]
-    ranges = [observer.choose_range(h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
+    ranges = [range_of(observer, h, spec) for observer, h, spec in zip(observers, groups, specs, strict=True)]
     if isinstance(settings.observer, Auto):  # the others say themselves how far a range reaches
         for i, curve in placement.curves.items():
             ranges[i] = narrowed(groups[i], curve, ranges[i], specs[i])

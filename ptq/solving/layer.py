@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptq.core.affine import QuantParams
 from ptq.core.arrays import Float
-from ptq.core.damping import LayerMoments, add_damping, damped
+from ptq.core.damping import HeldMoments, LayerMoments
 from ptq.core.encoding import IntegerWeight, WeightEncoding
 from ptq.core.layer import LinearLayer
 from ptq.core.layer_statistics import LayerStatistics, output_error
@@ -22,7 +22,7 @@ from ptq.core.widths import Widths
 from ptq.passes.graph import initializer_of
 from ptq.solving.bias import InputMeans, encode_bias, guard_bias, mean_error
 from ptq.solving.choices import LayerChoice
-from ptq.solving.gain import gain_of
+from ptq.solving.gain import Side, gain_of, sides_of
 
 PRODUCT_DAMPING = 0.1
 """Least share of a product's diagonal moments that is added: unseen samples ask for it, among 0, .1, .3 and 1."""
@@ -55,7 +55,7 @@ class LayerArrays:
         """
         weight = layer.layout.to_matrix(initializer_of(model, layer.weight))
         bias = None if layer.bias is None else initializer_of(model, layer.bias).reshape(-1).astype(np.float64)
-        undoes = bool(layer.unfold.kernel) or layer.op_type == "Gemm"  # products undo no earlier error, see `_damped`
+        undoes = bool(layer.unfold.kernel) or layer.op_type == "Gemm"  # products undo no earlier error, see `hold`
         return LayerArrays(layer, weight, bias, undoes and layer.name in inner)
 
     @property
@@ -71,18 +71,30 @@ class InputStatistics:
     Attributes:
         moments: Moments for methods that need them.
         means: Means by which the bias takes up the mean error that the integers cause; None leaves the bias alone.
+        sides: Halves of the samples that tell the layer's gain; none if it is left alone.
     """
 
-    moments: LayerMoments | None
+    moments: HeldMoments | None
     means: InputMeans | None
+    sides: tuple[Side, ...] = ()
 
-    def central(self, weight: NDArray[np.float32]) -> LayerMoments | None:
-        """Return the moments, if there are any, about their means where a bias takes up every mean error.
+    @staticmethod
+    def of(
+        moments: LayerMoments, means: InputMeans | None, arrays: LayerArrays, grid: QuantParams | None
+    ) -> InputStatistics:
+        """Prepare the moments of a layer's input: about their means where a bias takes up every mean error, and held.
 
         Args:
-            weight: Float weight of the layer. Shape [out, in].
+            moments: Moments as they were taken; used up.
+            means: Means of the same input, or None.
+            arrays: The layer.
+            grid: Grid of its input; None if that stays float.
         """
-        return self.moments if self.moments is None or self.means is None else self.moments.centered(weight)
+        means = means if arrays.takes_bias else None
+        if means is not None:
+            moments.center(arrays.weight)
+        sides = sides_of(moments, arrays.weight) if arrays.keeps_gain else ()
+        return InputStatistics(hold(moments, arrays, grid), means, sides)
 
 
 def solve_layer(
@@ -108,9 +120,9 @@ def solve_layer(
         Codes, scales and bias.
     """
     given = given if arrays.takes_bias else replace(given, means=None)
-    moments = given.central(arrays.weight)
-    problem = problem_of(arrays, choice, grid, moments, widths, saturates=saturates)
-    encoding, gain = _with_gain(choice.quantizer.quantize(problem), arrays, moments)
+    moments = given.moments
+    problem = problem_of(arrays, choice, moments, widths, saturates=saturates)
+    encoding, gain = _with_gain(choice.quantizer.quantize(problem), given.sides)
     integer, guarded = None if arrays.layer.adds_bias_in_float else grid, 0
     if isinstance(encoding, IntegerWeight) and arrays.bias is not None and integer is not None:
         encoding, guarded = guard_bias(encoding, problem, arrays.bias, integer)
@@ -121,31 +133,28 @@ def solve_layer(
     if moments is None or problem.statistics is None:
         return solved
     best, step = problem.statistics.best_weight(weight) / gain, encoding.widest_step()
-    return replace(solved, output=_at_output(moments.whole, decoded, best, arrays, step))
+    return replace(solved, output=_at_output(moments, decoded, best, step))
 
 
 def problem_of(
     arrays: LayerArrays,
     choice: LayerChoice,
-    grid: QuantParams | None,
-    moments: LayerMoments | None,
+    moments: HeldMoments | None,
     widths: Widths | None,
     *,
     saturates: bool,
 ) -> LayerProblem:
     """Return the problem that the method is given."""
-    statistics = None if moments is None else _damped(moments, arrays, grid)
+    statistics = None if moments is None else moments.damped()
     order = arrays.layer.order_in_kernels if saturates else None
     return LayerProblem(arrays.layer.name, arrays.weight, choice.spec, statistics, widths, order)
 
 
-def _with_gain(
-    encoding: WeightEncoding, arrays: LayerArrays, moments: LayerMoments | None
-) -> tuple[WeightEncoding, float]:
+def _with_gain(encoding: WeightEncoding, sides: Sequence[Side]) -> tuple[WeightEncoding, float]:
     """Give the scales of a weight the inverse of its gain, and return that gain."""
-    if moments is None or not arrays.keeps_gain or not isinstance(encoding, IntegerWeight):
+    if not isinstance(encoding, IntegerWeight) or not sides:
         return encoding, 1.0
-    gain = gain_of(moments, arrays.weight, encoding.decode().astype(np.float64))
+    gain = gain_of(sides, encoding.decode().astype(np.float64))
     return encoding.scaled(1 / gain), gain
 
 
@@ -167,13 +176,12 @@ def _bias_of(
     return encode_bias(bias, encoding, grid)
 
 
-def _at_output(
-    seen: LayerStatistics, decoded: Float, best: Float, arrays: LayerArrays, step: NDArray[np.float32]
-) -> AtOutput:
+def _at_output(moments: HeldMoments, decoded: Float, best: Float, step: NDArray[np.float32]) -> AtOutput:
+    seen = moments.plain()
     signal, rounding = float(seen.energy.sum()), decoded - best
     by_group = rounding.reshape(len(seen.gram), -1, seen.gram.shape[-1])
     row_error = output_error(by_group, seen.gram).reshape(-1)
-    error = seen.relative_error(decoded, seen.target_correlation(arrays.weight)) * signal
+    error = seen.relative_error(decoded, moments.asked) * signal
     return AtOutput(signal, error, _bound(seen, step), rounding.astype(np.float32), row_error)
 
 
@@ -184,18 +192,18 @@ def _bound(seen: LayerStatistics, step: NDArray[np.float32]) -> float:
     return float((steps / 4 * inputs).sum())
 
 
-def _damped(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -> LayerStatistics:
-    """Return the moments that the method is given.
+def hold(moments: LayerMoments, arrays: LayerArrays, grid: QuantParams | None) -> HeldMoments:
+    """Return the moments that the method is given, `moments` used up.
 
     Products with rounded inputs are not asked to undo earlier errors: to do so they shrink, and behind them come a
     softmax, which turns scale into temperature, and normalizations. All products are held to their float weights, the
     more the fewer positions were seen for each input: a few hundred texts tell less of the next ones than images do.
     """
+    unknown = arrays.weight.shape[1] / max(moments.count, 1)
     if arrays.layer.unfold.kernel:
-        return moments.damped(arrays.weight)
-    unknown = arrays.weight.shape[1] / max(moments.whole.count, 1)
-    if arrays.layer.op_type == "Gemm":
-        return add_damping(moments.damped(arrays.weight), unknown)
-    return add_damping(
-        moments.damped(arrays.weight) if grid is None else damped(moments.whole, np.inf), max(PRODUCT_DAMPING, unknown)
-    )
+        share = 0.0
+    else:
+        share = unknown if arrays.layer.op_type == "Gemm" else max(PRODUCT_DAMPING, unknown)
+    is_product = not arrays.layer.unfold.kernel and arrays.layer.op_type != "Gemm"
+    strength = np.inf if is_product and grid is not None else moments.strength(arrays.weight)
+    return HeldMoments.of(moments.whole(), arrays.weight, strength, share)

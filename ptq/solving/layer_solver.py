@@ -25,7 +25,7 @@ from ptq.sensitivity.float_network import PlacedLayer
 from ptq.solving.bias import InputMeans
 from ptq.solving.choices import Choices, LayerChoice
 from ptq.solving.grids import Grids
-from ptq.solving.layer import InputStatistics, LayerArrays, problem_of, solve_layer
+from ptq.solving.layer import InputStatistics, LayerArrays, hold, problem_of, solve_layer
 from ptq.solving.splits import choose_split
 from ptq.weights import Rtn
 from ptq.weights.given import Given
@@ -63,19 +63,20 @@ class LayerSolver:
     def problem(self, moments: LayerMoments | None = None) -> LayerProblem:
         """Return the problem that a method for all layers is given."""
         saturates = self.settings.saturates
-        return problem_of(self.arrays, self.choice, self._grid, moments, self._widths, saturates=saturates)
+        held = None if moments is None else hold(moments, self.arrays, self._grid)
+        return problem_of(self.arrays, self.choice, held, self._widths, saturates=saturates)
 
     def _started(self, choice: LayerChoice, seen: ChannelMean | None) -> SolvedLayer:
         means = None if seen is None else InputMeans.of_channels(self.layer, seen)
         return self._best(choice, InputStatistics(None, means))
 
     def solve(self, moments: LayerMoments) -> SolvedLayer:
-        """Solve with the moments of the input."""
+        """Solve with the moments of the input, which are used up."""
         product = self.layer.adds_bias_in_float
         # A product without a grid is asked to undo earlier errors by its weights; its bias would undo them once more.
         corrects = self.settings.bias_correction and not (product and self._grid is None)
         means = InputMeans.of_moments(moments, own=product) if corrects else None
-        return self._best(self.choice, InputStatistics(moments, means))
+        return self._best(self.choice, InputStatistics.of(moments, means, self.arrays, self._grid))
 
     def settled(self, moments: LayerMoments) -> SolvedLayer:
         """Solve with the moments of the input, and drop what is as large as the weight and no longer needed."""

@@ -53,7 +53,7 @@ class SecondOrder:
         Raises:
             CalibrationError: The layer has no statistics.
         """
-        return solve(problem, self._start, self.num_sweeps, self.order)
+        return solve(problem, self._start, self.num_sweeps, self.order, crossed=False)
 
     @abstractmethod
     def _start(self, problem: GroupedProblem, grid: Grid) -> Candidate:
@@ -73,32 +73,33 @@ def sweep(weight: Float, problem: GroupedProblem, grid: Grid, damping: float, bl
     Returns:
         Levels. Shape of `weight`.
     """
-    gram = problem.gram
-    mean = np.einsum("gii->g", gram)[:, None] / gram.shape[-1]
-    upper = _factor(gram, mean, damping)
-    weight = weight.copy()
+    root = _factor(problem.gram, damping)
     levels, errors = np.zeros_like(weight), np.zeros_like(weight)
     for start in range(0, weight.shape[-1], block):
         stop = min(start + block, weight.shape[-1])
+        fed = np.matmul(errors[..., :start], root[:, :start, start:stop])
         for t in range(start, stop):
-            steps = grid.at(t)
-            levels[..., t] = nearest_level(weight[..., t] / steps, problem.lowest[..., t], problem.highest[..., t])
-            errors[..., t] = (weight[..., t] - levels[..., t] * steps) / upper[:, None, t, t]
-            weight[..., t + 1 : stop] -= errors[..., t, None] * upper[:, None, t, t + 1 : stop]
-        weight[..., stop:] -= np.matmul(errors[..., start:stop], upper[:, start:stop, stop:])
+            steps, column = grid.at(t), weight[..., t]
+            wanted = column + fed[..., t - start] / root[:, None, t, t]
+            levels[..., t] = nearest_level(wanted / steps, problem.lowest[..., t], problem.highest[..., t])
+            errors[..., t] = column - levels[..., t] * steps
+            fed[..., t + 1 - start :] += errors[..., t, None] * root[:, None, t, t + 1 : stop]
     return levels
 
 
-def _factor(gram: Float, mean: Float, damping: float) -> Float:
-    """Compute the upper Cholesky factor of the inverse; damped more where unlike inputs leave too few digits.
+def _factor(gram: Float, damping: float) -> Float:
+    """Compute the upper triangular R with R R^T = H; damped more where unlike inputs leave too few digits.
 
-    Where nothing is left, as of inputs that are all 0, it is diagonal: each column is rounded by itself.
+    Errors E of the weights cost |E R|^2, of which column t knows the columns up to t alone: the level of column t that
+    costs the least is the one next to w_t + sum_{i<t} E_i R_it / R_tt. That is what GPTQ's inverse feeds forward, and
+    neither the inverse nor its factor has to be held. Where nothing is left, as of inputs that are all 0, R is
+    diagonal: each column is rounded by itself.
     """
-    mean = np.maximum(mean, LEAST)
+    mean = np.maximum(np.einsum("gii->g", gram)[:, None] / gram.shape[-1], LEAST)
     for more in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
-        inverse = np.linalg.inv(add_diagonal(gram, (damping + more) * mean))
         try:
-            return np.asarray(np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1))
+            turned = np.linalg.cholesky(add_diagonal(gram[:, ::-1, ::-1], (damping + more) * mean))
         except np.linalg.LinAlgError:
             continue
+        return np.asarray(turned[:, ::-1, ::-1])
     return np.broadcast_to(np.eye(gram.shape[-1]), gram.shape)

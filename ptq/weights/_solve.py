@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptq.core.arrays import Float
 from ptq.core.encoding import WeightEncoding
@@ -17,11 +18,16 @@ from ptq.weights._grid_search import best_grid
 from ptq.weights._problem import Candidate, GroupedProblem, Start
 
 Order = Literal["natural", "norm", "activation"]
+ROWS_AT_ONCE = 256
+"""Rows of a matrix that are put into another order at once."""
+
 SWEEPS_PER_FIT = 2
 """Sweeps of coordinate descent between two fits of the scales of blocks: nearly all that sweeps gain, two do."""
 
 
-def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural") -> WeightEncoding:
+def solve(
+    problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "natural", *, crossed: bool = True
+) -> WeightEncoding:
     """Choose scales, find levels by the method, polish them, refit the scales, and keep the best, as every solver does.
 
     Args:
@@ -29,6 +35,7 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
         start: Method that finds levels.
         num_sweeps: Sweeps of coordinate descent; 0 also leaves the scales alone.
         order: Order in which the method meets the columns.
+        crossed: Whether the method looks at the cross moment itself, and not only at what it asks of weights.
 
     Returns:
         Codes and one scale per row.
@@ -36,7 +43,8 @@ def solve(problem: LayerProblem, start: Start, num_sweeps: int, order: Order = "
     Raises:
         CalibrationError: The layer has no statistics.
     """
-    grouped, scale = best_grid(GroupedProblem.of(problem))
+    grouped = GroupedProblem.of(problem)
+    grouped, scale = best_grid(grouped if crossed else replace(grouped, cross=grouped.gram))
     found = in_order(grouped, scale, start, order)
     if num_sweeps:
         rounded = grouped.rounded(grouped.weight, found.scale)  # greed can lose; rounding then stays
@@ -85,11 +93,11 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     if order == "norm":
         energy = energy * np.square(problem.weight).sum(1)
     columns = np.argsort(-energy, axis=1, kind="stable")
-    wide, high = columns[:, None], columns[:, :, None]
+    wide, gram = columns[:, None], _turned(problem.gram, columns)
     turned = replace(
         problem,
-        gram=np.take_along_axis(np.take_along_axis(problem.gram, high, 1), wide, 2),
-        cross=np.take_along_axis(np.take_along_axis(problem.cross, high, 1), wide, 2),
+        gram=gram,
+        cross=gram if problem.cross is problem.gram else _turned(problem.cross, columns),
         weight=np.take_along_axis(problem.weight, wide, 2),
         target=np.take_along_axis(problem.target, wide, 2),
         target_correlation=np.take_along_axis(problem.target_correlation, wide, 2),
@@ -101,3 +109,13 @@ def in_order(problem: GroupedProblem, scale: Float, start: Start, order: Order) 
     natural = np.empty_like(found.levels)
     np.put_along_axis(natural, np.broadcast_to(wide, natural.shape), found.levels, 2)
     return Candidate(natural, found.scale)
+
+
+def _turned(matrices: Float, columns: NDArray[np.intp]) -> Float:
+    """Put rows and columns of square matrices [groups, in, in] into another order, each group into its own."""
+    turned = np.empty_like(matrices)
+    for matrix, order, into in zip(matrices, columns, turned, strict=True):
+        for start in range(0, len(order), ROWS_AT_ONCE):  # each a copy of that many rows, not of the matrix
+            part = slice(start, start + ROWS_AT_ONCE)
+            into[part] = matrix[np.ix_(order[part], order)]
+    return turned

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from ptq.core.errors import EquivalenceError
+from ptq.models.lean import SMALL, message_without_weights
 from ptq.passes import PREPARE, PrepareStep, prepare
 from ptq.passes.check_equivalence import float_outputs, require_same
-from ptq.passes.graph import SMALL, message_without_weights
 from ptq.passes.normalize import SumToAdd
 from tests.builders import attention, conv_net, feeds, model_from_text, random
 

@@ -16,7 +16,7 @@ from ptq.core.layer_statistics import LayerStatistics
 from ptq.core.spec import PerAxis, QuantSpec
 from ptq.passes.placing import place
 from ptq.solving.choices import choices_of
-from ptq.solving.gain import gain_of, with_layers_behind
+from ptq.solving.gain import gain_of, sides_of, with_layers_behind
 from ptq.solving.layer import InputStatistics, LayerArrays, solve_layer
 from ptq.target import CPU_X86
 from ptq.weights import Gptq
@@ -42,26 +42,26 @@ def float_weight() -> Float:
 
 
 def test_a_gain_that_both_halves_show_is_told() -> None:
-    assert gain_of(moments(0.8, 0.8), WEIGHT, float_weight()) == pytest.approx(0.8, abs=1e-3)
-    assert gain_of(moments(0.8, 0.8, noise=0.3), WEIGHT, float_weight()) == pytest.approx(0.8, abs=0.02)
+    assert gain_of(sides_of(moments(0.8, 0.8), WEIGHT), float_weight()) == pytest.approx(0.8, abs=1e-3)
+    assert gain_of(sides_of(moments(0.8, 0.8, noise=0.3), WEIGHT), float_weight()) == pytest.approx(0.8, abs=0.02)
 
 
 def test_a_gain_that_one_half_alone_shows_counts_for_less_or_nothing() -> None:
-    assert gain_of(moments(0.8, 1.0), WEIGHT, float_weight()) > 0.99
-    assert 0.82 < gain_of(moments(0.7, 0.9), WEIGHT, float_weight()) < 0.88
+    assert gain_of(sides_of(moments(0.8, 1.0), WEIGHT), float_weight()) > 0.99
+    assert 0.82 < gain_of(sides_of(moments(0.7, 0.9), WEIGHT), float_weight()) < 0.88
 
 
 def test_one_half_alone_equal_networks_and_silence_tell_nothing() -> None:
-    assert gain_of(moments(0.8), WEIGHT, float_weight()) == 1.0
+    assert gain_of(sides_of(moments(0.8), WEIGHT), float_weight()) == 1.0
     silent = LayerStatistics.of(np.zeros((1, 5, 6), np.float32), WEIGHT, np.zeros((1, 5, 6), np.float32))
-    assert gain_of(LayerMoments((silent,) * 2, (silent,) * 2), WEIGHT, float_weight()) == 1.0
+    assert gain_of(sides_of(LayerMoments((silent,) * 2, (silent,) * 2), WEIGHT), float_weight()) == 1.0
     equal = LayerStatistics.of(np.ones((1, 5, 6), np.float32), WEIGHT)
-    assert gain_of(LayerMoments((equal,) * 2, (equal,) * 2), WEIGHT, 0.5 * float_weight()) == 1.0
+    assert gain_of(sides_of(LayerMoments((equal,) * 2, (equal,) * 2), WEIGHT), 0.5 * float_weight()) == 1.0
 
 
 def test_a_lost_signal_is_not_blown_up() -> None:
-    assert gain_of(moments(0.01, 0.01), WEIGHT, float_weight()) == 0.5
-    assert gain_of(moments(5.0, 5.0), WEIGHT, float_weight()) == 2.0
+    assert gain_of(sides_of(moments(0.01, 0.01), WEIGHT), float_weight()) == 0.5
+    assert gain_of(sides_of(moments(5.0, 5.0), WEIGHT), float_weight()) == 2.0
 
 
 def test_scales_take_a_factor_and_codes_stay() -> None:
@@ -80,8 +80,9 @@ def test_scales_make_up_for_what_noise_takes_of_a_layer_in_front_of_others(*, re
     layer = place(model).layers[0]
     arrays = LayerArrays.of(model, layer, ["y"] if restored else [])
     seen, choice = moments(0.9, 0.9, noise=0.5), choices_of(Recipe(), CPU_X86, model).weights
-    solved = solve_layer(arrays, replace(choice, method=Gptq()), None, InputStatistics(seen, None))
-    gain = gain_of(seen, WEIGHT, solved.encoding.decode().astype(np.float64))
+    solved = solve_layer(arrays, replace(choice, method=Gptq()), None, InputStatistics.of(seen, None, arrays, None))
+    again = moments(0.9, 0.9, noise=0.5)  # the first ones are used up
+    gain = gain_of(sides_of(again, WEIGHT), solved.encoding.decode().astype(np.float64))
     assert (abs(gain - 1) < 0.01) == restored
 
 

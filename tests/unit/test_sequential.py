@@ -19,7 +19,7 @@ from ptq.calibration.segments import SegmentedRun
 from ptq.calibration.sequential import SequentialWalk
 from ptq.calibration.store import ArrayStore
 from ptq.core.affine import dequantize, quantize
-from ptq.core.damping import STRENGTHS, LayerMoments, choose_damping, damped
+from ptq.core.damping import STRENGTHS, HeldMoments, LayerMoments, choose_damping
 from ptq.core.encoding import IntegerWeight
 from ptq.core.layer_statistics import LayerStatistics
 from ptq.models.sessions import run, session_of
@@ -167,12 +167,18 @@ def test_some_outputs_of_many_choose_as_all_do(noise: float, monkeypatch: pytest
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_damping_leaves_the_float_weight_where_both_networks_agree(strength: float) -> None:
     rows, weight = np.random.default_rng(0).standard_normal((1, 30, 5)), np.ones((2, 5), np.float32)
-    seen = LayerStatistics.of(rows, weight)
-    assert damped(seen, strength) is seen
-    if np.isfinite(strength):
-        held = damped(LayerStatistics.of(rows, weight, rows.copy()), strength)
-        target = np.linalg.solve(held.gram[0], (weight @ held.cross[0].T).T).T
+    seen, matched = (LayerStatistics.of(rows, weight) for _ in range(2))
+    np.testing.assert_array_equal(HeldMoments.of(matched, weight, strength).damped().gram, seen.gram)
+    assert matched.matched
+    held = HeldMoments.of(LayerStatistics.of(rows, weight, rows.copy()), weight, strength)
+    for share in (0.0, 0.3):
+        statistics = replace(held, _share=share).damped()
+        target = np.linalg.solve(statistics.gram[0], (weight @ statistics.cross[0].T).T).T
         np.testing.assert_allclose(target, weight, rtol=1e-6)
+    np.testing.assert_array_equal(held.plain().gram, seen.gram)
+    twin = LayerStatistics.of(rows, weight, rows.copy())
+    np.testing.assert_array_equal(held.plain().cross, seen.gram if np.isinf(strength) else twin.cross)
+    np.testing.assert_array_equal(held.asked, twin.target_correlation(weight))
 
 
 def test_samples_come_back_once_and_in_order() -> None:
@@ -206,10 +212,11 @@ def test_each_layer_sees_what_its_quantized_predecessors_give_it() -> None:
                 original.append(layer.unfold.rows(values(model, [layer.source], feed["x"])[0]))
             weight = layer.layout.to_matrix(WEIGHTS[layer.weight])
             twin = LayerStatistics.of(np.concatenate(given, 1), weight, np.concatenate(original, 1))
+            whole = found.whole()
             for field in ("gram", "cross", "energy"):
                 expected = getattr(twin, field)
                 np.testing.assert_allclose(
-                    getattr(found.whole, field), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+                    getattr(whole, field), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
                 )
             params = replace(plan.weights[layer.name].params, scale=plan.weights[layer.name].params.scale * 2)
             coarse = IntegerWeight.of(quantize(weight, params), params)
