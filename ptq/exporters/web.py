@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.errors import UnsupportedModelError
-from ptq.exporters.bundle import Bundle, external_files, put_files
+from ptq.exporters.bundle import Bundle, external_files, put_files, put_fixed
 
 TYPES = ("float32", "uint8", "int8", "int32", "int64")
 
@@ -34,9 +34,9 @@ class Web:
         """
         if external_files(bundle.model):
             raise UnsupportedModelError(f"{bundle.model.name} keeps weights beside it; a page loads one file")
-        bundle.put_model(folder)
-        if bundle.float_model is not None:
-            shutil.copyfile(bundle.float_model, folder / "float.onnx")
+        checked, beside = bundle.put_model(folder), folder / "float.onnx"
+        if bundle.float_model is not None and not put_fixed(bundle.float_model, beside):
+            shutil.copyfile(bundle.float_model, beside)
         output = next(iter(bundle.examples[0].outputs))
         samples = [
             {
@@ -46,7 +46,7 @@ class Web:
             }
             for example in bundle.examples
         ]
-        (folder / "samples.json").write_text(json.dumps({"output": output, "samples": samples}))
+        (folder / "samples.json").write_text(json.dumps({"model": checked, "output": output, "samples": samples}))
         put_files(folder, "index.html", "page.mjs", "model.mjs", "check.mjs", "package.json")
 
 

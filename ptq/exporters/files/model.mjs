@@ -11,6 +11,7 @@ export function readSamples(text) {
   const set = JSON.parse(text);
   const decode = (value) => ({ dims: value.dims, type: value.type, data: new TYPES[value.type](bytesOf(value.data)) });
   return {
+    model: set.model, // its file; check.onnx, with fixed draws, where the model draws random numbers
     output: set.output,
     samples: set.samples.map((sample) => ({
       label: sample.label,
