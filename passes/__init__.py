@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
 from ptq.models.validation import require_finite_weights
+from ptq.passes.channels_first import ChannelsFirst
 from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
@@ -44,6 +45,7 @@ PrepareStep = (
     | FoldCodes
     | UnsignedCodes
     | Unfuse
+    | ChannelsFirst
     | FoldBatchNorm
     | PlainGemm
     | PlainClip
@@ -63,6 +65,7 @@ PREPARE: tuple[PrepareStep, ...] = (
     FoldCodes(),
     UnsignedCodes(),
     Unfuse(),
+    ChannelsFirst(),
     FoldBatchNorm(),
     PlainGemm(),
     PlainClip(),

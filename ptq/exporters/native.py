@@ -73,7 +73,7 @@ def _row(name: str, file: str, array: NDArray[Any], types: Mapping[str, str] = T
     if kind is None or array.ndim > MOST_AXES:
         kinds = f"{', '.join(types)} with up to {MOST_AXES} axes"
         raise UnsupportedModelError(
-            f"{name} is {array.dtype} with {array.ndim} axes; the C program passes {kinds}: export for arm64, or drop it"
+            f"{name} is {array.dtype} with {array.ndim} axes; C programs pass {kinds}; export for arm64, or drop it"
         )
     dims = ", ".join(str(extent) for extent in array.shape) or "0"
     # JSON's escapes of printable ASCII are C's.
