@@ -1,7 +1,7 @@
 """Every verb on what `ptq quantize` wrote: of odd models, and of released ones, as `bench_released --keep` leaves them.
 
-python -m tests.bench_outputs [--every N] [--released FOLDER] [PATTERN ...] prints a row per model, then a total: exit
-code of quantize, number of commands, refusals (exit code 2, one line that says what, where and what next), and what is
+python -m tests.bench_outputs [--every N] [--options TEXT] [--released FOLDER] [PATTERN ...] prints a row per model, then
+a total: exit code of quantize, number of commands, refusals (exit code 2, one line that says what, where and what next), and what is
 wrong. Models are taken whose names hold a pattern, else every Nth.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -206,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN")
     parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--options", default="", help="more of quantize, in one word: '--weight-only --bits 4'")
     parser.add_argument("--released", type=Path, help="folder of folders with model.onnx and calib.npz")
     given = parser.parse_args()
     rows = []
@@ -215,7 +217,8 @@ def main() -> int:
             with TemporaryDirectory(prefix="outputs-") as folder:
                 root = Path(folder) / "stage"
                 made = of_folder(each, root) if isinstance(each, Path) else of_case(each, root)
-                rows.append(row(made, command_line))
+                options = (*made.options, *shlex.split(given.options))
+                rows.append(row(replace(made, options=options), command_line))
             print(rows[-1], flush=True)  # noqa: T201
     wrong = [each for each in rows if each.faults]
     commands, refused = sum(each.done for each in rows), sum(len(each.refusals) for each in rows)

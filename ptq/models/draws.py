@@ -44,8 +44,10 @@ def random_nodes(model: ir.Model) -> list[ir.Node]:
 
 def lasting_name(value: ir.Value) -> str:
     """Return the name by which a value is known in every form of a model: that of the output that it gives, if any."""
+    maker = value.producer()
     for use in value.uses():
-        if use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output():
+        is_copied = use.node.op_type == "Identity" and use.node.outputs[0].is_graph_output()
+        if is_copied and (maker is None or use.node.graph is maker.graph):  # not what a branch gives
             return str(use.node.outputs[0].name)
     return str(value.name)
 
