@@ -1,8 +1,8 @@
 """Every verb on what `ptq quantize` wrote: of odd models, and of released ones, as `bench_released --keep` leaves them.
 
-python -m tests.bench_outputs [--every N] [--options TEXT] [--released FOLDER] [PATTERN ...] prints a row per model, then
-a total: exit code of quantize, number of commands, refusals (exit code 2, one line that says what, where and what next), and what is
-wrong. Models are taken whose names hold a pattern, else every Nth.
+python -m tests.bench_outputs [--every N] [--options TEXT] [--released FOLDER] [PATTERN ...] prints a row per model, and
+a total: exit code of quantize, number of commands, refusals (exit code 2, one line that says what, where and what
+next), and what is wrong. Models are taken whose names hold a pattern, else every Nth.
 """
 
 from __future__ import annotations
