@@ -115,8 +115,10 @@ def judged(command: Sequence[str], finished: Finished) -> list[str]:
 
 
 def refuses_well(said: str) -> bool:
-    """Whether a refusal is one line of what, and what next."""
+    """Whether a refusal is one line of what, and what next; that a model of ours does not run is none."""
     line = said.strip()
+    if "onnxruntime cannot" in line or "onnxruntime fails" in line:
+        return False
     return (
         "\n" not in line
         and line.startswith("error: ")
