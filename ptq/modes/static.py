@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from ptq.calibration.statistics import ExtremesOf, Wanted
+from ptq.calibration.record import CalibrationStatistics
+from ptq.calibration.statistics import ExtremesOf, LevelOf, Wanted
 from ptq.core.plan import QuantPlan
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
@@ -17,7 +18,8 @@ from ptq.passes.placement import Placement
 from ptq.passes.placing import place
 from ptq.passes.unused import RemoveUnused
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
-from ptq.solving.wide_channels import Halves, signals, too_wide
+from ptq.solving.levels import lone_convolutions, too_uneven
+from ptq.solving.wide_channels import signals, too_wide
 from ptq.transforms import EqualizeConvs, GuardRecurrent, SmoothProducts, SplitCenters, Transform
 from ptq.transforms.rewritten import Rewritten
 
@@ -50,10 +52,13 @@ class StaticRanges(RecipeMode):
         return replace(placed, left_float=left)
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
-        """Return distributions, means, and energies of the channels that depthwise layers read."""
+        """Return distributions, means, energies of depthwise layers' channels, levels of lone convolutions."""
         wanted = dict(super().wanted(state, placement))
         for name in dict.fromkeys(signals(state.model, placement).values()):
             wanted[name] = (*wanted.get(name, ()), ExtremesOf(1))
+        ends = lone_convolutions(state.model, placement).values()
+        for name in dict.fromkeys(value for pair in ends for value in pair):
+            wanted[name] = (*wanted.get(name, ()), LevelOf())
         return wanted
 
     def lower(self, model: ir.Model, placement: Placement, plan: QuantPlan) -> ir.Model:
@@ -64,10 +69,15 @@ class StaticRanges(RecipeMode):
         return lowered
 
     def too_coarse(
-        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram], halves: Halves
+        self,
+        state: Rewritten,
+        placement: Placement,
+        histograms: Mapping[str, Histogram],
+        statistics: CalibrationStatistics,
     ) -> Mapping[str, str]:
         """Find layers whose input keeps too little on one grid, as a whole or in most of its channels."""
         least_db = self.recipe.min_input_sqnr_db
         grids = choose_grids(placement, histograms, state.choices)
-        wide = too_wide(state.model, placement, grids, halves, least_db)
-        return {**wide, **low_sqnr_inputs(placement, histograms, state.choices, least_db)}
+        wide = too_wide(state.model, placement, grids, statistics.halves, least_db)
+        uneven = too_uneven(state.model, placement, grids, statistics.levels, least_db)
+        return {**wide, **uneven, **low_sqnr_inputs(placement, histograms, state.choices, least_db)}
