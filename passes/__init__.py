@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ptq.core.arrays import Feed
@@ -160,6 +161,7 @@ def prepare(
         _take(step, prepared, feed, custom_ops)
     if proven:
         _prove(original, prepared, steps)
+        _correct_ranks(prepared, original)
     annotate(prepared, feed, custom_ops)
     note_modules(prepared, origin)
     return prepared, (*wider, *_notes(model, prepared))
@@ -182,6 +184,14 @@ def _prove(original: Original, prepared: ir.Model, steps: Sequence[PrepareStep])
     except EquivalenceError:
         _name_the_culprit(original, steps)
         raise
+
+
+def _correct_ranks(prepared: ir.Model, original: Original) -> None:
+    """Declare outputs with as many axes as they have: onnxruntime's optimizers trust that, and some fail otherwise."""
+    for value in prepared.graph.outputs:
+        array = original.outputs.get(str(value.name))
+        if value.shape is not None and type(array) is np.ndarray and len(value.shape) != array.ndim:
+            value.shape = ir.Shape([None] * array.ndim)
 
 
 def _name_the_culprit(original: Original, steps: Sequence[PrepareStep]) -> None:
