@@ -20,6 +20,7 @@ from ptq.passes.fold_front import FoldFront
 from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
+from ptq.passes.join_squeezes import JoinSqueezes
 from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
@@ -46,6 +47,7 @@ PrepareStep = (
     | FoldCodes
     | UnsignedCodes
     | Unfuse
+    | JoinSqueezes
     | ChannelsFirst
     | FoldBatchNorm
     | PlainGemm
@@ -66,6 +68,7 @@ PREPARE: tuple[PrepareStep, ...] = (
     FoldCodes(),
     UnsignedCodes(),
     Unfuse(),
+    JoinSqueezes(),
     ChannelsFirst(),
     FoldBatchNorm(),
     PlainGemm(),
