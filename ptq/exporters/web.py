@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import Bundle, external_files, put_files, put_fixed
 
-TYPES = ("float32", "uint8", "int8", "int32", "int64")
+TYPES = ("float32", "uint8", "int8", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Web:
 def _value(array: NDArray[Any]) -> dict[str, Any]:
     kind = str(array.dtype)
     if kind not in TYPES:
-        raise UnsupportedModelError(f"a page cannot feed values of type {kind}; expected {', '.join(TYPES)}")
+        raise UnsupportedModelError(
+            f"a page cannot feed values of type {kind}; expected {', '.join(TYPES)}: change it, or export for arm64"
+        )
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"type": kind, "dims": list(array.shape), "data": data}
