@@ -97,6 +97,8 @@ def test_with_fixed_ranges_an_lstm_is_on_integers_where_these_are_faster_and_kee
     taken = recipe == STATIC and (width, wider, op_type) == (64, 1.0, "LSTM")
     assert ("DynamicQuantizeLSTM" in result.report.proof.kernels.integer) == taken
     assert ("h" in result.report.left_float) == (not taken and not recipe.weight_only)
+    words = {32: "below 64 features", 64: "gates keep only" if wider > 1 and op_type == "LSTM" else ""}[width]
+    assert words in result.report.left_float.get("h", words)
     assert any("multiplied as integers: LSTM h" in note for note in result.report.notes) == taken
     assert result.report.proof.comparison.sqnr_db > (25 if recipe.weights.bits == 8 else 10)
 
