@@ -17,6 +17,7 @@ from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.fold_codes import FoldCodes
 from ptq.passes.fold_front import FoldFront
+from ptq.passes.fold_pads import FoldPads
 from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
@@ -49,6 +50,7 @@ PrepareStep = (
     | Unfuse
     | JoinSqueezes
     | ChannelsFirst
+    | FoldPads
     | FoldBatchNorm
     | PlainGemm
     | PlainClip
@@ -70,6 +72,7 @@ PREPARE: tuple[PrepareStep, ...] = (
     Unfuse(),
     JoinSqueezes(),
     ChannelsFirst(),
+    FoldPads(),
     FoldBatchNorm(),
     PlainGemm(),
     PlainClip(),
