@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ptq.calibration.statistics import ExtremesOf, HistogramOf, MeanOf
+from ptq.calibration.statistics import ExtremesOf, HistogramOf, LevelOf, MeanOf
 from ptq.core.archive import freeze, thaw
 from ptq.core.channel_extremes import ChannelExtremes, HalvedExtremes
 from ptq.core.channel_mean import ROWS, ChannelMean
@@ -54,6 +54,11 @@ class CalibrationStatistics:
     def means(self) -> dict[str, ChannelMean]:
         """Mean per channel of each value that has one, by the value's name."""
         return self.of(MeanOf.tag)
+
+    @property
+    def levels(self) -> dict[str, ChannelMean]:
+        """Mean square of a sample, dB, averaged over samples, of each value that has one, by the value's name."""
+        return self.of(LevelOf.tag)
 
     @property
     def halves(self) -> dict[str, tuple[ChannelExtremes, ChannelExtremes]]:
@@ -223,7 +228,7 @@ def _is_seen(tag: str, statistic: object) -> bool:
         case Histogram():
             return tag == HistogramOf.tag and _is_histogram(statistic)
         case ChannelMean():
-            return tag == MeanOf.tag and _is_mean(statistic)
+            return tag in (MeanOf.tag, LevelOf.tag) and _is_mean(statistic)
         case HalvedExtremes():
             return tag == ExtremesOf.tag and _is_extremes(statistic)
         case _:

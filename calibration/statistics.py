@@ -127,6 +127,22 @@ class ExtremesOf:
         return _Merging()
 
 
+@dataclass(frozen=True)
+class LevelOf:
+    """Statistic: the mean square of a sample, in dB; silent samples have none."""
+
+    tag: ClassVar[str] = "level"
+
+    def of(self, values: NDArray[np.float32], _number: int) -> ChannelMean | None:
+        """Compute the level of one sample; None where it is empty or nothing but zeros."""
+        square = float(np.square(values, dtype=np.float64).mean()) if values.size else 0.0
+        return ChannelMean.of(np.array([10 * np.log10(square)], np.float32), 0) if square > 0 else None
+
+    def gatherer(self) -> Gatherer:
+        """Return a builder that merges one sample after the other."""
+        return _Merging()
+
+
 class _Merging:
     def __init__(self) -> None:
         self._sum: Any = None

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ptq.core.arrays import Feed
 from ptq.core.errors import EquivalenceError
 from ptq.models.validation import require_finite_weights
+from ptq.passes.channels_first import ChannelsFirst
 from ptq.passes.check_equivalence import Original
 from ptq.passes.fold_affine import FoldAffine
 from ptq.passes.fold_batchnorm import FoldBatchNorm
 from ptq.passes.fold_codes import FoldCodes
 from ptq.passes.fold_front import FoldFront
+from ptq.passes.fold_pads import FoldPads
 from ptq.passes.infer_shapes import annotate, observe
 from ptq.passes.insert_dynamic import InsertDynamic
 from ptq.passes.insert_qdq import InsertQdq
+from ptq.passes.join_squeezes import JoinSqueezes
 from ptq.passes.lower_opset import LowerOpset
 from ptq.passes.modules import note_modules
 from ptq.passes.normalize import INT4_OPSET, FoldConstants, InlineFunctions, RaiseOpset, RemoveDropout, SumToAdd
@@ -44,6 +48,9 @@ PrepareStep = (
     | FoldCodes
     | UnsignedCodes
     | Unfuse
+    | JoinSqueezes
+    | ChannelsFirst
+    | FoldPads
     | FoldBatchNorm
     | PlainGemm
     | PlainClip
@@ -63,6 +70,9 @@ PREPARE: tuple[PrepareStep, ...] = (
     FoldCodes(),
     UnsignedCodes(),
     Unfuse(),
+    JoinSqueezes(),
+    ChannelsFirst(),
+    FoldPads(),
     FoldBatchNorm(),
     PlainGemm(),
     PlainClip(),
@@ -157,6 +167,7 @@ def prepare(
         _take(step, prepared, feed, custom_ops)
     if proven:
         _prove(original, prepared, steps)
+        _correct_ranks(prepared, original)
     annotate(prepared, feed, custom_ops)
     note_modules(prepared, origin)
     return prepared, (*wider, *_notes(model, prepared))
@@ -179,6 +190,14 @@ def _prove(original: Original, prepared: ir.Model, steps: Sequence[PrepareStep])
     except EquivalenceError:
         _name_the_culprit(original, steps)
         raise
+
+
+def _correct_ranks(prepared: ir.Model, original: Original) -> None:
+    """Declare outputs with as many axes as they have: onnxruntime's optimizers trust that, and some fail otherwise."""
+    for value in prepared.graph.outputs:
+        array = original.outputs.get(str(value.name))
+        if value.shape is not None and type(array) is np.ndarray and len(value.shape) != array.ndim:
+            value.shape = ir.Shape([None] * array.ndim)
 
 
 def _name_the_culprit(original: Original, steps: Sequence[PrepareStep]) -> None:

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
-from ptq.core.encoding import IntegerWeight
 from ptq.core.layer import LinearLayer
 from ptq.core.plan import QuantPlan
-from ptq.passes._guards import take_over
 from ptq.passes.decoding import decoding_of
-from ptq.passes.graph import add_initializer
 from ptq.passes.graph_writer import GraphWriter
+from ptq.passes.integer_lstm import IntegerLstm
 from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN, VERSION, body
 from ptq.passes.native_products import rewrite_dynamic
 from ptq.passes.placement import Placement
-from ptq.passes.stored import GATES
 from ptq.passes.unused import RemoveUnused
 from ptq.passes.use_native import OVERLOADS_IR
-
-ORT_DOMAIN, INTEGER_LSTM, LSTM_INPUTS, BYTE = "com.microsoft", "DynamicQuantizeLSTM", 8, 8
 
 
 @dataclass(frozen=True)
@@ -63,45 +57,9 @@ class InsertDynamic(ir.passes.InPlacePass):
             model.functions.setdefault(function.identifier(), function)
             model.opset_imports[DOMAIN] = VERSION
             model.ir_version = max(model.ir_version, OVERLOADS_IR)
-        for node in list(model.graph):
-            if node.op_type == "LSTM" and not node.domain:
-                self._quantize_lstm(model, node)
+        IntegerLstm(self.plan, self.placement)(model)
         RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(self.placement.layers))
-
-    def _quantize_lstm(self, model: ir.Model, node: ir.Node) -> None:
-        """Write an LSTM as onnxruntime's operator for one with integer weights, if both of them have 8 bits.
-
-        Before: LSTM(x, W, R, ...)
-        After:  DynamicQuantizeLSTM(x, W codes, R codes, ..., scales, zero points), codes as [directions, in, gates]
-        """
-        decoded = {f"{weight.name}_decoded": weight for weight in self.placement.stored}
-        names = [str(value.name) for value in node.inputs[1:3] if value is not None]
-        weights = [decoded[name] for name in names if name in decoded]
-        encodings = [self.plan.weights[weight.name] for weight in weights]
-        integers = [encoding for encoding in encodings if isinstance(encoding, IntegerWeight)]
-        if len(integers) < 2 or any(encoding.num_bits != BYTE for encoding in integers):
-            return
-        by_rows = all(weight.axes == GATES for weight in weights) and name_of(node) not in self.placement.left_float
-        if node.attributes.get_int("layout", 0) or not by_rows:
-            return
-        parts: list[ir.Value] = []
-        for role, weight, encoding in zip("WR", weights, integers, strict=True):
-            codes = np.swapaxes(weight.to_tensor(encoding.codes), 1, 2)
-            scale = encoding.scale.reshape(weight.shape[:2])
-            name = f"{name_of(node)}_{role}"
-            parts.append(add_initializer(model.graph, f"{name}_codes", codes.astype(np.int8)))
-            parts.append(add_initializer(model.graph, f"{name}_scale", scale))
-            parts.append(add_initializer(model.graph, f"{name}_zero", np.zeros(scale.shape, np.int8)))
-        own = [*node.inputs, *[None] * (LSTM_INPUTS - len(node.inputs))]
-        inputs = [own[0], parts[0], parts[3], *own[3:], parts[1], parts[2], parts[4], parts[5]]
-        attributes = [value for value in node.attributes.values() if value.name != "layout"]
-        made = ir.Node(ORT_DOMAIN, INTEGER_LSTM, inputs, attributes, num_outputs=len(node.outputs))
-        model.graph.insert_before(node, made)
-        for old, new in zip(node.outputs, made.outputs, strict=True):
-            take_over(old, new)
-        model.graph.remove(node, safe=True)
-        model.opset_imports[ORT_DOMAIN] = 1
 
 
 @dataclass

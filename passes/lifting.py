@@ -17,7 +17,7 @@ from ptq.core.matrix import WeightLayout
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, QuantSpec
 from ptq.passes._qdq import quantizer
 from ptq.passes.decoding import Decoding, arrays_of, constants, decoding_of, picked_rows
-from ptq.passes.insert_dynamic import INTEGER_LSTM
+from ptq.passes.integer_lstm import INTEGER_LSTM
 from ptq.passes.linear import name_of, out_axis
 from ptq.passes.native_bodies import CENTER, CONV, DOMAIN, PRODUCTS
 from ptq.passes.native_products import Packed, unpack_weight

@@ -96,7 +96,7 @@ class Planner:
         """Seed the walk: a linear layer needs its input in codes, a Conv its output too."""
         name = name_of(node)
         if lacks_kernel(node, FLOAT_OPS):
-            self.left_float[name] = self.excluded(node) or NO_KERNEL
+            self.left_float[name] = self.excluded(node) or self.floats.get(name) or NO_KERNEL
         if node.domain or name in self.integer or node.op_type not in INTEGER_OPS:
             return
         layer = two_activations(node) if is_product(node) else describe_linear(node, native=self.native)

@@ -303,7 +303,7 @@ def export(
         else open_data(data, specs, limit=EXPORTED, images=images, keep_padding=True)
     )
     examples = []
-    with session_of(runnable_source(path, loaded), fixed_draws=False) as session:
+    with session_of(runnable_source(path, loaded)) as session:
         names = [value.name for value in session.get_outputs()]
         for sample in reader:
             outputs = dict(zip(names, run_session(session, dict(sample.feed)), strict=True))

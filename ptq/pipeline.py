@@ -123,7 +123,7 @@ def calibrate(context: Context, state: Rewritten, calibration: CalibrationSet) -
     placement = context.mode.place(state)
     statistics = observe(context, state, placement, calibration)
     histograms = per_value(placement, statistics.histograms)
-    floats = context.mode.too_coarse(state, placement, histograms, statistics.halves)
+    floats = context.mode.too_coarse(state, placement, histograms, statistics)
     if floats and len(floats) < len(placement.layers):  # leaving out everything helps nobody: the verdict will tell
         placement = context.mode.place(state, floats)
     return Problem(

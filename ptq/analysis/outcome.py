@@ -24,7 +24,7 @@ from ptq.models.source import ModelSource, source_bytes, source_fingerprint
 from ptq.passes import (
     Placement,
 )
-from ptq.passes.insert_dynamic import INTEGER_LSTM
+from ptq.passes.integer_lstm import INTEGER_LSTM
 from ptq.passes.linear import name_of
 from ptq.passes.native_bodies import DOMAIN as NATIVE_DOMAIN
 from ptq.passes.stored import describe

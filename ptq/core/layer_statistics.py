@@ -134,7 +134,7 @@ class LayerStatistics:
         return functools.partial(self.relative_error, target_correlation=self.target_correlation(weight))
 
     def along(self, weight: NDArray[Any]) -> Callable[[Float], tuple[float, float]]:
-        """Return a function from weights of the quantized network to their outputs' sum of products with the float ones.
+        """Return a function from quantized weights to the sum of products of their outputs with the float ones.
 
         Args:
             weight: Float weight. Shape [groups * out, in].

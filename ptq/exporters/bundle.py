@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from ptq.core.errors import InputError
 from ptq.files.scratch import Scratch
+from ptq.models.draws import fixed_form
 from ptq.models.source import fingerprint
 
 Arrays = Mapping[str, NDArray[Any]]
 FILES = Path(__file__).with_name("files")
 MANIFEST = "ptq-export.json"
+MODEL = "model.onnx"
+CHECK = "check.onnx"
+"""A model that draws random numbers, with fixed draws in their place: two machines can be compared by it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Example:
 
     Attributes:
         inputs: Name -> array, as the model takes it.
-        outputs: Name -> what onnxruntime gave for it here, with standard operators.
+        outputs: Name -> what onnxruntime gave for it here, with standard operators and fixed draws.
         label: Its class, if known.
     """
 
@@ -52,12 +56,17 @@ class Bundle:
     examples: Sequence[Example]
     float_model: Path | None = None
 
-    def put_model(self, folder: Path) -> None:
-        """Copy the model, and the files of weights beside it."""
-        shutil.copyfile(self.model, folder / "model.onnx")
+    def put_model(self, folder: Path) -> str:
+        """Copy the model, and the files of weights beside it.
+
+        Returns:
+            Name of the file that a check runs: the model itself, or its form with fixed draws.
+        """
+        shutil.copyfile(self.model, folder / MODEL)
         for name in external_files(self.model):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.model.parent / name, folder / name)
+        return CHECK if put_fixed(self.model, folder / CHECK) else MODEL
 
     def put_check(self, folder: Path) -> None:
         """Write inputs, expected outputs, and the script that compares."""
@@ -65,6 +74,14 @@ class Bundle:
         for name, arrays in (("inputs.npz", first.inputs), ("expected.npz", first.outputs)):
             _write_npz(folder / name, arrays)
         put_files(folder, "run.py")
+
+
+def put_fixed(model: Path, path: Path) -> bool:
+    """Write a model with fixed draws, if it draws, and say whether it does."""
+    fixed = fixed_form(model)
+    if isinstance(fixed, ir.Model):
+        ir.save(fixed, path)
+    return isinstance(fixed, ir.Model)
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:

@@ -37,11 +37,11 @@ class Native:
         Raises:
             UnsupportedModelError: A value has a type that the program cannot feed.
         """
-        bundle.put_model(folder)
+        checked = bundle.put_model(folder)
         bundle.put_check(folder)
         put_files(folder, "main.c", "Makefile")
         first, library = bundle.examples[0], native_path()
-        lines = [*HEADER]
+        lines = [*HEADER, f'#define CHECKED "{checked}"']
         for title, stem, arrays in (("INPUTS", "input", first.inputs), ("OUTPUTS", "expected", first.outputs)):
             lines += _table(title, stem, arrays)
             for index, array in enumerate(arrays.values()):
@@ -52,7 +52,7 @@ class Native:
 
 
 HEADER = (
-    "/* Values of model.onnx, written by `ptq export`. */",
+    "/* What to run, and its values, written by `ptq export`. */",
     "typedef struct {",
     "    const char *name, *file;",
     "    ONNXTensorElementDataType type;",
@@ -71,7 +71,10 @@ def _table(title: str, stem: str, arrays: Arrays) -> list[str]:
 def _row(name: str, file: str, array: NDArray[Any], types: Mapping[str, str] = TYPES) -> str:
     kind = types.get(str(array.dtype))
     if kind is None or array.ndim > MOST_AXES:
-        raise UnsupportedModelError(f"{name} is {array.dtype} with {array.ndim} axes; the C example cannot pass it")
+        kinds = f"{', '.join(types)} with up to {MOST_AXES} axes"
+        raise UnsupportedModelError(
+            f"{name} is {array.dtype} with {array.ndim} axes; C programs pass {kinds}; export for arm64, or drop it"
+        )
     dims = ", ".join(str(extent) for extent in array.shape) or "0"
     # JSON's escapes of printable ASCII are C's.
     return (

@@ -11,6 +11,10 @@ from pathlib import Path
 from ptq.core.errors import UnsupportedModelError
 from ptq.exporters.bundle import Bundle, external_files
 from ptq.files.scratch import scratch_folder
+from ptq.runtime.opening import QUIET
+
+WARNING = 2
+"""What onnxruntime says if nobody tells it otherwise."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class OrtMobile:
         Raises:
             UnsupportedModelError: The format cannot hold the model.
         """
+        from onnxruntime import set_default_logger_severity
         from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
         if external_files(bundle.model):
@@ -38,6 +43,7 @@ class OrtMobile:
         with scratch_folder() as name:
             bundle.put_model(Path(name))
             logging.disable(logging.INFO)  # the converter sets up logging of its own, on import
+            set_default_logger_severity(QUIET)  # and sessions that say what they think of the user's model
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     convert_onnx_models_to_ort(
@@ -48,7 +54,8 @@ class OrtMobile:
                 raise UnsupportedModelError(f"{bundle.model.name} cannot be converted to .ort ({error})") from error
             finally:
                 logging.disable(logging.NOTSET)
+                set_default_logger_severity(WARNING)
         for config in folder.glob("*.config"):  # without the folders of this machine
             lines = [line for line in config.read_text().splitlines() if not line.startswith("#")]
-            config.write_text("\n".join(["# Operators of model.ort", *lines]) + "\n")
+            config.write_text("\n".join(["# Operators of the models beside this file", *lines]) + "\n")
         bundle.put_check(folder)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptq.core.errors import UnsupportedModelError
-from ptq.exporters.bundle import Bundle, external_files, put_files
+from ptq.exporters.bundle import Bundle, external_files, put_files, put_fixed
 
-TYPES = ("float32", "uint8", "int8", "int32", "int64")
+TYPES = ("float32", "uint8", "int8", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Web:
         """
         if external_files(bundle.model):
             raise UnsupportedModelError(f"{bundle.model.name} keeps weights beside it; a page loads one file")
-        bundle.put_model(folder)
-        if bundle.float_model is not None:
-            shutil.copyfile(bundle.float_model, folder / "float.onnx")
+        checked, beside = bundle.put_model(folder), folder / "float.onnx"
+        if bundle.float_model is not None and not put_fixed(bundle.float_model, beside):
+            shutil.copyfile(bundle.float_model, beside)
         output = next(iter(bundle.examples[0].outputs))
         samples = [
             {
@@ -46,13 +46,15 @@ class Web:
             }
             for example in bundle.examples
         ]
-        (folder / "samples.json").write_text(json.dumps({"output": output, "samples": samples}))
+        (folder / "samples.json").write_text(json.dumps({"model": checked, "output": output, "samples": samples}))
         put_files(folder, "index.html", "page.mjs", "model.mjs", "check.mjs", "package.json")
 
 
 def _value(array: NDArray[Any]) -> dict[str, Any]:
     kind = str(array.dtype)
     if kind not in TYPES:
-        raise UnsupportedModelError(f"a page cannot feed values of type {kind}; expected {', '.join(TYPES)}")
+        raise UnsupportedModelError(
+            f"a page cannot feed values of type {kind}; expected {', '.join(TYPES)}: change it, or export for arm64"
+        )
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"type": kind, "dims": list(array.shape), "data": data}

@@ -27,7 +27,7 @@ class DynamicRanges(RecipeMode):
 
         Our own products have a range for every row, so outliers stay inside them.
         """
-        guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db)
+        guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db, dynamic=True)
         if not self.recipe.equalize:
             return (guard, SplitCenters())
         outliers: Outliers = "inside" if self.target.native else "clipped"

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.statistics import Wanted
 from ptq.core.plan import QuantPlan
 from ptq.core.statistics import Histogram
@@ -17,7 +18,6 @@ from ptq.passes.placement import Placement
 from ptq.passes.selection import Exclusions, names_matching
 from ptq.recipe import Recipe
 from ptq.solving.grids import wanted_of
-from ptq.solving.wide_channels import Halves
 from ptq.target import Target
 from ptq.transforms.rewritten import Rewritten, Transform
 
@@ -59,7 +59,11 @@ class Mode(Protocol):
         ...
 
     def too_coarse(
-        self, state: Rewritten, placement: Placement, histograms: Mapping[str, Histogram], halves: Halves
+        self,
+        state: Rewritten,
+        placement: Placement,
+        histograms: Mapping[str, Histogram],
+        statistics: CalibrationStatistics,
     ) -> Mapping[str, str]:
         """Find layers that the integers of this mode would ruin, as the data shows, with the reason for each."""
         ...
@@ -113,7 +117,11 @@ class RecipeMode:
         return wanted_of(placement, state.aside)
 
     def too_coarse(
-        self, _state: Rewritten, _placement: Placement, _histograms: Mapping[str, Histogram], _halves: Halves
+        self,
+        _state: Rewritten,
+        _placement: Placement,
+        _histograms: Mapping[str, Histogram],
+        _statistics: CalibrationStatistics,
     ) -> Mapping[str, str]:
         """Return no layer: nothing has a grid that was fixed beforehand."""
         return {}

@@ -30,6 +30,7 @@ class Rewritten:
         evened_out: Whether widths of channels moved into weights.
         axes: Weight of a recurrent layer -> axes that its scales run along; none if it stays float.
         floats: Layers that integers would ruin -> why.
+        recurrent: LSTM layers that run on integers though grids are fixed beforehand: theirs are taken at every step.
     """
 
     model: ir.Model
@@ -40,6 +41,7 @@ class Rewritten:
     evened_out: bool = False
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
+    recurrent: frozenset[str] = frozenset()
 
     def excludes(self, exclusions: Exclusions) -> Excludes:
         """Return the user's exclusions on this model, with the products in float beside others added."""

@@ -204,6 +204,9 @@ class Search:
         self.tries.append(Attempt(name, result.report.proof.comparison.sqnr_db, size, holds))
         if holds and (self.met is None or size < self.met.delivery.num_bytes):
             self.met = result
+        for other in (each.workspace for each in self.runs.values()):
+            if other is not None and other != self.best.workspace:
+                other.remove()  # tensors of a model that nobody will get, as large as that
 
     def recipe_of(self, result: Result) -> Recipe:
         """Return the recipe that a result was made with."""

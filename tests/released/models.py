@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 from PIL import Image
 
-from tests.released import images, sounds, texts
+from tests.released import denoisers, images, sounds, texts
 from tests.released.fetch import Cache, Member, Package
 from tests.released.images import Pixels
 
@@ -457,4 +457,7 @@ MODELS = (
         gray_riddles,
         strings,
     ),
+    Released("denoise-mask", denoisers.MASK, denoisers.masked_spectra, partial(above, 0.5)),
+    Released("denoise-wave", denoisers.WAVE, denoisers.masked_blocks),
+    Released("denoise-gains", denoisers.GAINS, denoisers.log_powers, partial(above, 0.5)),
 )

@@ -64,6 +64,13 @@ TAILS = {
                      else_branch = no () => (float[1, L] e) { e = Slice (flat, zeros, sixteen, ones) } >""",
         Decisions(("b",), ("m",), ("y",), ("y",), ("m",), ("Greater",)),
     ),
+    "a branch that gives what decides": (
+        "float[1, K] y",
+        """m = ReduceMean <keepdims = 1> (flat)  g = Greater (m, nothing)  b = Reshape (g, flatly)
+        y = If (b) < then_branch = yes () => (float[1, 1] a) { a = Identity (m) },
+                     else_branch = no () => (float[1, L] e) { e = Slice (flat, zeros, sixteen, ones) } >""",
+        Decisions(("g",), ("m",), ("y",), ("y",), ("m",), ("Greater",)),
+    ),
 }  # fmt: skip
 CONSTANTS: dict[str, Any] = {
     "two": np.array([1, -1]), "by4": np.array([1, -1, 4]), "by1": np.array([1, 1, -1]), "tall": np.array([1, 1, -1]),

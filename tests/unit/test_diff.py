@@ -131,6 +131,15 @@ def test_transformers_in_every_form(form: str) -> None:
         assert "without shares" in found.notes[0]
 
 
+def test_codes_that_move_to_integer_operators_stay_codes() -> None:
+    result = ptq.quantize(conv_net(), data(0), ptq.Recipe(target="native"))
+    kinds = [node.op_type for node in result.delivery.model.graph]
+    assert kinds[kinds.index("Transpose") + 1] == "NhwcQLinearConv"
+    found = api.diff(conv_net(), result.delivery.model, data(0))
+    assert found.sqnr_db > 20
+    assert any("hold their grids inside" in note for note in found.notes)
+
+
 def outliers() -> ir.Model:
     """Twice: a scale of LayerNormalization that smoothing evens out, then a product with an outlier that stands aside.
 

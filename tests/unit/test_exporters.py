@@ -19,7 +19,7 @@ import ptq
 from ptq.cli import main
 from ptq.core.errors import InputError, RecipeError, UnsupportedModelError
 from ptq.exporters import EXPORTERS
-from tests.builders import conv_net, feeds, model_from_text
+from tests.builders import conv_net, feeds, model_from_text, random
 
 FILES = {
     "ort-mobile": {"model.ort", "required_operators_and_types.config", "run.py", "inputs.npz", "expected.npz"},
@@ -61,6 +61,34 @@ def test_everything_is_there_and_checks_itself(
         assert len(json.loads((folder / "samples.json").read_text())["samples"]) == 12
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the converter leaves a file open
+@pytest.mark.parametrize("target", sorted(EXPORTERS))
+def test_a_model_that_draws_is_checked_with_fixed_draws_and_exported_as_it_is(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ptq.exporters.arm64.COMPILER", "no-compiler")
+    text = """net (float[N, 8] x) => (float y, float low) {
+        n = RandomNormalLike (x)  a = Add (x, n)  y = MatMul (a, w)  low = Log (zero) }"""
+    path, folder = tmp_path / "m.onnx", tmp_path / "out"
+    ir.save(model_from_text(text, {"w": random((8, 8), 1), "zero": np.zeros(2, np.float32)}), path)
+    ptq.export(path, folder, target=target, data=random((4, 8), 2), float_model=path)
+    names = {each.name for each in folder.iterdir()}
+    assert {each for each in names if each.startswith("check.")} - {"check.mjs"} == {
+        "check.ort" if target == "ort-mobile" else "check.onnx"
+    }
+    if target == "web":
+        assert json.loads((folder / "samples.json").read_text())["model"] == "check.onnx"
+        assert "RandomNormalLike" not in {node.op_type for node in ir.load(folder / "float.onnx").graph}
+    if target == "native":
+        assert '#define CHECKED "check.onnx"' in (folder / "model.h").read_text()
+    if "run.py" in names:
+        done = subprocess.run([sys.executable, folder / "run.py"], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("low: largest value 0, largest difference 0\n")
+    assert "onnxruntime:" not in capfd.readouterr().err  # the shape that the model declares for y is none of ours
+    if target != "ort-mobile":
+        assert (folder / "model.onnx").read_bytes() == path.read_bytes()
+
+
 def test_what_stands_in_the_way_stays(model: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
@@ -80,10 +108,17 @@ def test_what_stands_in_the_way_stays(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_a_page_takes_truths(tmp_path: Path) -> None:
+    ir.save(model_from_text("m (bool[2] x) => (bool[2] y) { y = Not (x) }", {}), tmp_path / "m.onnx")
+    ptq.export(tmp_path / "m.onnx", tmp_path / "out", target="web", data={"x": np.array([[True, False]])})
+    sample = json.loads((tmp_path / "out/samples.json").read_text())["samples"][0]
+    assert (sample["inputs"]["x"]["type"], sample["expected"]["data"]) == ("bool", "AAE=")
+
+
 def test_what_a_target_cannot_take_is_said(tmp_path: Path) -> None:
     text = "m (double[2] x) => (double[2] y) { y = Neg (x) }"
     ir.save(model_from_text(text, {}), tmp_path / "double.onnx")
-    with pytest.raises(UnsupportedModelError, match="float64"):
+    with pytest.raises(UnsupportedModelError, match=r"float64.* or export for arm64"):
         ptq.export(tmp_path / "double.onnx", tmp_path / "out", target="web")
     big = conv_net()
     ir.save(big, tmp_path / "beside.onnx", external_data="beside.onnx.data")

@@ -22,21 +22,21 @@ STATIC, DYNAMIC = Recipe("cpu-x86", accept_poor=True), Recipe("cpu-x86", Dynamic
 WIDER = 150.0
 
 
-def recurrent(wider: float = WIDER, op_type: str = "LSTM") -> ir.Model:
+def recurrent(wider: float = WIDER, op_type: str = "LSTM", width: int = WIDTH) -> ir.Model:
     """A recurrent layer some of whose inputs have large weights, and a product behind it."""
-    gates = {"LSTM": 4, "GRU": 3}[op_type] * WIDTH
+    gates = {"LSTM": 4, "GRU": 3}[op_type] * width
     outputs = "h, last, cell" if op_type == "LSTM" else "h, last"
     text = f"""
     net (float[S, 1, {INPUTS}] x) => (float[S, 1, 5] y) {{
-        {outputs} = {op_type} <hidden_size = {WIDTH}> (x, w, r, b)
+        {outputs} = {op_type} <hidden_size = {width}> (x, w, r, b)
         f = Reshape (h, shape)
         y = MatMul (f, wo)
     }}"""
     w = random((1, gates, INPUTS), 1, 0.1)
     w[:, :, ::5] *= wider
     weights = {
-        "w": w, "r": random((1, gates, WIDTH), 2, 0.1), "b": random((1, 2 * gates), 3, 0.1),
-        "wo": random((WIDTH, 5), 4), "shape": np.array([-1, 1, WIDTH]),
+        "w": w, "r": random((1, gates, width), 2, 0.1), "b": random((1, 2 * gates), 3, 0.1),
+        "wo": random((width, 5), 4), "shape": np.array([-1, 1, width]),
     }  # fmt: skip
     return model_from_text(text, weights)
 
@@ -75,6 +75,32 @@ def test_an_ordinary_layer_stays_on_integers_with_scales_for_rows() -> None:
     assert result.report.proof.kernels.integer["DynamicQuantizeLSTM"] == 1
     assert result.report.left_float == {}
     assert made(STATIC, wider=1.0).report.proof.comparison.sqnr_db > 30
+
+
+@pytest.mark.parametrize(
+    ("recipe", "width", "wider", "op_type"),
+    [
+        (STATIC, 64, 1.0, "LSTM"),
+        (STATIC, 32, 1.0, "LSTM"),  # no faster on integers
+        (STATIC, 64, WIDER, "LSTM"),  # ruined by them
+        (STATIC, 64, 1.0, "GRU"),  # onnxruntime has no integer kernel
+        (Recipe("portable"), 64, 1.0, "LSTM"),  # sums of bytes may overflow
+        (Recipe("cpu-x86", weights=Weights(bits=4), accept_poor=True), 64, 1.0, "LSTM"),
+        (Recipe("cpu-x86", weight_only=True), 64, 1.0, "LSTM"),
+        (Recipe("cpu-x86", exclude=("h",)), 64, 1.0, "LSTM"),
+    ],
+)
+def test_with_fixed_ranges_an_lstm_is_on_integers_where_these_are_faster_and_keep_its_gates(
+    recipe: Recipe, width: int, wider: float, op_type: str
+) -> None:
+    result = quantize(recurrent(wider, op_type, width), sequences(wider), recipe)
+    taken = recipe == STATIC and (width, wider, op_type) == (64, 1.0, "LSTM")
+    assert ("DynamicQuantizeLSTM" in result.report.proof.kernels.integer) == taken
+    assert ("h" in result.report.left_float) == (not taken and not recipe.weight_only)
+    words = {32: "below 64 features", 64: "gates keep only" if wider > 1 and op_type == "LSTM" else ""}[width]
+    assert words in result.report.left_float.get("h", words)
+    assert any("multiplied as integers: LSTM h" in note for note in result.report.notes) == taken
+    assert result.report.proof.comparison.sqnr_db > (25 if recipe.weights.bits == 8 else 10)
 
 
 def test_the_user_says_how_much_integers_must_keep() -> None:

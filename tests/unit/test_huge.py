@@ -3,6 +3,7 @@ an interrupted run stopped."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,17 @@ from tests.unit.test_balancing import sqnr_db
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Products with and without Relu behind them, all weights in a file beside the model."""
     monkeypatch.setattr(pipeline, "needs_streaming", lambda _model: True)
+    return put_products(tmp_path / "m.onnx", 200)
+
+
+def put_products(path: Path, width: int) -> Path:
     steps = [
         f"a{i} = MatMul ({name}, w{i}0)\n r{i} = Relu (a{i})\n b{i} = MatMul (r{i}, w{i}1)\n y{i} = Add (b{i}, {name})"
         for i, name in enumerate(("x", "y0", "y1"))
     ]
     text = "m (float[N, 64] x) => (float[N, 64] y2) {\n" + "\n".join(steps) + "\n}"
-    shapes = {f"w{i}{part}": shape for i in range(3) for part, shape in enumerate(((64, 200), (200, 64)))}
+    shapes = {f"w{i}{part}": shape for i in range(3) for part, shape in enumerate(((64, width), (width, 64)))}
     weights = {name: random(shape, i, shape[0] ** -0.5) for i, (name, shape) in enumerate(shapes.items())}
-    path = tmp_path / "m.onnx"
     ir.save(model_from_text(text, weights), path, external_data="m.onnx.data", size_threshold_bytes=0)
     onnx.checker.check_model(str(path), full_check=True)
     return path
@@ -163,6 +167,31 @@ def test_the_command_line_cleans_up_and_says_what_it_needs(model: Path, tmp_path
     }
     with pytest.raises(ptq.PtqError, match="layer by layer"):
         ptq.quantize(model, samples(), Recipe(weight_only=True, weights=Weights(Gptq())))
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "model_name"),
+    [([], 1, "q.onnx.rejected.onnx"), (["--accept-poor"], 0, "q.onnx"), (["--goal", "sqnr >= 16"], 0, "q.onnx")],
+)
+def test_below_the_floor_and_after_a_search_nothing_but_the_result_is_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], code: int, model_name: str
+) -> None:
+    put_products(model, 1000)  # so large that codes of two bits do not fit into the graph either
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temp").mkdir()
+    np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in samples()]))
+    arguments = ["quantize", str(model), "--data", str(tmp_path / "x.npz"), "-o", str(tmp_path / "q.onnx")]
+    done = CliRunner().invoke(main, [*arguments, "--weight-only", "--bits", "2", *option])
+    assert done.exit_code == code, done.output
+    assert ("verdict: poor" in done.output) == ("--goal" not in option)
+    assert {path.name for path in tmp_path.rglob("*") if "q.onnx" in path.name} == {
+        model_name, f"{model_name}.data", *(f"q.onnx.{kind}" for kind in ("card.json", "card.md", "bench.json"))
+    }  # fmt: skip
+    assert not list((tmp_path / "temp").iterdir())
+    monkeypatch.undo()
+    error = ptq.validate(model, tmp_path / model_name, samples(), accept_poor=True).comparison.sqnr_db
+    assert (error > 16) == ("--goal" in option)
 
 
 def test_what_would_not_be_looked_at_is_refused(model: Path) -> None:

@@ -9,10 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from ptq import quantize
+from ptq import Recipe, quantize
 from ptq.core.errors import InputError
 from ptq.models.load import load_model
 from ptq.models.source import input_specs
+from ptq.recipe import Weights
+from ptq.weights import Rtn
 from tests.builders import conv_net, feeds, model_from_text, random
 
 FLOATS = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.FLOAT))
@@ -111,3 +113,13 @@ def test_weights_that_functions_read_have_to_be_finite_too() -> None:
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((4, 4), np.inf, np.float32), "w"))
     with pytest.raises(InputError, match="weight 'w' of MatMul 'y' holds NaN or infinity"):
         quantize(proto, [{"x": random((2, 4), seed)} for seed in range(8)])
+
+
+@pytest.mark.parametrize("target", ["cpu-x86", "native"])
+def test_outputs_are_declared_with_as_many_axes_as_they_have(target: str) -> None:
+    text = "net (float[N, 8, 8, 8] x) => (float y) { y = Conv <group = 2> (x, w) }"
+    result = quantize(
+        model_from_text(text, {"w": random((6, 4, 3, 3), 1)}), feeds(8, 8, 8, 8), Recipe(target, weights=Weights(Rtn()))
+    )
+    assert [len(value.shape or ()) for value in result.delivery.model.graph.outputs] == [4]
+    assert result.session().run(None, feeds(1, 8, 8, 8)[0])[0].shape == (1, 6, 6, 6)

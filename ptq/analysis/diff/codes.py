@@ -63,13 +63,22 @@ def limits_of(quantizer: ir.Node) -> tuple[float, float]:
     return float(ends[0].min()), float(ends[1].max())
 
 
+def _moves_to_floats(node: ir.Node) -> bool:
+    """Whether a node moves values that nothing but decoders read, at once or once they are moved again."""
+    if node.op_type not in MOVES or node.domain or node.op_type == "Concat":
+        return False
+    readers = [use.node for out in node.outputs for use in out.uses()]
+    decoded = all(reader.op_type == "DequantizeLinear" or _moves_to_floats(reader) for reader in readers)
+    return decoded and not any(out.is_graph_output() for out in node.outputs)
+
+
 def move_floats(graph: ir.Graph) -> None:
-    """Write nodes that move codes on decoded values: Q, Pad, DQ becomes Q, DQ, Pad."""
+    """Write nodes that move codes on decoded values: Q, Pad, DQ becomes Q, DQ, Pad; not where integers read them."""
     floated: dict[ir.Value, ir.Node] = {}
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
         producer = None if source is None else source.producer()
-        if node.op_type not in MOVES or source is None or producer is None or node.op_type == "Concat":
+        if source is None or producer is None or not _moves_to_floats(node):
             continue
         if producer.op_type == "QuantizeLinear":
             back = ir.node("DequantizeLinear", [source, *producer.inputs[1:]])

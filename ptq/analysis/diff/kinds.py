@@ -40,7 +40,10 @@ def require_pair(reference: ir.Model, quantized: ir.Model, names: Names) -> None
     if first:
         raise InputError(f"{names.reference} is already quantized; expected the float model first")
     if not second:
-        raise InputError(f"{names.quantized} is not quantized: no Q/DQ pair, no codes, no integer operator in it")
+        raise InputError(
+            f"{names.quantized} is not quantized: no Q/DQ pair, no codes, no integer operator in it; "
+            "`ptq validate` compares any two models"
+        )
     wanted, given = ({spec.name: spec for spec in input_specs(model)} for model in (reference, quantized))
     if set(wanted) != set(given):
         raise InputError(

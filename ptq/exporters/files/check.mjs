@@ -6,7 +6,7 @@ import { apart, largest, open, readSamples, run } from "./model.mjs";
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "error";
 const set = readSamples(await readFile(new URL("samples.json", import.meta.url), "utf8"));
-const session = await open(ort, new Uint8Array(await readFile(new URL("model.onnx", import.meta.url))));
+const session = await open(ort, new Uint8Array(await readFile(new URL(set.model, import.meta.url))));
 let worst = 0, same = 0;
 for (const sample of set.samples) {
   const { output } = await run(ort, session, set, sample, 1);

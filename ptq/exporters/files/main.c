@@ -1,11 +1,11 @@
-/* Runs model.onnx once through ONNX Runtime's C API, with the operator library if one is given, and compares the
-   outputs with expected_*.bin. Usage: main [LIBRARY.so] */
+/* Runs model.onnx (check.onnx, with fixed draws, where the model draws random numbers) once through ONNX Runtime's C API,
+   with the operator library if one is given, and compares the outputs with expected_*.bin. Usage: main [LIBRARY.so] */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "onnxruntime_c_api.h"
-#include "model.h" /* INPUTS, OUTPUTS: name, file, type, shape and size of each value */
+#include "model.h" /* CHECKED: the model's file; INPUTS, OUTPUTS: name, file, type, shape and size of each value */
 #define CHECK(call) do { OrtStatus* s = (call); if (s) { fprintf(stderr, "%s\n", ort->GetErrorMessage(s)); exit(2); } } while (0)
 
 static void* read_file(const char* path, size_t size) {
@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
     CHECK(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "model", &env));
     CHECK(ort->CreateSessionOptions(&options));
     if (argc > 1) CHECK(ort->RegisterCustomOpsLibrary_V2(options, argv[1]));
-    CHECK(ort->CreateSession(env, "model.onnx", options, &session));
+    CHECK(ort->CreateSession(env, CHECKED, options, &session));
     CHECK(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
     const char *input_names[NUM_INPUTS], *output_names[NUM_OUTPUTS];
     OrtValue *inputs[NUM_INPUTS], *outputs[NUM_OUTPUTS] = {0};

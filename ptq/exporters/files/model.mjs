@@ -1,6 +1,8 @@
 // What the page and the check in Node share: samples, one run, the decision.
 
-export const TYPES = { float32: Float32Array, uint8: Uint8Array, int8: Int8Array, int32: Int32Array, int64: BigInt64Array };
+export const TYPES = {
+  float32: Float32Array, uint8: Uint8Array, int8: Int8Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array,
+};
 
 function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer;
@@ -11,6 +13,7 @@ export function readSamples(text) {
   const set = JSON.parse(text);
   const decode = (value) => ({ dims: value.dims, type: value.type, data: new TYPES[value.type](bytesOf(value.data)) });
   return {
+    model: set.model, // its file; check.onnx, with fixed draws, where the model draws random numbers
     output: set.output,
     samples: set.samples.map((sample) => ({
       label: sample.label,

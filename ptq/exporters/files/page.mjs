@@ -34,7 +34,7 @@ function element(tag, text, className) {
 try {
   const set = readSamples(await (await fetch("samples.json")).text());
   const models = [];
-  for (const [name, file] of [["float", "float.onnx"], ["quantized", "model.onnx"]]) {
+  for (const [name, file] of [["float", "float.onnx"], ["quantized", set.model]]) {
     const bytes = await fetchBytes(file);
     if (bytes) models.push({ name, size: bytes.length, session: await open(ort, bytes), times: [], right: 0, same: 0 });
   }
