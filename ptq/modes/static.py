@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptq.calibration.statistics import ExtremesOf, Wanted
+from ptq.codecs.bitplanes import BYTE
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
 from ptq.passes import PadChannels, PrepareStep
@@ -13,7 +14,15 @@ from ptq.passes.placement import Placement
 from ptq.passes.placing import place
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
 from ptq.solving.wide_channels import Halves, signals, too_wide
-from ptq.transforms import EqualizeConvs, GuardRecurrent, SmoothProducts, SplitCenters, Transform
+from ptq.transforms import (
+    EqualizeConvs,
+    FloatIslands,
+    GuardRecurrent,
+    PlainSlopes,
+    SmoothProducts,
+    SplitCenters,
+    Transform,
+)
 from ptq.transforms.rewritten import Rewritten
 
 
@@ -31,10 +40,18 @@ class StaticRanges(RecipeMode):
     def transforms(self) -> tuple[Transform, ...]:
         """Transforms that equalize convolutions, split wide centers and smooth products."""
         guard = GuardRecurrent(self.exclusions)
+        last: tuple[Transform, ...] = (PlainSlopes(self.target.depthwise_lanes), *self._islands)
         if not self.recipe.equalize:
-            return (guard, SplitCenters())
+            return (guard, SplitCenters(), *last)
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
-        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions))
+        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions), *last)
+
+    @property
+    def _islands(self) -> tuple[FloatIslands, ...]:
+        """Leave in float what is faster there, where both are as long: float kernels keep weights of 8 bits."""
+        recipe, costs = self.recipe, self.target.costs
+        plain = recipe.optimize == "accuracy" and recipe.weights.bits == BYTE == recipe.activation_bits
+        return () if costs is None or not plain else (FloatIslands(self.place, costs, recipe.latency_batch),)
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place integers in every layer that has a kernel, and in what lies between."""
