@@ -1,4 +1,4 @@
-"""Float islands by stated times: what stays float, that everyone may ask for integers, and that results are the same."""
+"""Float islands by stated times: what stays float, who asks for integers, and results that are the same twice."""
 
 from __future__ import annotations
 
