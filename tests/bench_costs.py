@@ -1,6 +1,6 @@
 """Stated times of kernels: what `ptq/target.py` says a kernel takes, measured on this machine, one thread.
 
-python -m tests.bench_costs [KIND ...] prints rates of `KernelCosts`, nanoseconds, with the median and the largest relative error.
+python -m tests.bench_costs [KIND ...] prints rates in nanoseconds, with the median and the largest relative error.
 Chains of equal units are timed in float and on codes, a long and a short one in turns; the difference is the unit's.
 """
 
@@ -10,6 +10,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -107,9 +108,9 @@ def timed(build: functools.partial[tuple[ir.Model, int, int]]) -> Timed:
     data = [{"x0": feed["x"]} for feed in feeds(4, channels, side, side)]
     for model, _, _ in models:
         forms += [ir.to_proto(model).SerializeToString(), ptq.quantize(model, data, RECIPE).delivery.data or b""]
-    sessions = [session_of(form).__enter__() for form in forms]
-    calls = [functools.partial(run, session, dict(data[0])) for session in sessions]
-    _, processor = take_turns(calls, SECONDS)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(session_of(form)) for form in forms]
+        _, processor = take_turns([functools.partial(run, session, dict(data[0])) for session in sessions], SECONDS)
     spent = np.percentile(processor, 30, axis=1) * 1e9 / (LONG - SHORT)
     short, long = (works_of(model, data[0]) for model, _, _ in models)
     unit = tuple(short[: (len(long) - len(short)) // (LONG - SHORT)])
