@@ -54,7 +54,7 @@ X86_COSTS = KernelCosts(
     },
     conversion=Rates(700, 0.30),
 )
-"""Measured on an x86-64 with AVX512-VNNI, onnxruntime 1.31.1: layers and operators as `python -m tests.bench_costs` does,
+"""Measured on an x86-64 with AVX512-VNNI, onnxruntime 1.31.1: layers and operators as by `python -m tests.bench_costs`,
 conversions by alternating layers on codes and in float, pooling apart and narrow groups by single nodes.
 """
 
