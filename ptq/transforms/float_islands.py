@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import onnx_ir as ir
-
-from ptq.allocation.divide import NodeTimes, Price, converted_values, divide
-from ptq.allocation.stated_times import stated_times
+from ptq.allocation.islands import find_islands
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.sample import repeated
 from ptq.core.kernel_costs import KernelCosts
 from ptq.passes.infer_shapes import shapes_on
 from ptq.passes.placement import Placement
 from ptq.transforms.rewritten import Rewritten
-
-FASTER = "faster in float by the stated times of the target's kernels"
-
-WORTH = 0.05
-"""Share of the time from which on it is worth leaving integers out."""
-
-LEAST_US = 30.0
-"""Time of a model below which calling it is most of the time."""
 
 
 @dataclass(frozen=True)
@@ -54,42 +42,14 @@ class FloatIslands:
             The new state; `state` itself where nothing is gained.
         """
         shapes = shapes_on(state.model, repeated(calibration.first, self.batch), calibration.custom_ops)
-        estimate = _Estimate.of(state.model, shapes, self.costs)
-        whole = self.place(state)
-        floats = divide(state.model, whole, estimate.times, estimate.sizes, estimate.price)
-        mixed = replace(state, floats={**dict.fromkeys(sorted(floats), FASTER), **state.floats})
-        before, after = estimate.total(whole), estimate.total(self.place(mixed)) if floats else math.inf
-        if before < LEAST_US or after > before * (1 - WORTH):
+        found = find_islands(
+            state.model,
+            lambda floats: self.place(replace(state, floats={**floats, **state.floats})),
+            shapes,
+            self.costs,
+        )
+        if not found.floats:
             return state
-        note = f"{len(floats)} operators stay float, which by stated times of kernels saves {1 - after / before:.0%}"
-        return replace(mixed, notes=(*state.notes, f"{note}; --optimize integers leaves none"))
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Stated times of a model and its conversions.
-
-    Attributes:
-        model: The model.
-        times: Times of its nodes.
-        sizes: Value -> how many numbers it has.
-        price: Price of a conversion.
-    """
-
-    model: ir.Model
-    times: NodeTimes
-    sizes: Mapping[str, int]
-    price: Price
-
-    @staticmethod
-    def of(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], costs: KernelCosts) -> _Estimate:
-        price = Price(costs.conversion.call / 1e3, costs.conversion.value / 1e3)
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        return _Estimate(model, stated_times(model, shapes, costs), sizes, price)
-
-    def total(self, placement: Placement) -> float:
-        """Estimate the microseconds of the model with some of its nodes on codes."""
-        on_codes = placement.integer_nodes
-        both = self.times.floats, self.times.integers
-        spent = sum(both[name in on_codes].get(name, 0.0) for name in dict.fromkeys([*both[0], *both[1]]))
-        return spent + sum(self.price.of(self.sizes.get(name, 0)) for name in converted_values(self.model, placement))
+        note = f"{len(found.floats)} operators stay float, which by stated times of kernels saves {found.saved:.0%}"
+        notes = (*state.notes, f"{note}; --optimize integers leaves none")
+        return replace(state, floats={**found.floats, **state.floats}, notes=notes)

@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from ptq import Recipe, quantize
+from ptq.allocation.islands import FASTER
 from ptq.allocation.stated_times import stated_times, work_of
 from ptq.core.kernel_costs import Rates, Work
+from ptq.inspection import inspect_model
 from ptq.passes.infer_shapes import shapes_on
 from ptq.passes.linear import name_of
 from ptq.recipe import Weights
 from ptq.target import CPU_X86
-from ptq.transforms.float_islands import FASTER
 from ptq.weights import Rtn
 from tests.builders import Arrays, feeds, model_from_text, random
 
@@ -140,3 +141,10 @@ def test_shapes_that_nothing_tells_are_those_of_a_run() -> None:
 def test_rates_are_summed() -> None:
     work = Work("dense", 1, 2, 3, 4, 5, 6)
     assert Rates(1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9).microseconds(work) == pytest.approx(6543211)
+
+
+def test_inspecting_tells_what_quantizing_does() -> None:
+    (feed,) = feeds(1, 3, SIDE, SIDE)
+    found = inspect_model(net(), target="cpu-x86", data=[feed])
+    assert set(found["left_float"]) >= {"a", "c", "f"}
+    assert not set(found["left_float"]) & {"i", "k", "y"}
