@@ -32,6 +32,7 @@ from ptq.passes.plain_activations import PlainActivations
 from ptq.passes.plain_clip import PlainClip
 from ptq.passes.plain_gemm import PlainGemm
 from ptq.passes.pool_means import PoolMeans
+from ptq.passes.slopes_as_convs import SlopesAsConvs
 from ptq.passes.unfuse import FUNCTION_OPSET, Unfuse, values_to_look_at
 from ptq.passes.unsigned_codes import UnsignedCodes
 from ptq.passes.use_native import UseNative
@@ -120,6 +121,7 @@ __all__ = [
     "PadChannels",
     "Placement",
     "PrepareStep",
+    "SlopesAsConvs",
     "UseNative",
     "place",
     "place_weights",

@@ -66,6 +66,36 @@ def output_sizes(
     return sizes
 
 
+def shapes_on(
+    model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Find the shapes of all values on one sample: by inference, and by a run for what that leaves open."""
+    copy = model.clone()
+    values = [value for node in copy.graph for value in node.outputs if value.name]
+    for value in values:
+        value.shape = None
+    for value in copy.graph.inputs:
+        if value.name in feed:
+            value.shape = ir.Shape(feed[str(value.name)].shape)
+    infer_statically(copy)
+    shapes = {name: np.shape(array) for name, array in feed.items()}
+    shapes |= {str(value.name): shape for value in values if (shape := _extents(value)) is not None}
+    unknown = [str(value.name) for value in values if value.name not in shapes]
+    if unknown:
+        arrays = observe(model, unknown, feed, custom_ops)
+        known = {name: array for name, array in zip(unknown, arrays, strict=True) if isinstance(array, np.ndarray)}
+        shapes |= {name: array.shape for name, array in known.items()}
+    return shapes
+
+
+def _extents(value: ir.Value) -> tuple[int, ...] | None:
+    """Return a shape that is known in full."""
+    if value.shape is None:
+        return None
+    extents = tuple(dim for dim in value.shape if isinstance(dim, int))
+    return extents if len(extents) == len(value.shape) else None
+
+
 def count_values(value: Any) -> int:
     """Count the numbers of a value as onnxruntime gives it: an array, a sequence of arrays, or nothing."""
     if isinstance(value, list):

@@ -96,7 +96,7 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
-    repeats, once = recipe.search or recipe.optimize != "accuracy", ("__next__", "get_next")
+    repeats, once = recipe.search or recipe.optimize == "latency", ("__next__", "get_next")
     flows_by = any(hasattr(each, name) for each in (data, evaluation) for name in once)
     if repeats and flows_by:
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")

@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ptq.core.kernel_costs import KernelCosts, Rates
 from ptq.core.spec import PerAxis, QuantSpec
 
 INTEGER_OPS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -20,6 +21,44 @@ MOVING = RESHAPING | {"MaxPool", "Resize", "Slice", "Gather", "Pad", "DepthToSpa
 """Operators that leave values on the grid on which they come."""
 
 
+X86_COSTS = KernelCosts(
+    floats={
+        "dense": Rates(390, 0.043, 0.008, 0.03, rest=0.32),
+        "depthwise": Rates(330, 0.043, 0.012, rest=0.032),
+        "grouped": Rates(300, 0.0215, 0.056),
+        "Add": Rates(600, 0.25),
+        "Clip": Rates(200, 0.06),
+        "Concat": Rates(300, 0.10),
+        "GlobalAveragePool": Rates(800, 0.30),
+        "HardSigmoid": Rates(0, 0.11),
+        "LeakyRelu": Rates(50, 0.18),
+        "MaxPool": Rates(450, 0.10),
+        "MaxPool apart": Rates(450, 0.20),
+        "Mul": Rates(300, 0.08),
+        "Relu": Rates(200, 0.06),
+        "Sigmoid": Rates(0, 0.065),
+    },
+    integers={
+        "dense": Rates(610, 0.041, 0.0018, 0.013, 0.91, edge=4.2),
+        "depthwise": Rates(820, 0.052, 0.0124, tap=0.56, rest=1.1),
+        "grouped": Rates(540, 0.074, 0.23),
+        "Add": Rates(800, 0.22),
+        "Concat": Rates(300, 0.20),
+        "GlobalAveragePool": Rates(350, 0.08),
+        "HardSigmoid": Rates(300, 0.028),
+        "LeakyRelu": Rates(250, 0.25),
+        "MaxPool": Rates(400, 0.20),
+        "MaxPool apart": Rates(400, 8.0),
+        "Mul": Rates(400, 0.185),
+        "Sigmoid": Rates(250, 0.25),
+    },
+    conversion=Rates(700, 0.30),
+)
+"""Measured on an x86-64 with AVX512-VNNI, onnxruntime 1.31.1: layers and operators as by `python -m tests.bench_costs`,
+conversions by alternating layers on codes and in float, pooling apart and narrow groups by single nodes.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A family of processors that run the model in onnxruntime.
@@ -32,6 +71,7 @@ class Target:
         saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbors share room.
         depthwise_lanes: Channels that the integer depthwise kernel takes at once, the rest one by one; 1 where that is
             not known, or makes no difference.
+        costs: Stated times of onnxruntime's kernels; None where nobody measured them.
     """
 
     name: str
@@ -40,6 +80,7 @@ class Target:
     native: bool = False
     saturates: bool = False
     depthwise_lanes: int = 1
+    costs: KernelCosts | None = None
 
     @property
     def weight(self) -> QuantSpec:
@@ -59,6 +100,7 @@ CPU_X86 = Target(
     QuantSpec(),
     "unsigned activations, weights of 8 bits each: x86 with VNNI sums without overflow",
     depthwise_lanes=16,
+    costs=X86_COSTS,
 )
 CPU_ARM = Target("cpu-arm", QuantSpec(signed=True), "signed activations and weights: ARM's dot product")
 PORTABLE = Target(
@@ -67,6 +109,7 @@ PORTABLE = Target(
     "unsigned activations, neighbouring weights share room: no overflow on any CPU",
     saturates=True,
     depthwise_lanes=16,
+    costs=X86_COSTS,  # without VNNI dense layers on codes take longer still; what is left in float here is slower there
 )
 NATIVE = Target(
     "native", QuantSpec(), "operators of domain ai.ptq where they are faster, else as this CPU", native=True

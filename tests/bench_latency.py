@@ -30,7 +30,7 @@ def rows(name: str, folder: Path) -> list[str]:
     """Of one model, a row per batch."""
     source, data = SHARED / f"models/{name}.onnx", folder / "calibration.npz"
     np.savez(data, **evaluator(SHARED).calib(name, SAMPLES[name]))
-    whole = ptq.quantize(source, data)
+    whole = ptq.quantize(source, data, replace(ptq.Recipe(), optimize="integers"))
     (folder / "whole.onnx").write_bytes(whole.delivery.data or b"")
     first = next(iter(open_data(str(data), input_specs(load_model(source)))))
     lines = []

@@ -80,10 +80,10 @@ RECIPE_OPTIONS = options(
     click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are."),
     click.option(
         "--optimize",
-        type=click.Choice(["accuracy", "latency"]),
-        help="latency: leave in float what is faster there on this machine (measured; default accuracy).",
+        type=click.Choice(["accuracy", "latency", "integers"]),
+        help="What is faster in float stays float: by stated times (accuracy, default), as measured (latency), none.",
     ),
-    click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that latency is measured for."),
+    click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that times are taken for."),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
     click.option(

@@ -13,9 +13,11 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ptq.allocation.islands import find_islands
 from ptq.calibration.collect import collect
 from ptq.calibration.reader import open_data
 from ptq.calibration.statistics import HistogramOf
+from ptq.core.arrays import Feed
 from ptq.core.statistics import Histogram
 from ptq.given.find import given_integers
 from ptq.inspection.cost import Work, ram_bytes_for, run_seconds, seconds_for
@@ -28,7 +30,7 @@ from ptq.models.probe import require_survivable
 from ptq.models.sessions import naming
 from ptq.models.source import ModelSource, input_specs, runnable_source, source_bytes, weight_bytes
 from ptq.passes import place, place_weights, prepare
-from ptq.passes.infer_shapes import known_sizes, output_sizes
+from ptq.passes.infer_shapes import known_sizes, output_sizes, shapes_on
 from ptq.passes.modules import noted_scopes
 from ptq.passes.placement import Placement
 from ptq.recipe import Recipe
@@ -140,7 +142,7 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     start = time.perf_counter()
     prepared, notes = prepare(model, feeds[0], custom_ops=custom_ops, proven=False)
     spent = time.perf_counter() - start
-    placement = place(prepared, native=target.native)
+    placement = _placed(prepared, target, feeds[0], custom_ops)
     inputs = {str(value.name) for value in prepared.graph.inputs}
     layers, observed = [layer.name for layer in linear_layers(prepared)], [*placement.sources]
     made = [name for name in dict.fromkeys([*layers, *observed]) if name not in inputs]
@@ -165,6 +167,17 @@ def _look_at(model: ir.Model, custom_ops: tuple[str | Path, ...], target: Target
     estimate = _estimate(prepared, placement, target, work, feeds[0])
     shapes = {name: list(array.shape) for name, array in feeds[0].items()}
     return _Look(prepared, placement, notes, {n: sizes[n] for n in layers}, histograms, shapes, estimate)
+
+
+def _placed(model: ir.Model, target: Target, feed: Feed, custom_ops: tuple[str | Path, ...]) -> Placement:
+    """Place integers as a run does that nothing else is asked of."""
+
+    def placed(floats: Mapping[str, str]) -> Placement:
+        return place(model, native=target.native, floats=floats)
+
+    if target.costs is None:
+        return placed({})
+    return placed(find_islands(model, placed, shapes_on(model, feed, custom_ops), target.costs).floats)
 
 
 def _estimate(

@@ -9,18 +9,27 @@ import onnx_ir as ir
 
 from ptq.calibration.record import CalibrationStatistics
 from ptq.calibration.statistics import ExtremesOf, LevelOf, Wanted
+from ptq.codecs.bitplanes import BYTE
 from ptq.core.plan import QuantPlan
 from ptq.core.statistics import Histogram
 from ptq.modes.mode import RecipeMode
 from ptq.passes import PadChannels, PrepareStep
-from ptq.passes.integer_lstm import BYTE, IntegerLstm
+from ptq.passes.integer_lstm import IntegerLstm
 from ptq.passes.placement import Placement
 from ptq.passes.placing import place
 from ptq.passes.unused import RemoveUnused
 from ptq.solving.grids import choose_grids, low_sqnr_inputs
 from ptq.solving.levels import lone_convolutions, too_uneven
 from ptq.solving.wide_channels import signals, too_wide
-from ptq.transforms import EqualizeConvs, GuardRecurrent, SmoothProducts, SplitCenters, Transform
+from ptq.transforms import (
+    EqualizeConvs,
+    FloatIslands,
+    GuardRecurrent,
+    PlainSlopes,
+    SmoothProducts,
+    SplitCenters,
+    Transform,
+)
 from ptq.transforms.rewritten import Rewritten
 
 
@@ -39,10 +48,18 @@ class StaticRanges(RecipeMode):
         """Transforms that equalize convolutions, split wide centers and smooth products."""
         kernel = not self.target.saturates and self.recipe.weights.bits == BYTE and self.recipe.activation_bits == BYTE
         guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db if kernel else None)
+        last: tuple[Transform, ...] = (PlainSlopes(self.target.depthwise_lanes), *self._islands)
         if not self.recipe.equalize:
-            return (guard, SplitCenters())
+            return (guard, SplitCenters(), *last)
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
-        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions))
+        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions), *last)
+
+    @property
+    def _islands(self) -> tuple[FloatIslands, ...]:
+        """Leave in float what is faster there, where both are as long: float kernels keep weights of 8 bits."""
+        recipe, costs = self.recipe, self.target.costs
+        plain = recipe.optimize == "accuracy" and recipe.weights.bits == BYTE == recipe.activation_bits
+        return () if costs is None or not plain else (FloatIslands(self.place, costs, recipe.latency_batch),)
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place integers in every layer that has a kernel, and in what lies between."""

@@ -19,7 +19,7 @@ GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "
 
 
 Split = Literal["auto", "never", "center", "whole"]
-Optimize = Literal["accuracy", "latency"]
+Optimize = Literal["accuracy", "latency", "integers"]
 MOST_SAMPLES = 10**12
 MOST_BATCH = 65536
 
@@ -145,8 +145,9 @@ class Recipe:
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
             cross-layer equalization of convolutions, smoothing and outlier channels of products, and weights that meet
             the largest activations where only weights are rounded.
-        optimize: `latency` leaves in float what is faster there on this machine, as measured; `accuracy` does not.
-        latency_batch: Samples at once that latency is measured for.
+        optimize: `accuracy` leaves in float what the target's stated times of kernels say is faster there, `latency`
+            what was measured to be faster on this machine; `integers` does neither.
+        latency_batch: Samples at once that latency is measured or estimated for.
         other_words: Let methods that look at the inputs of weights also see copies of the samples in which half of the
             tokens are others of the vocabulary.
         layers: What some layers do differently.

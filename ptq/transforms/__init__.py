@@ -1,7 +1,9 @@
 """Transforms, float model to float model: the same function, easier to quantize. One file each, one verb: `rewrite`."""
 
 from ptq.transforms.equalize_convs import EqualizeConvs
+from ptq.transforms.float_islands import FloatIslands
 from ptq.transforms.guard_recurrent import GuardRecurrent
+from ptq.transforms.plain_slopes import PlainSlopes
 from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.scale_salient import ScaleSalient
 from ptq.transforms.smooth_products import SmoothProducts
@@ -9,7 +11,9 @@ from ptq.transforms.split_centers import SplitCenters
 
 __all__ = [
     "EqualizeConvs",
+    "FloatIslands",
     "GuardRecurrent",
+    "PlainSlopes",
     "Rewritten",
     "ScaleSalient",
     "SmoothProducts",

@@ -27,7 +27,7 @@ def tune(job: Job, progress: Progress = silent) -> Result:
         Model and report, as `run` returns them. The recipe in the report makes the same model without measuring.
     """
     job, plans = replace(job, recipe=job.recipe.settled(random_data=job.data.is_random)), tuple[TimedPlan, ...]()
-    searches = job.recipe.search or job.recipe.optimize != "accuracy"
+    searches = job.recipe.search or job.recipe.optimize == "latency"
     if searches and given_integers(load_model(job.source)) is not None:
         return run(job, progress)  # nothing of it is up to us but what came in float
     if job.recipe.optimize == "latency":

@@ -49,7 +49,7 @@ def advised(job: Job, result: Result, progress: Progress) -> Result:
     if any(finding.level in ("missed", "poor") and not finding.measured for finding in verdict.findings):
         verdict = _on_accuracy(job, result, verdict, within(progress, "advice"))
     telling = len(result.report.layers) <= MOST_LAYERS and result.report.proof.latency.reference_ms >= LEAST_MS
-    if slow and telling and job.recipe.has_grids and job.recipe.optimize == "accuracy":
+    if slow and telling and job.recipe.has_grids and job.recipe.optimize != "latency":
         verdict = _on_time(job, verdict, within(progress, "advice"))
     return replace(result, report=replace(result.report, verdict=verdict))
 

@@ -33,7 +33,7 @@ from ptq.core.statistics import Histogram
 from ptq.job import Context, Job
 from ptq.models.probe import require_survivable
 from ptq.models.sessions import run, session_of
-from ptq.passes import Placement, prepare
+from ptq.passes import Placement, SlopesAsConvs, prepare
 from ptq.passes.infer_shapes import count_values, observe
 from ptq.passes.linear import name_of
 from ptq.recipe import LayerRule, Recipe
@@ -148,6 +148,7 @@ class LatencyTrial:
             raise RecipeError("optimize: latency is for models that fit into memory")
         require_survivable(context.form, split.first.feed, job.custom_ops)
         model, _ = prepare(context.model, split.first.feed, custom_ops=job.custom_ops)
+        SlopesAsConvs()(model)  # as it will be
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
         choices = choices_of(replace(job.recipe, weights=own, layers=()), context.target, model)
         state = Rewritten(model, choices)
@@ -223,7 +224,7 @@ class LatencyTrial:
         counts = [len(mixes[0].layers - mixed.layers) for mixed in mixes]
         plans = [TimedPlan("float", len(mixes[0].layers), floats)]
         plans += [TimedPlan(_called(*each), *each) for each in zip(counts, others, strict=True)]
-        recipe, best = replace(self.context.job.recipe, optimize="accuracy"), min(others)
+        recipe, best = replace(self.context.job.recipe, optimize="integers"), min(others)
         if floats < best * (1 - SAME):
             return Choice(replace(recipe, weight_only=True), tuple(plans))
         index = min((i for i, each in enumerate(others) if each <= best * (1 + SAME)), key=lambda i: counts[i])

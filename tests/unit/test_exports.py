@@ -19,7 +19,7 @@ def test_onnx_backend_models_quantize_and_run(name: str) -> None:
     path = LIGHT / f"light_{name}.onnx"
     if not path.is_file():
         pytest.skip("this onnx wheel ships no backend models")
-    result = ptq.quantize(path, None, ptq.Recipe(samples=2))
+    result = ptq.quantize(path, None, ptq.Recipe(samples=2, optimize="integers"))
     assert result.report.data.is_random
     assert result.report.proof.kernels.num_linear >= 20
     assert not result.report.proof.kernels.fallbacks

@@ -123,10 +123,10 @@ def test_what_is_slow_in_integers_stays_float(pretend: Callable[..., None]) -> N
     report = result.report
     assert [(rule["match"], rule["float_kernel"]) for rule in report.recipe["layers"]] == [("a", True)]
     assert report.left_float["a"] == "left to a float kernel by 'a'"
-    assert report.recipe["optimize"] == "accuracy"
+    assert report.recipe["optimize"] == "integers"
     assert {row.name for row in report.layers} == {"c", "f"}
     assert [plan.name for plan in report.plans][:3] == ["float", "all integers", "1 layers in float"]
-    recipe = replace(LATENCY, optimize="accuracy", layers=(LayerRule("a", float_kernel=True),))
+    recipe = replace(LATENCY, optimize="integers", layers=(LayerRule("a", float_kernel=True),))
     again = quantize(net(), feeds(16, 3, 8, 8), recipe)
     assert again.delivery.data == result.delivery.data
     assert again.report.card_json() == report.card_json()  # nothing of a clock in the card
