@@ -19,6 +19,8 @@ from tests.trust.faults import Ended, Fault, Order, Saboteur
 Kind = Literal["file", "data", "huge"]
 CARDS = (".card.json", ".card.md", ".bench.json")
 WIDTH, DEPTH = 64, 4
+PLAIN = ("--weights", "rtn", "--activations", "minmax")
+"""Options of a run that touches the same files as any other, and searches for nothing meanwhile."""
 
 
 @dataclass
@@ -137,7 +139,7 @@ def build(kind: Kind, root: Path, saboteur: Saboteur) -> Scene:
         stage, {"file": {}, "data": {"ptq.delivery.deliver.INLINE_BYTES": 100}, "huge": {"INLINE_BYTES": 1000}}[kind]
     )
     stage.put_text(*(chain(DEPTH) if kind != "file" else (NET, WEIGHTS)))
-    stage.options = ["--weight-only"] if kind == "huge" else []
+    stage.options = ["--weight-only"] if kind == "huge" else list(PLAIN)
     scene.other = {"file": ["--exclude", "Gemm"], "data": ["--exclude", "h0"], "huge": ["--granularity", "block-16"]}[
         kind
     ]

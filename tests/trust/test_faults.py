@@ -26,7 +26,7 @@ import pytest
 from tests.builders import random
 from tests.trust.cases import Stage
 from tests.trust.faults import Ended, Fault, Order, Saboteur, instants
-from tests.trust.scenes import CARDS, Kind, Scene, build, plain
+from tests.trust.scenes import CARDS, PLAIN, Kind, Scene, build, plain
 
 pytestmark = pytest.mark.skipif(not (shutil.which("cc") and sys.platform == "linux"), reason="needs Linux and cc")
 KILLS, SEED = int(os.environ.get("PTQ_KILLS", "12")), int(os.environ.get("PTQ_SEED", "0"))
@@ -204,6 +204,7 @@ def test_weights_of_an_older_output_go_when_the_new_one_has_none_beside_it(
 def test_words_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     stage = Stage.at(tmp_path / "stage")
     stage.put_works()
+    stage.options = list(PLAIN)
     for arguments in (stage.arguments, ["methods"], ["methods", "--help"], ["--help"], ["--version"], ["--cmakedir"]):
         code, lines = _run_full(arguments, stage.root, "stdout")
         assert (code, len(lines)) == (2, 1), arguments
