@@ -1,0 +1,104 @@
+"""What is known of removed inputs moves into the weight and the bias of the layer that sums over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptq.core.arrays import Float
+from ptq.passes.channels.links import Mask, Read
+from ptq.passes.channels.recurrent_links import BIAS, GATES
+from ptq.passes.graph import add_initializer, fresh_name, fresh_value_name
+from ptq.passes.linear import bias_add, constant
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the kept positions of an axis tell of the others: x = mix x + constants, for every removed position.
+
+    Attributes:
+        constants: Shape [positions].
+        mix: Shape [positions, positions], columns of removed positions 0; None for constants alone.
+    """
+
+    constants: Float
+    mix: Float | None = None
+
+
+def fold(read: Read, removed: Mask, told: Told) -> None:
+    """Rewrite a layer so that it needs the removed inputs no more; they are still there.
+
+    Args:
+        read: The layer, changed in place.
+        removed: Which of its inputs will go.
+        told: What is known of them.
+    """
+    value, weight = read.weight.value, constant(read.weight.value)
+    if weight is None:
+        return
+    rows = np.moveaxis(weight, read.weight.axis, 0).astype(np.float64)
+    if np.any(told.constants[removed]):
+        _add_to_bias(read, np.tensordot(told.constants[removed], rows[removed], 1))
+    if told.mix is not None and np.any(told.mix[removed]):
+        rows = rows + np.tensordot(told.mix[removed].T, rows[removed], 1)
+        changed = np.ascontiguousarray(np.moveaxis(rows, 0, read.weight.axis), np.float32)
+        value.const_value = ir.tensor(changed, name=value.name)
+
+
+def _add_to_bias(read: Read, summed: Float) -> None:
+    """Add what constant inputs amount to: the weight summed over them, its other axes in order."""
+    node = read.node
+    if node.op_type in GATES:  # [directions, gates]: the half of the bias that belongs to the input
+        _add(node, BIAS, np.concatenate([summed, np.zeros_like(summed)], 1))
+    elif node.op_type == "MatMul":
+        _add_behind(node, summed)
+    elif node.op_type == "Gemm":
+        alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+        _add(node, 2, alpha * summed / (beta if has_bias else 1.0))
+        if not has_bias:
+            node.attributes.pop("beta", None)
+    else:
+        _add(node, 2, summed.reshape(len(summed), -1).sum(1))
+
+
+def _add(node: ir.Node, place: int, more: Float) -> None:
+    """Add to a bias, a copy of its own if others read it; make one if there is none."""
+    graph = node.graph
+    if graph is None:
+        return
+    value = node.inputs[place] if len(node.inputs) > place else None
+    before = constant(value)
+    if value is not None and before is None:
+        raise RuntimeError(f"the bias of {node.name} is computed at run time")
+    total: NDArray[np.float32] = (more if before is None else before + more).astype(np.float32)
+    if value is not None and len(value.uses()) == 1:
+        value.const_value = ir.tensor(total, name=value.name)
+        value.shape = ir.Shape(total.shape)
+        return
+    node.resize_inputs(max(len(node.inputs), place + 1))
+    name = fresh_name(graph, f"{node.outputs[0].name}_bias")
+    node.replace_input_with(place, add_initializer(graph, name, total))
+
+
+def _add_behind(node: ir.Node, more: Float) -> None:
+    """Add to the vector that is added to a product, or add one."""
+    graph, add = node.graph, bias_add(node)
+    if graph is None:
+        return
+    for value in () if add is None else add.inputs:
+        before = constant(value)
+        if value is not None and before is not None and before.shape == more.shape and len(value.uses()) == 1:
+            value.const_value = ir.tensor((before + more).astype(np.float32), name=value.name)
+            return
+    out = node.outputs[0]
+    shift = add_initializer(graph, fresh_name(graph, f"{out.name}_bias"), more.astype(np.float32))
+    made = ir.Node("", "Add", [out, shift])
+    new = made.outputs[0]
+    new.name, new.type, new.shape = fresh_value_name(graph, f"{out.name}_shifted"), out.type, out.shape
+    ir.convenience.replace_all_uses_with(out, new)
+    made.replace_input_with(0, out)
+    graph.insert_after(node, made)

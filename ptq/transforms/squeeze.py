@@ -1,0 +1,157 @@
+"""Squeezing: channels that carry nothing leave the model, and what is known of them goes into the next bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from ptq.calibration.calibration_set import CalibrationSet
+from ptq.calibration.collect import collect
+from ptq.calibration.record import SILENT, CalibrationStatistics
+from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Wanted
+from ptq.core.arrays import Feed, Float
+from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
+from ptq.passes.channels.choose import Evidence, Leaving, choose
+from ptq.passes.channels.groups import ChannelGroups
+from ptq.passes.channels.links import Axis, extent
+from ptq.passes.channels.remove import RemoveChannels
+from ptq.passes.channels.saturation import flat_ends
+from ptq.passes.check_equivalence import Original
+from ptq.transforms.rewritten import Rewritten
+
+FIRST_LOOK = 8
+"""Samples that show what might carry nothing; the rest of the set is asked about that alone."""
+
+AUTO = 1 / 1024
+"""Share of an 8-bit step that a channel may move by and still be called constant."""
+
+FEWEST = 2
+"""Samples from which on anything is believed constant that is not proved to be."""
+
+NEAREST = 6
+"""Distance from the edge of a flat end, times samples seen, over the range of what was seen, for a channel to be called
+constant: the next sample of n is expected beyond the range of the others by 1 / n of it."""
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """Remove channels that are constant, or a multiple of another one, whatever the input.
+
+    Source:
+        Widening and Squeezing: Towards Accurate and Efficient QNNs, arXiv 2002.00555, the second half. Differs: what
+        carries nothing is found in the calibration set instead of learned, and nothing else is removed.
+
+    Attributes:
+        share: Largest movement of a channel that is called constant, as a share of its tensor's step at 8 bits.
+        lanes: Between convolutions, as many channels stay as fill a multiple of this.
+    """
+
+    share: float = AUTO
+    lanes: int = 16
+
+    def rewrite(self, state: Rewritten, calibration: CalibrationSet) -> Rewritten:
+        """Remove what carries nothing on any sample, held out or not.
+
+        Args:
+            state: The model so far. Not modified.
+            calibration: Its first samples are looked at; all of it, where they show something.
+
+        Returns:
+            The new state; `state` itself where nothing leaves.
+        """
+        model = state.model
+        groups = ChannelGroups.of(model)
+        if not groups.sources or calibration.is_random:
+            return state
+        calibration.progress("squeeze")
+        multiples = _multiples(model, groups, calibration)
+        leaving = self._first_look(model, groups, multiples, calibration)
+        if not leaving.removed.any():
+            return state
+        wanted = _wanted([axis for axis in multiples if leaving.leaves(axis)], multiples)
+        seen = calibration.observe(model, wanted, SILENT, again=True)
+        if seen.num_samples < FEWEST:
+            return state
+        held = [sample.feed for sample in calibration.split.held_out]
+        seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
+        leaving = choose(groups, self._evidence(seen, wanted, groups), self.lanes)
+        if not leaving.removed.any():
+            return state
+        changed = model.clone()
+        RemoveChannels(leaving.removed, leaving.told)(changed)
+        Original(model, calibration.first, calibration.custom_ops).require_same("Squeeze", changed)
+        return replace(state, model=changed, notes=(*state.notes, _note(model, changed, leaving)))
+
+    def _first_look(
+        self, model: ir.Model, groups: ChannelGroups, multiples: Mapping[Axis, Multiples], calibration: CalibrationSet
+    ) -> Leaving:
+        """Return what would leave by the first samples alone."""
+        wanted = _wanted(multiples, multiples)
+        seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration)
+        return choose(groups, self._evidence(seen, wanted, groups), self.lanes)
+
+    def _evidence(self, seen: CalibrationStatistics, wanted: Wanted, groups: ChannelGroups) -> dict[Axis, Evidence]:
+        """Judge what was seen."""
+        spreads, means = seen.of(SpreadOf.tag), seen.means
+        known = {}
+        for axis in groups.sources:
+            name = str(axis.value.name)
+            spread_of = next((each for each in wanted.get(name, ()) if isinstance(each, SpreadOf)), None)
+            if spread_of is None or spread_of.axis != axis.axis or name not in spreads or name not in means:
+                continue
+            spread: ChannelSpread = spreads[name]
+            limit = self.share * spread.step
+            leaders, factors = np.array(spread_of.leaders, np.int64), np.array(spread_of.factors)
+            leaders = np.where(spread.apart <= limit, leaders, NOBODY)
+            values = np.clip(means[name].mean, spread.low, spread.high)
+            silent = (spread.width <= limit) & (_margin(axis, spreads) * seen.num_samples >= NEAREST)
+            known[axis] = Evidence(silent, values, Multiples(leaders, factors), spread.width, limit)
+        return known
+
+
+def _margin(axis: Axis, spreads: Mapping[str, ChannelSpread]) -> Float:
+    """Distance of each channel from where it would begin to move; infinite where no function holds it still."""
+    margins = [ends.margin(spreads[str(ends.source.value.name)]) for ends in flat_ends(axis)]
+    return np.max(margins, axis=0) if margins else np.full(extent(axis) or 0, np.inf)
+
+
+def _multiples(model: ir.Model, groups: ChannelGroups, calibration: CalibrationSet) -> dict[Axis, Multiples]:
+    """Return, for every axis that layers sum over, which channels were multiples of others on the first samples.
+
+    A value is looked at along one axis.
+    """
+    axes = {str(axis.value.name): axis for axis in reversed(groups.sources)}
+    wanted: Wanted = {name: (SketchOf(axis.axis),) for name, axis in axes.items()}
+    seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration).of(SketchOf.tag)
+    return {axis: seen[name].multiples for name, axis in axes.items()}
+
+
+def _seen(
+    model: ir.Model, feeds: Iterable[Feed], wanted: Wanted, calibration: CalibrationSet
+) -> CalibrationStatistics:
+    return collect(model, feeds, wanted, custom_ops=calibration.custom_ops, engine=calibration.executor).statistics
+
+
+def _wanted(axes: Iterable[Axis], multiples: Mapping[Axis, Multiples]) -> Wanted:
+    """Ask what channels do along some axes, and what they do in front of what may hold them still."""
+    wanted = dict[str, tuple[SpreadOf | MeanOf, ...]]()
+    for axis in axes:
+        for ends in flat_ends(axis):
+            wanted.setdefault(str(ends.source.value.name), (SpreadOf(ends.source.axis),))
+    for axis in axes:
+        leaders, factors = multiples[axis].leaders.tolist(), multiples[axis].factors.tolist()
+        spread = SpreadOf(axis.axis, tuple(leaders), tuple(factors))
+        wanted[str(axis.value.name)] = (spread, MeanOf(axis.axis))
+    return wanted
+
+
+def _note(model: ir.Model, changed: ir.Model, leaving: Leaving) -> str:
+    before, after = (sum(_size(value) for value in each.graph.initializers.values()) for each in (model, changed))
+    return f"{int(leaving.removed.sum())} channels carry nothing and left the model: {before} -> {after} weights"
+
+
+def _size(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.size
