@@ -78,7 +78,9 @@ class CalibrationSet:
 
     def ahead(self, count: int) -> list[Feed]:
         """Return the first samples without beginning a pass; fewer than `count` where they are large."""
-        return list(self.split.ahead(count))
+        if not self._begun:
+            return self.split.ahead(count)
+        return self.split.first_of(self.samples.replay(keep=True), count)
 
     def observe(self, model: ir.Model, wanted: Wanted, stage: str, *, again: bool) -> CalibrationStatistics:
         """Run a model over the set.

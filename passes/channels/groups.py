@@ -14,11 +14,33 @@ from ptq.passes.channels.layer_links import conv, conv_transpose, gather, gemm, 
 from ptq.passes.channels.links import Axis, Indices, Kept, Link, Mask, Read, Tie, extent
 from ptq.passes.channels.recurrent_links import GATES, keep_cells, recurrent
 from ptq.passes.channels.shape_links import (
-    concat, depth_to_space, flatten, keep_reshaped, keep_resized, keep_slices, keep_split, reshape, slices, split,
-    squeeze, transpose,
+    concat,
+    depth_to_space,
+    flatten,
+    keep_reshaped,
+    keep_resized,
+    keep_slices,
+    keep_split,
+    reshape,
+    slices,
+    split,
+    squeeze,
+    transpose,
 )  # fmt: skip
 from ptq.passes.channels.value_links import (
-    BROADCAST, POOLS, REDUCTIONS, UNARY, along, broadcast, over_last, pad, per_channel, pool, reduce, resize, unary,
+    BROADCAST,
+    POOLS,
+    REDUCTIONS,
+    UNARY,
+    along,
+    broadcast,
+    over_last,
+    pad,
+    per_channel,
+    pool,
+    reduce,
+    resize,
+    unary,
 )  # fmt: skip
 
 LINKS: Mapping[str, Callable[[ir.Node], Iterator[Link]]] = {

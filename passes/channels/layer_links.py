@@ -132,5 +132,3 @@ def keep_gathered(node: ir.Node, kept: Kept) -> None:
 def _is_weight(value: ir.Value) -> bool:
     array = constant(value)
     return array is not None and array.dtype == np.float32 and value.is_initializer()
-
-

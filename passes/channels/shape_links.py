@@ -8,7 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq.passes.channels.links import (
-    Axis, Kept, Link, Tie, alike, by_block, extent, one_to_one, positive, rank,
+    Axis,
+    Kept,
+    Link,
+    Tie,
+    alike,
+    by_block,
+    extent,
+    one_to_one,
+    positive,
+    rank,
 )  # fmt: skip
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import constant

@@ -38,10 +38,10 @@ def broadcast(node: ir.Node) -> Iterator[Link]:
     """Link the axes that inputs have in common with the output, counted from the back; an extent of 1 goes with any."""
     out = node.outputs[0]
     for value in node.inputs:
-        behind = rank(value), rank(out)
-        if value is not None and behind[0] is not None and behind[1] is not None:
-            for axis in range(behind[0]):
-                yield from one_to_one(Axis(value, axis), Axis(out, axis + behind[1] - behind[0]))
+        own, behind = rank(value), rank(out)
+        if value is not None and own is not None and behind is not None:
+            for axis in range(own):
+                yield from one_to_one(Axis(value, axis), Axis(out, axis + behind - own))
 
 
 def per_channel(node: ir.Node) -> Iterator[Link]:
@@ -59,8 +59,9 @@ def per_channel(node: ir.Node) -> Iterator[Link]:
 def pool(node: ir.Node) -> Iterator[Link]:
     """Link samples and channels of a pool."""
     source = node.inputs[0]
-    for axis in (0, 1) if source is not None and len(node.outputs) == 1 else ():
-        yield from one_to_one(Axis(source, axis), Axis(node.outputs[0], axis))
+    if source is not None and len(node.outputs) == 1:
+        for axis in (0, 1):
+            yield from one_to_one(Axis(source, axis), Axis(node.outputs[0], axis))
 
 
 def along(node: ir.Node) -> Iterator[Link]:
@@ -88,7 +89,7 @@ def reduce(node: ir.Node) -> Iterator[Link]:
     if source is None or known is None or (given is not None and listed is None):
         return
     axes = [int(each) for each in listed.reshape(-1)] if listed is not None else node.attributes.get_ints("axes", ())
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         yield from alike(source, out)
     reduced = {each % known for each in axes} if axes else set(range(known))
     place = 0
@@ -117,7 +118,6 @@ def pad(node: ir.Node) -> Iterator[Link]:
     source, pads = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if source is None or pads is None or len(node.inputs) > 3 or rank(source) is None:
         return
-    ends = pads.reshape(2, -1).any(0)
-    for axis in range(len(ends)):
-        if not ends[axis] and extent(Axis(source, axis)) is not None:
+    for axis, ends in enumerate(pads.reshape(2, -1).T.tolist()):
+        if not any(ends) and extent(Axis(source, axis)) is not None:
             yield from one_to_one(Axis(source, axis), Axis(node.outputs[0], axis))

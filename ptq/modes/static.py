@@ -29,12 +29,12 @@ class StaticRanges(RecipeMode):
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Transforms that equalize convolutions, split wide centers and smooth products."""
+        """Transforms that squeeze, equalize convolutions, split wide centers and smooth products."""
         guard = GuardRecurrent(self.exclusions)
         if not self.recipe.equalize:
-            return (guard, SplitCenters())
+            return (*self.squeezes, guard, SplitCenters())
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
-        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions))
+        return (*self.squeezes, guard, convs, SplitCenters(), SmoothProducts(self.exclusions))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place integers in every layer that has a kernel, and in what lies between."""

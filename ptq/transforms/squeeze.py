@@ -18,6 +18,7 @@ from ptq.passes.channels.choose import Evidence, Leaving, choose
 from ptq.passes.channels.groups import ChannelGroups
 from ptq.passes.channels.links import Axis, extent
 from ptq.passes.channels.remove import RemoveChannels
+from ptq.passes.channels.removed import REMOVED, note_of
 from ptq.passes.channels.saturation import flat_ends
 from ptq.passes.check_equivalence import Original
 from ptq.transforms.rewritten import Rewritten
@@ -83,6 +84,7 @@ class Squeeze:
         changed = model.clone()
         RemoveChannels(leaving.removed, leaving.told)(changed)
         Original(model, calibration.first, calibration.custom_ops).require_same("Squeeze", changed)
+        changed.metadata_props[REMOVED] = note_of(leaving)
         return replace(state, model=changed, notes=(*state.notes, _note(model, changed, leaving)))
 
     def _first_look(
@@ -123,15 +125,13 @@ def _multiples(model: ir.Model, groups: ChannelGroups, calibration: CalibrationS
 
     A value is looked at along one axis.
     """
-    axes = {str(axis.value.name): axis for axis in reversed(groups.sources)}
+    axes = {str(axis.value.name): axis for axis in reversed(tuple(groups.sources))}
     wanted: Wanted = {name: (SketchOf(axis.axis),) for name, axis in axes.items()}
     seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration).of(SketchOf.tag)
     return {axis: seen[name].multiples for name, axis in axes.items()}
 
 
-def _seen(
-    model: ir.Model, feeds: Iterable[Feed], wanted: Wanted, calibration: CalibrationSet
-) -> CalibrationStatistics:
+def _seen(model: ir.Model, feeds: Iterable[Feed], wanted: Wanted, calibration: CalibrationSet) -> CalibrationStatistics:
     return collect(model, feeds, wanted, custom_ops=calibration.custom_ops, engine=calibration.executor).statistics
 
 
