@@ -22,6 +22,9 @@ Array = NDArray[Any]
 BELIEVED_DB = 1.5
 """SQNR from which on decoded weights count as those of the float model; two bits have some 6 dB."""
 
+LOST_DB = 10.0
+"""How much better medians of quotients have to fit than squares, dB: squares are the better estimate otherwise."""
+
 BIAS_DB = 20.0
 """SQNR from which on a bias is taken as found; what corrects rounding is smaller than that."""
 
@@ -212,8 +215,8 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
     reach, dead = np.abs(original).max((1, 3), keepdims=True), np.abs(decoded).max((1, 3), keepdims=True) == 0
     taken_out = dead & (reach > np.median(reach) * TINY)  # they are computed elsewhere, as outliers
     original = np.where(taken_out, 0.0, original)
-    first = rows, columns = _first_scales(decoded, original)
-    trust = _trust(decoded, original * rows * columns)
+    rows, columns = np.ones((*original.shape[:2], 1, 1)), np.ones((original.shape[0], 1, original.shape[2], 1))
+    trust = np.ones_like(original)
     for _ in range(ROUNDS):
         rows = _positive(decoded, original * columns, trust, (2, 3))
         if original.shape[2] > 1:  # else a channel is its feature
@@ -221,14 +224,15 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
             columns = _positive(decoded * even, original * rows * even, trust, (1, 3))
         trust = _trust(decoded, original * rows * columns)
     rows = _positive(decoded, original * columns, trust, (2, 3))
-    fits = (first, (rows, columns))
-    rows, columns = max(fits, key=lambda fit: _db(original * fit[0] * fit[1], decoded))
+    others = _scales_by_quotients(decoded, original)
+    if _db(original * others[0] * others[1], decoded) > _db(original * rows * columns, decoded) + LOST_DB:
+        rows, columns = others
     common = np.median(rows) if _spread(rows) < _spread(columns) else 1 / np.median(columns)
     return rows / common, np.where(taken_out, 0.0, columns * common)
 
 
-def _first_scales(decoded: Array, original: Array) -> tuple[Array, Array]:
-    """Guess scales of features and channels from the medians of the quotients: scales may differ by powers of ten."""
+def _scales_by_quotients(decoded: Array, original: Array) -> tuple[Array, Array]:
+    """Fit scales of features and channels by medians of quotients: where they differ by powers of ten, squares fail."""
     told = decoded * original > 0
     quotients = np.full(original.shape, np.nan)
     np.log(np.divide(decoded, original, where=told, out=np.ones(original.shape)), where=told, out=quotients)
