@@ -32,6 +32,12 @@ class Evidence:
     width: Float
     tiny: float = 0.0
 
+    @staticmethod
+    def none(count: int) -> Evidence:
+        """Return that nothing is known of some channels."""
+        nobody = Multiples(np.full(count, NOBODY), np.zeros(count))
+        return Evidence(np.zeros(count, np.bool_), np.zeros(count), nobody, np.zeros(count))
+
 
 @dataclass(frozen=True)
 class Leaving:

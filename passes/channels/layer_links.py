@@ -63,7 +63,7 @@ def keep_groups(node: ir.Node, kept: Kept) -> None:
 def gemm(node: ir.Node) -> Iterator[Link]:
     """Link a Gemm with a constant weight."""
     source, weight, out = *node.inputs[:2], node.outputs[0]
-    if source is None or weight is None or not _is_weight(weight) or node.attributes.get_int("transA", 0):
+    if source is None or weight is None or not _is_weight(weight) or node.attributes.get_int("transA", 0) == 1:
         return
     transposed = node.attributes.get_int("transB", 0)
     yield from one_to_one(Axis(weight, 0 if transposed else 1), Axis(out, 1))

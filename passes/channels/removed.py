@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
+from ptq.core.channel_spread import ChannelSpread
 from ptq.passes.channels.choose import Evidence, Leaving
 from ptq.passes.channels.groups import ChannelGroups
 from ptq.passes.channels.links import Axis, Mask, extent
@@ -85,6 +86,5 @@ def without_removed(
 
 def _seen(axis: Axis, array: NDArray[Any]) -> Evidence:
     """Take one sample for what is known."""
-    spread, count = ChannelSpread.of(array, axis.axis), extent(axis) or 0
-    nobody = Multiples(np.full(count, NOBODY), np.zeros(count))
-    return Evidence(np.ones(count, np.bool_), spread.middle, nobody, spread.width)
+    spread, nothing = ChannelSpread.of(array, axis.axis), Evidence.none(extent(axis) or 0)
+    return replace(nothing, constant=np.ones_like(nothing.constant), values=spread.middle)

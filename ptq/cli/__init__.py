@@ -22,6 +22,7 @@ from ptq.cli.methods import methods
 from ptq.cli.quantize import quantize
 from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
+from ptq.cli.squeeze import squeeze
 from ptq.cli.validate import validate
 
 EXAMPLE = "\b\nExample:\n  ptq quantize model.onnx --data calib.npz -o model.int8.onnx\n  ptq COMMAND --help"
@@ -61,5 +62,7 @@ def main() -> None:
     """Quantize ONNX models for onnxruntime, and prove that they are still right."""
 
 
-for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods, completion):
+for _verb in (
+    quantize, validate, diff, report, inspect, bench, export, squeeze, calibrate, merge, methods, completion,
+):  # fmt: skip
     main.add_command(_verb)

@@ -42,6 +42,11 @@ class Mode(Protocol):
         ...
 
     @property
+    def squeezes(self) -> tuple[Transform, ...]:
+        """Transform that removes channels, if the recipe wants that."""
+        ...
+
+    @property
     def transforms(self) -> tuple[Transform, ...]:
         """Transforms that make the float model easier to quantize, in order."""
         ...

@@ -14,6 +14,7 @@ from ptq.calibration.record import SILENT, CalibrationStatistics
 from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Wanted
 from ptq.core.arrays import Feed, Float
 from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
+from ptq.passes.channels.bounds import proved
 from ptq.passes.channels.choose import Evidence, Leaving, choose
 from ptq.passes.channels.groups import ChannelGroups
 from ptq.passes.channels.links import Axis, extent
@@ -65,20 +66,10 @@ class Squeeze:
         """
         model = state.model
         groups = ChannelGroups.of(model)
-        if not groups.sources or calibration.is_random:
+        if not groups.sources:
             return state
         calibration.progress("squeeze")
-        multiples = _multiples(model, groups, calibration)
-        leaving = self._first_look(model, groups, multiples, calibration)
-        if not leaving.removed.any():
-            return state
-        wanted = _wanted([axis for axis in multiples if leaving.leaves(axis)], multiples)
-        seen = calibration.observe(model, wanted, SILENT, again=True)
-        if seen.num_samples < FEWEST:
-            return state
-        held = [sample.feed for sample in calibration.split.held_out]
-        seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
-        leaving = choose(groups, self._evidence(seen, wanted, groups), self.lanes)
+        leaving = self._leaving(model, groups, calibration)
         if not leaving.removed.any():
             return state
         changed = model.clone()
@@ -87,13 +78,24 @@ class Squeeze:
         changed.metadata_props[REMOVED] = note_of(leaving)
         return replace(state, model=changed, notes=(*state.notes, _note(model, changed, leaving)))
 
-    def _first_look(
-        self, model: ir.Model, groups: ChannelGroups, multiples: Mapping[Axis, Multiples], calibration: CalibrationSet
-    ) -> Leaving:
-        """Return what would leave by the first samples alone."""
+    def _leaving(self, model: ir.Model, groups: ChannelGroups, calibration: CalibrationSet) -> Leaving:
+        """Return what leaves: what is proved, and what all samples show, if the first ones show anything more."""
+        certain = choose(groups, _proved(model, groups, {}), self.lanes)
+        if not self.share or calibration.is_random:
+            return certain
+        multiples = _multiples(model, groups, calibration)
         wanted = _wanted(multiples, multiples)
         seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration)
-        return choose(groups, self._evidence(seen, wanted, groups), self.lanes)
+        expected = choose(groups, _proved(model, groups, self._evidence(seen, wanted, groups)), self.lanes)
+        if np.array_equal(expected.removed, certain.removed):
+            return certain
+        wanted = _wanted([axis for axis in multiples if expected.leaves(axis)], multiples)
+        seen = calibration.observe(model, wanted, SILENT, again=True)
+        if seen.num_samples < FEWEST:
+            return certain
+        held = [sample.feed for sample in calibration.split.held_out]
+        seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
+        return choose(groups, _proved(model, groups, self._evidence(seen, wanted, groups)), self.lanes)
 
     def _evidence(self, seen: CalibrationStatistics, wanted: Wanted, groups: ChannelGroups) -> dict[Axis, Evidence]:
         """Judge what was seen."""
@@ -112,6 +114,18 @@ class Squeeze:
             silent = (spread.width <= limit) & (_margin(axis, spreads) * seen.num_samples >= NEAREST)
             known[axis] = Evidence(silent, values, Multiples(leaders, factors), spread.width, limit)
         return known
+
+
+def _proved(model: ir.Model, groups: ChannelGroups, seen: Mapping[Axis, Evidence]) -> dict[Axis, Evidence]:
+    """Add what the weights prove to what was seen."""
+    known = dict(seen)
+    for axis, bounds in proved(groups.sources, model.graph).items():
+        count = len(bounds.low)
+        nothing = Evidence.none(count)
+        other = known.get(axis, nothing)
+        values = np.where(bounds.is_point, bounds.low, other.values)
+        known[axis] = replace(other, constant=other.constant | bounds.is_point, values=values)
+    return known
 
 
 def _margin(axis: Axis, spreads: Mapping[str, ChannelSpread]) -> Float:
