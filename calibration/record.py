@@ -129,7 +129,7 @@ class CalibrationRecord:
         return f"{self.latest.statistics.num_samples} samples in {len(self.latest.parts)} parts"
 
     @property
-    def is_early_round(self) -> bool:
+    def is_first_round(self) -> bool:
         """Whether only channels were observed: ranges are seen later, in a network that depends on the channels."""
         return bool(self.stages) and RANGES not in self.stages
 

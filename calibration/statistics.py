@@ -165,7 +165,7 @@ class SketchOf:
     tag: ClassVar[str] = "sketch"
 
     def of(self, values: NDArray[np.float32], number: int) -> ChannelSketch:
-        """Project one sample."""
+        """Project the channels of one sample."""
         return ChannelSketch.of(values, self.axis, number)
 
     def gatherer(self) -> Gatherer:

@@ -47,9 +47,10 @@ from ptq.models.probe import require_survivable
 from ptq.models.sessions import naming, session_of
 from ptq.models.sessions import run as run_session
 from ptq.models.source import ModelSource, input_specs, runnable_source
-from ptq.pipeline import run_calibration, run_squeeze
+from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
+from ptq.squeezed.run import run_squeezed
 from ptq.tuning import tune
 
 
@@ -147,7 +148,7 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
     recipe = Recipe(target, weight_only=True, equalize=False, squeeze=which, samples=samples, goals=goals or Goals())
     reader, other = _open(model, (data, evaluation), recipe, images)
     with naming(model):
-        return run_squeeze(Job(model, reader, recipe, other, tuple(custom_ops), engine=engine), progress)
+        return run_squeezed(Job(model, reader, recipe, other, tuple(custom_ops), engine=engine), progress)
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option

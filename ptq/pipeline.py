@@ -7,7 +7,6 @@ Every step is a function of the steps before it. The graph stays float until `Mo
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from ptq.analysis.outcome import Outcome
 from ptq.calibration.calibration_set import CalibrationSet, RoundEnds
@@ -15,22 +14,19 @@ from ptq.calibration.record import RANGES, CalibrationRecord, CalibrationStatist
 from ptq.calibration.token_augmentation import augment
 from ptq.core.errors import UnsupportedModelError
 from ptq.core.progress import Progress, silent
-from ptq.delivery.deliver import as_it_came, pack
+from ptq.delivery.deliver import pack
 from ptq.given.run import run_given
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
-from ptq.passes import PREPARE, prepare
-from ptq.passes.channels.removed import REMOVED, count_removed
+from ptq.passes import prepare
 from ptq.passes.modules import modules_of
-from ptq.passes.placement import NOWHERE, Placement
+from ptq.passes.placement import Placement
 from ptq.solving.choices import choices_of
 from ptq.solving.grids import grid_distributions, per_value
 from ptq.solving.plan import Problem, make_plan
 from ptq.streaming.run import run_streamed
 from ptq.streaming.solve import needs_streaming
 from ptq.transforms import Rewritten
-
-NOTHING_LEAVES = "no channel carries nothing: the model is as it came"
 
 
 def run(job: Job, progress: Progress = silent) -> Result:
@@ -103,45 +99,13 @@ def run_calibration(job: Job, progress: Progress = silent) -> CalibrationRecord:
         return calibration.record
 
 
-def run_squeeze(job: Job, progress: Progress = silent) -> Result:
-    """Take channels that carry nothing out of a float model, and do nothing else.
-
-    Args:
-        job: Model, data and recipe.
-        progress: Called with the name of each step.
-
-    Returns:
-        The smaller float model and the report; the model as it came if all of its channels carry something.
-
-    Raises:
-        PtqError: Model, data or recipe cannot be used.
-    """
-    start = time.perf_counter()
-    context = Context.of(job, progress)
-    if needs_streaming(context.model):
-        raise UnsupportedModelError("a model too large for memory is not squeezed")
-    with context.calibration() as calibration:
-        state = rewrite(context, calibration, only_squeezed=True)
-        calibration.read()
-    squeezed = count_removed(state.model) > 0
-    state.model.metadata_props.pop(REMOVED, None)  # of what is quantized later, this is the float model
-    delivery = pack(state.model, context.metadata) if squeezed else as_it_came(job.source, context.model)
-    progress("verify")
-    proof = context.check(delivery, calibration.split)
-    notes = state.notes if squeezed else (NOTHING_LEAVES,)
-    data = context.facts(calibration.split, proof)
-    outcome = Outcome(context.model, delivery, NOWHERE, (), notes, proof, data, stays_float=True)
-    return context.result(replace(outcome, unchanged=not squeezed), start)
-
-
-def rewrite(context: Context, calibration: CalibrationSet, *, only_squeezed: bool = False) -> Rewritten:
+def rewrite(context: Context, calibration: CalibrationSet) -> Rewritten:
     """Bring the float model into normal form, then make it easier to quantize."""
     require_survivable(context.form, calibration.first, context.job.custom_ops)
     mode, custom_ops = context.mode, context.job.custom_ops
-    steps, transforms = (PREPARE, mode.squeezes) if only_squeezed else (mode.steps, mode.transforms)
-    prepared, notes = prepare(context.model, calibration.first, custom_ops=custom_ops, steps=steps)
+    prepared, notes = prepare(context.model, calibration.first, custom_ops=custom_ops, steps=mode.steps)
     state = Rewritten(prepared, choices_of(context.job.recipe, context.target, prepared), notes=notes)
-    for transform in transforms:
+    for transform in mode.transforms:
         state = transform.rewrite(state, calibration)
     return state
 

@@ -16,7 +16,7 @@ from ptq.passes.channels.links import Axis, Mask
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the channels that layers sum over, along one axis.
+    """Knowledge of the channels that layers sum over, along one axis.
 
     Attributes:
         constant: Whether a channel always has the same value. Shape [channels].
@@ -59,7 +59,7 @@ class Leaving:
 
     @property
     def told(self) -> dict[tuple[str, int], Told]:
-        """What is known at each axis that is summed over, by name and place."""
+        """Knowledge at each axis that is summed over, by name and place."""
         told = {}
         for axis, known in self.evidence.items():
             gone = self.removed[self.groups.axes[axis]]

@@ -1,4 +1,4 @@
-"""What is known of removed inputs moves into the weight and the bias of the layer that sums over them."""
+"""Folding: knowledge of removed inputs moves into the weight and the bias of the layer that sums over them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ptq.passes.linear import bias_add, constant
 
 @dataclass(frozen=True)
 class Told:
-    """What the kept positions of an axis tell of the others: x = mix x + constants, for every removed position.
+    """Knowledge of an axis, what the kept positions tell of each removed one: x = mix x + constants.
 
     Attributes:
         constants: Shape [positions].

@@ -32,7 +32,7 @@ class RemoveChannels(ir.passes.InPlacePass):
     told: Mapping[tuple[str, int], Told]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Remove the groups."""
+        """Remove the groups of channels that are named."""
         groups = ChannelGroups.of(model)
 
         def kept(axis: Axis) -> Mask:

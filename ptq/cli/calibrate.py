@@ -70,7 +70,7 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     Workspace(notes.parent).remove()
     with ending(0):
         display.line(f"{record.described} -> {output}")
-        if record.is_early_round and shard is not None:
+        if record.is_first_round and shard is not None:
             done = len(record.stages)
             display.line(f"round {done}: merge all shards, then run this again with --calibration and the merged file")
 

@@ -40,7 +40,7 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
 @options(DATA_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, ENGINE_OPTIONS, SHARED_OPTIONS)
 @guarded
 def squeeze(model: Path, output: Path, which: str, target: str | None, **given: Any) -> None:
-    """Take channels that carry nothing out of MODEL: float in, float out.
+    """Remove channels that carry nothing, in float.
 
     `ptq quantize` does that by itself, before anything else.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.collect import collect
 from ptq.calibration.record import SILENT, CalibrationStatistics
-from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Wanted
+from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Statistic, Wanted
 from ptq.core.arrays import Feed, Float
 from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
 from ptq.passes.channels.bounds import proved
@@ -74,7 +74,8 @@ class Squeeze:
             return state
         changed = model.clone()
         RemoveChannels(leaving.removed, leaving.told)(changed)
-        Original(model, calibration.first, calibration.custom_ops).require_same("Squeeze", changed)
+        if self.share <= AUTO:  # beyond it is wanted that outputs change
+            Original(model, calibration.first, calibration.custom_ops).require_same("Squeeze", changed)
         changed.metadata_props[REMOVED] = note_of(leaving)
         return replace(state, model=changed, notes=(*state.notes, _note(model, changed, leaving)))
 
@@ -83,13 +84,16 @@ class Squeeze:
         certain = choose(groups, _proved(model, groups, {}), self.lanes)
         if not self.share or calibration.is_random:
             return certain
-        multiples = _multiples(model, groups, calibration)
-        wanted = _wanted(multiples, multiples)
-        seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration)
-        expected = choose(groups, _proved(model, groups, self._evidence(seen, wanted, groups)), self.lanes)
+        axes = _one_axis_each(groups)
+        asked = _wanted(axes, {}, (SketchOf,))
+        seen = _seen(model, calibration.ahead(FIRST_LOOK), asked, calibration)
+        multiples = {axis: seen.of(SketchOf.tag)[str(axis.value.name)].multiples for axis in axes}
+        wanted = _wanted(axes, multiples)
+        silent = self._evidence(seen, wanted, groups, nearest=0.0)
+        expected = choose(groups, _proved(model, groups, silent), self.lanes)
         if np.array_equal(expected.removed, certain.removed):
             return certain
-        wanted = _wanted([axis for axis in multiples if expected.leaves(axis)], multiples)
+        wanted = _wanted([axis for axis in axes if expected.leaves(axis)], multiples)
         seen = calibration.observe(model, wanted, SILENT, again=True)
         if seen.num_samples < FEWEST:
             return certain
@@ -97,7 +101,9 @@ class Squeeze:
         seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
         return choose(groups, _proved(model, groups, self._evidence(seen, wanted, groups)), self.lanes)
 
-    def _evidence(self, seen: CalibrationStatistics, wanted: Wanted, groups: ChannelGroups) -> dict[Axis, Evidence]:
+    def _evidence(
+        self, seen: CalibrationStatistics, wanted: Wanted, groups: ChannelGroups, nearest: float = NEAREST
+    ) -> dict[Axis, Evidence]:
         """Judge what was seen."""
         spreads, means = seen.of(SpreadOf.tag), seen.means
         known = {}
@@ -111,7 +117,7 @@ class Squeeze:
             leaders, factors = np.array(spread_of.leaders, np.int64), np.array(spread_of.factors)
             leaders = np.where(spread.apart <= limit, leaders, NOBODY)
             values = np.clip(means[name].mean, spread.low, spread.high)
-            silent = (spread.width <= limit) & (_margin(axis, spreads) * seen.num_samples >= NEAREST)
+            silent = (spread.width <= limit) & (_margin(axis, spreads) * seen.num_samples >= nearest)
             known[axis] = Evidence(silent, values, Multiples(leaders, factors), spread.width, limit)
         return known
 
@@ -134,31 +140,28 @@ def _margin(axis: Axis, spreads: Mapping[str, ChannelSpread]) -> Float:
     return np.max(margins, axis=0) if margins else np.full(extent(axis) or 0, np.inf)
 
 
-def _multiples(model: ir.Model, groups: ChannelGroups, calibration: CalibrationSet) -> dict[Axis, Multiples]:
-    """Return, for every axis that layers sum over, which channels were multiples of others on the first samples.
-
-    A value is looked at along one axis.
-    """
-    axes = {str(axis.value.name): axis for axis in reversed(tuple(groups.sources))}
-    wanted: Wanted = {name: (SketchOf(axis.axis),) for name, axis in axes.items()}
-    seen = _seen(model, calibration.ahead(FIRST_LOOK), wanted, calibration).of(SketchOf.tag)
-    return {axis: seen[name].multiples for name, axis in axes.items()}
+def _one_axis_each(groups: ChannelGroups) -> list[Axis]:
+    """Return the axes that layers sum over, one of each value: a value is looked at along one axis."""
+    return list({axis.value: axis for axis in reversed(tuple(groups.sources))}.values())
 
 
 def _seen(model: ir.Model, feeds: Iterable[Feed], wanted: Wanted, calibration: CalibrationSet) -> CalibrationStatistics:
     return collect(model, feeds, wanted, custom_ops=calibration.custom_ops, engine=calibration.executor).statistics
 
 
-def _wanted(axes: Iterable[Axis], multiples: Mapping[Axis, Multiples]) -> Wanted:
+def _wanted(
+    axes: Iterable[Axis], multiples: Mapping[Axis, Multiples], more: Sequence[type[SketchOf]] = ()
+) -> dict[str, tuple[Statistic, ...]]:
     """Ask what channels do along some axes, and what they do in front of what may hold them still."""
-    wanted = dict[str, tuple[SpreadOf | MeanOf, ...]]()
+    wanted = dict[str, tuple[Statistic, ...]]()
     for axis in axes:
         for ends in flat_ends(axis):
             wanted.setdefault(str(ends.source.value.name), (SpreadOf(ends.source.axis),))
     for axis in axes:
-        leaders, factors = multiples[axis].leaders.tolist(), multiples[axis].factors.tolist()
+        known = multiples.get(axis)
+        leaders, factors = ((), ()) if known is None else (known.leaders.tolist(), known.factors.tolist())
         spread = SpreadOf(axis.axis, tuple(leaders), tuple(factors))
-        wanted[str(axis.value.name)] = (spread, MeanOf(axis.axis))
+        wanted[str(axis.value.name)] = (spread, MeanOf(axis.axis), *(kind(axis.axis) for kind in more))
     return wanted
 
 
