@@ -69,12 +69,12 @@ def in_shards(folder: Path, executor: Executor, data: Any = DATA, recipe: Recipe
 def test_each_machine_runs_its_share_and_the_bytes_are_those_of_one_run(
     tmp_path: Path, executor: Executor, runs: list[str]
 ) -> None:
+    recipe = Recipe(squeeze="never")  # channels that carry nothing are looked for in the first samples everywhere
     known = None
     for tag in ("extremes", "histogram"):
         shares = []
         for index in range(SHARDS):
             runs.clear()
-            recipe = Recipe(squeeze="never")  # which is looked for in the first samples, everywhere
             record = calibrate(outlier_net(), DATA, recipe, shard=Shard(index, SHARDS), calibration=known)
             record.save(tmp_path / f"{index}.calib")
             shares.append(Counter(runs))
@@ -82,12 +82,12 @@ def test_each_machine_runs_its_share_and_the_bytes_are_those_of_one_run(
         assert max(share.total() for share in shares) <= 0.3 * len(DATA)
         merge([tmp_path / f"{index}.calib" for index in range(SHARDS)]).save(tmp_path / "whole.calib")
         known = tmp_path / "whole.calib"
-    calibrate(outlier_net(), DATA, engine=executor).save(tmp_path / "one.calib")
+    calibrate(outlier_net(), DATA, recipe, engine=executor).save(tmp_path / "one.calib")
     assert (tmp_path / "one.calib").read_bytes() == (tmp_path / "whole.calib").read_bytes()
     runs.clear()
-    found = quantize(outlier_net(), DATA, calibration=tmp_path / "whole.calib")
+    found = quantize(outlier_net(), DATA, recipe, calibration=tmp_path / "whole.calib")
     assert not runs
-    plain = quantize(outlier_net(), DATA)
+    plain = quantize(outlier_net(), DATA, recipe)
     assert found.delivery.data == plain.delivery.data
     assert found.report.card_json() == plain.report.card_json()
 
