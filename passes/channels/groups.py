@@ -70,6 +70,9 @@ LINKS: Mapping[str, Callable[[ir.Node], Iterator[Link]]] = {
 }
 """Operator -> its links; an axis that an operator has no link for stays as it is."""
 
+MANY = frozenset({"Split", *GATES})
+"""Operators whose links tell of all of their outputs."""
+
 KEEP: Mapping[str, Callable[[ir.Node, Kept], None]] = {
     **dict.fromkeys(GATES, keep_cells),
     "Conv": keep_groups,
@@ -102,7 +105,7 @@ class ChannelGroups:
     @staticmethod
     def of(model: ir.Model) -> ChannelGroups:
         """Follow every channel through a prepared model."""
-        links = {node: tuple(_links(node)) for node in model.graph}
+        links = {node: tuple(links_of(node)) for node in model.graph}
         starts, total = dict[Axis, int](), 0
         for axis in _axes(model):
             starts[axis], total = total, total + (extent(axis) or 0)
@@ -128,24 +131,29 @@ class ChannelGroups:
         return found
 
 
-def _links(node: ir.Node) -> Iterator[Link]:
+def links_of(node: ir.Node) -> Iterator[Link]:
+    """Yield the links of a node between axes with a fixed number of positions.
+
+    An operator may say more in further outputs, such as the mask of a Dropout: then nothing is understood.
+    """
     links = LINKS.get(node.op_type)
-    if links is None or node.domain not in ("", "ai.onnx"):
+    further = any(value.name and (value.uses() or value.is_graph_output()) for value in node.outputs[1:])
+    if links is None or node.domain not in ("", "ai.onnx") or (further and node.op_type not in MANY):
         return
     for link in links(node):
         if isinstance(link, Read):
             if extent(link.source) == extent(link.weight) and (extent(link.source) or 0) > 1:
                 yield link
-        elif all((extent(axis) or 0) > 1 for axis in (link.first, link.second)):
+        elif extent(link.first) and extent(link.second):
             yield link
 
 
 def _axes(model: ir.Model) -> Iterator[Axis]:
-    """Yield every axis with a fixed number of positions, more than one."""
+    """Yield every axis with a fixed number of positions; one position stays, but holds others that are tied to it."""
     values = (*model.graph.initializers.values(), *model.graph.inputs, *(v for n in model.graph for v in n.outputs))
     for value in values:
         for place in range(0 if value.shape is None else len(value.shape)):
-            if (extent(Axis(value, place)) or 0) > 1:
+            if extent(Axis(value, place)):
                 yield Axis(value, place)
 
 

@@ -80,7 +80,7 @@ def matmul(node: ir.Node) -> Iterator[Link]:
     if first is None or second is None or None in ranks:
         return
     left, right, behind = (each or 0 for each in ranks)
-    if left < 2 or right < 2:
+    if left < 2 or right < 2 or first is second:  # one axis would be summed over, and be there behind
         return
     yield from one_to_one(Axis(second, right - 1), Axis(out, behind - 1))
     yield from one_to_one(Axis(first, left - 2), Axis(out, behind - 2))

@@ -78,11 +78,11 @@ def one_to_one(first: Axis, second: Axis) -> Iterator[Tie]:
         yield Tie(first, second, (np.arange(size), np.arange(size)))
 
 
-def by_block(blocks: Axis, items: Axis) -> Iterator[Tie]:
-    """Tie each position of one axis to the block of another's that belongs to it, blocks one after the other."""
-    size, total = extent(blocks), extent(items)
-    if size is not None and total is not None and size > 1 and total % size == 0:
-        yield Tie(blocks, items, (np.repeat(np.arange(size), total // size), np.arange(total)))
+def by_place(first: Axis, merged: Axis, inner: int) -> Iterator[Tie]:
+    """Tie each position of one axis to its places along an axis that it was merged into, `inner` in a row."""
+    size, total = extent(first), extent(merged)
+    if size is not None and total is not None and size > 1 and inner > 0 and total % (size * inner) == 0:
+        yield Tie(first, merged, (np.arange(total) // inner % size, np.arange(total)))
 
 
 def alike(first: ir.Value, second: ir.Value, skipped: frozenset[int] = frozenset()) -> Iterator[Tie]:

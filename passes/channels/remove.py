@@ -42,7 +42,7 @@ class RemoveChannels(ir.passes.InPlacePass):
         for read in groups.reads:
             gone = ~kept(read.source)
             if gone.any():
-                fold(read, gone, self.told[str(read.source.value.name), read.source.axis])
+                fold(read, gone, self.told[str(read.source.value.name), read.source.axis], kept)
         for node in [node for node in model.graph if node.op_type in KEEP and not node.domain]:
             KEEP[node.op_type](node, kept)
         masks = {axis: kept(axis) for axis in groups.axes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,12 +14,13 @@ from ptq.passes.channels.links import (
     Link,
     Tie,
     alike,
-    by_block,
+    by_place,
     extent,
     one_to_one,
     positive,
     rank,
 )  # fmt: skip
+from ptq.passes.channels.recurrent_links import GATES
 from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import constant
 
@@ -117,11 +119,21 @@ def reshape(node: ir.Node) -> Iterator[Link]:
 
 
 def merged(wide: ir.Value, narrow: ir.Value, axes: list[int], into: int) -> Iterator[Link]:
-    """Link the outermost of some axes to the blocks of the one that they become."""
+    """Link the outermost of some axes that may leave to its places along the one that they become."""
     known = [extent(Axis(wide, axis)) for axis in axes]
-    first = next((place for place, size in enumerate(known) if size != 1), None)
-    if first is not None and None not in known:
-        yield from by_block(Axis(wide, axes[first]), Axis(narrow, into))
+    many = [place for place, size in enumerate(known) if size != 1]
+    place = next((each for each in many if not _is_directions(Axis(wide, axes[each]))), None)
+    if place is not None and None not in known:
+        yield from by_place(Axis(wide, axes[place]), Axis(narrow, into), math.prod(known[place + 1 :]))  # type: ignore[arg-type]
+
+
+def _is_directions(axis: Axis) -> bool:
+    """Whether an axis is that of the directions of a recurrent layer, in which cells leave together."""
+    value, place = axis
+    while (node := value.producer()) is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+        value = node.inputs[0]
+        place = node.attributes.get_ints("perm", tuple(reversed(range(rank(value) or 0))))[place]
+    return node is not None and node.op_type in GATES and place == (1 if value is node.outputs[0] else 0)
 
 
 def _extents(value: ir.Value) -> list[int | str | None]:

@@ -117,6 +117,31 @@ class Multiples:
         factors[led] = (sketches[:, led] * sketches[:, of]).sum(0) / np.square(sizes[of])
         return Multiples(leaders, factors)
 
+    @staticmethod
+    def of_groups(sketches: Float, groups: NDArray[np.int64]) -> Multiples:
+        """Find multiples among groups of channels: each channel of one is the same multiple of the other's.
+
+        Args:
+            sketches: Shape [projections, channels].
+            groups: Group of each channel, in the same order in each. Shape [channels].
+
+        Example:
+            >>> Multiples.of_groups(np.array([[1.0, 0.0, 2.0, 0.0]]), np.array([7, 7, 3, 3])).leaders
+            array([-1, -1,  0,  1])
+        """
+        _, first, group, size = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+        leaders, factors = np.full(len(groups), NOBODY), np.zeros(len(groups))
+        for count in np.unique(size).tolist():
+            alike = np.flatnonzero(size == count)
+            alike = alike[np.argsort(first[alike])]
+            order = np.argsort(group, kind="stable")
+            starts = np.cumsum(size) - size
+            at = order[starts[alike][:, None] + np.arange(count)]  # [groups, channels of each]
+            found = Multiples.of(sketches[:, at].transpose(0, 2, 1).reshape(-1, len(alike)))
+            led = np.flatnonzero(found.leaders != NOBODY)
+            leaders[at[led]], factors[at[led]] = at[found.leaders[led]], found.factors[led, None]
+        return Multiples(leaders, factors)
+
 
 @dataclass(frozen=True)
 class ChannelSketch:
@@ -145,7 +170,10 @@ class ChannelSketch:
         """Merge the projections of two sets of samples."""
         return ChannelSketch({**self.rows, **other.rows})
 
-    @property
-    def multiples(self) -> Multiples:
-        """Channels that were multiples of others on these samples."""
-        return Multiples.of(np.concatenate([self.rows[number] for number in sorted(self.rows)]))
+    def multiples(self, groups: NDArray[np.int64]) -> Multiples:
+        """Return which channels were multiples of others on these samples, by groups that can only be so together.
+
+        Args:
+            groups: Group of each channel. Shape [channels].
+        """
+        return Multiples.of_groups(np.concatenate([self.rows[number] for number in sorted(self.rows)]), groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -12,15 +13,15 @@ from ptq.calibration.calibration_set import CalibrationSet
 from ptq.calibration.collect import collect
 from ptq.calibration.record import SILENT, CalibrationStatistics
 from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Statistic, Wanted
-from ptq.core.arrays import Feed, Float
+from ptq.core.arrays import Feed
 from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
 from ptq.passes.channels.bounds import proved
 from ptq.passes.channels.choose import Evidence, Leaving, choose
 from ptq.passes.channels.groups import ChannelGroups
-from ptq.passes.channels.links import Axis, extent
+from ptq.passes.channels.links import Axis, Mask
 from ptq.passes.channels.remove import RemoveChannels
 from ptq.passes.channels.removed import REMOVED, note_of
-from ptq.passes.channels.saturation import flat_ends
+from ptq.passes.channels.saturation import Margins
 from ptq.passes.check_equivalence import Original
 from ptq.transforms.rewritten import Rewritten
 
@@ -87,37 +88,44 @@ class Squeeze:
         axes = _one_axis_each(groups)
         asked = _wanted(axes, {}, (SketchOf,))
         seen = _seen(model, calibration.ahead(FIRST_LOOK), asked, calibration)
-        multiples = {axis: seen.of(SketchOf.tag)[str(axis.value.name)].multiples for axis in axes}
-        wanted = _wanted(axes, multiples)
-        silent = self._evidence(seen, wanted, groups, nearest=0.0)
+        sketches = seen.of(SketchOf.tag)
+        multiples = {axis: sketches[str(axis.value.name)].multiples(groups.axes[axis]) for axis in axes}
+        silent = self._evidence(seen, _wanted(axes, multiples), groups)
         expected = choose(groups, _proved(model, groups, silent), self.lanes)
         if np.array_equal(expected.removed, certain.removed):
             return certain
-        wanted = _wanted([axis for axis in axes if expected.leaves(axis)], multiples)
+        axes = [axis for axis in axes if expected.leaves(axis)]
+        margins = Margins.behind(axes, model.graph, self.share)
+        wanted = _wanted(axes, multiples, margins=margins)
         seen = calibration.observe(model, wanted, SILENT, again=True)
         if seen.num_samples < FEWEST:
             return certain
         held = [sample.feed for sample in calibration.split.held_out]
         seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
-        return choose(groups, _proved(model, groups, self._evidence(seen, wanted, groups)), self.lanes)
+        known = self._evidence(seen, wanted, groups, _far(seen, wanted, margins))
+        return choose(groups, _proved(model, groups, known), self.lanes)
 
     def _evidence(
-        self, seen: CalibrationStatistics, wanted: Wanted, groups: ChannelGroups, nearest: float = NEAREST
+        self,
+        seen: CalibrationStatistics,
+        wanted: Wanted,
+        groups: ChannelGroups,
+        far: Mapping[Axis, Mask] = MappingProxyType({}),
     ) -> dict[Axis, Evidence]:
-        """Judge what was seen."""
+        """Judge what was seen; all channels are taken to be far from any edge where nobody looked."""
         spreads, means = seen.of(SpreadOf.tag), seen.means
         known = {}
         for axis in groups.sources:
             name = str(axis.value.name)
-            spread_of = next((each for each in wanted.get(name, ()) if isinstance(each, SpreadOf)), None)
-            if spread_of is None or spread_of.axis != axis.axis or name not in spreads or name not in means:
+            spread_of = _spread_of(axis, wanted)
+            if spread_of is None or name not in means:
                 continue
             spread: ChannelSpread = spreads[name]
             limit = self.share * spread.step
             leaders, factors = np.array(spread_of.leaders, np.int64), np.array(spread_of.factors)
             leaders = np.where(spread.apart <= limit, leaders, NOBODY)
             values = np.clip(means[name].mean, spread.low, spread.high)
-            silent = (spread.width <= limit) & (_margin(axis, spreads) * seen.num_samples >= nearest)
+            silent = (spread.width <= limit) & far.get(axis, True)
             known[axis] = Evidence(silent, values, Multiples(leaders, factors), spread.width, limit)
         return known
 
@@ -134,10 +142,17 @@ def _proved(model: ir.Model, groups: ChannelGroups, seen: Mapping[Axis, Evidence
     return known
 
 
-def _margin(axis: Axis, spreads: Mapping[str, ChannelSpread]) -> Float:
-    """Distance of each channel from where it would begin to move; infinite where no function holds it still."""
-    margins = [ends.margin(spreads[str(ends.source.value.name)]) for ends in flat_ends(axis)]
-    return np.max(margins, axis=0) if margins else np.full(extent(axis) or 0, np.inf)
+def _far(seen: CalibrationStatistics, wanted: Wanted, margins: Margins) -> dict[Axis, Mask]:
+    """Return which channels are far enough from where they would begin to move."""
+    spreads = seen.of(SpreadOf.tag)
+    known = {axis: spreads[str(axis.value.name)] for axis in margins.asked() if _spread_of(axis, wanted)}
+    return {axis: margin * seen.num_samples >= NEAREST for axis, margin in margins.of(known).items()}
+
+
+def _spread_of(axis: Axis, wanted: Wanted) -> SpreadOf | None:
+    """Return what was asked about an axis; None if its value was looked at along another one, or not at all."""
+    asked = wanted.get(str(axis.value.name), ())
+    return next((each for each in asked if isinstance(each, SpreadOf) and each.axis == axis.axis), None)
 
 
 def _one_axis_each(groups: ChannelGroups) -> list[Axis]:
@@ -150,18 +165,20 @@ def _seen(model: ir.Model, feeds: Iterable[Feed], wanted: Wanted, calibration: C
 
 
 def _wanted(
-    axes: Iterable[Axis], multiples: Mapping[Axis, Multiples], more: Sequence[type[SketchOf]] = ()
+    axes: Iterable[Axis],
+    multiples: Mapping[Axis, Multiples],
+    more: Sequence[type[SketchOf]] = (),
+    margins: Margins | None = None,
 ) -> dict[str, tuple[Statistic, ...]]:
     """Ask what channels do along some axes, and what they do in front of what may hold them still."""
     wanted = dict[str, tuple[Statistic, ...]]()
-    for axis in axes:
-        for ends in flat_ends(axis):
-            wanted.setdefault(str(ends.source.value.name), (SpreadOf(ends.source.axis),))
     for axis in axes:
         known = multiples.get(axis)
         leaders, factors = ((), ()) if known is None else (known.leaders.tolist(), known.factors.tolist())
         spread = SpreadOf(axis.axis, tuple(leaders), tuple(factors))
         wanted[str(axis.value.name)] = (spread, MeanOf(axis.axis), *(kind(axis.axis) for kind in more))
+    for axis in () if margins is None else margins.asked():
+        wanted.setdefault(str(axis.value.name), (SpreadOf(axis.axis),))
     return wanted
 
 
