@@ -114,7 +114,7 @@ def _grounds(groups: ChannelGroups, axis: Axis, known: Evidence) -> tuple[Mask, 
     """
     reads = groups.sources[axis]
     takes = all(read.takes_constants for read in reads)
-    own = all(len(read.weight.value.uses()) == 1 for read in reads)
+    own = all(read.takes_multiples and len(read.weight.value.uses()) == 1 for read in reads)
     leaders, factors = known.multiples.leaders.copy(), known.multiples.factors.copy()
     plain = known.constant & (takes | (np.abs(known.values) <= known.tiny))
     if not takes:

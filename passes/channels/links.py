@@ -44,12 +44,14 @@ class Read:
         source: The axis of its input.
         weight: The axis of its weight, with the same positions.
         takes_constants: Whether a constant that is not 0 becomes one bias: not where zeros are padded around it.
+        takes_multiples: Whether nothing else tells positions apart that are multiples of one another.
     """
 
     node: ir.Node
     source: Axis
     weight: Axis
     takes_constants: bool = True
+    takes_multiples: bool = True
 
 
 Link = Tie | Read

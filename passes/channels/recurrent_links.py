@@ -37,7 +37,8 @@ def recurrent(node: ir.Node) -> Iterator[Link]:
     for value in (*states, *ends):
         yield from one_to_one(cells, Axis(value, 2))
     yield from one_to_one(cells, Axis(back, 2))
-    yield Read(node, cells, Axis(back, 2), takes_constants=False)
+    resets = node.op_type == "GRU" and node.attributes.get_int("linear_before_reset", 0) == 0
+    yield Read(node, cells, Axis(back, 2), takes_constants=False, takes_multiples=not resets)  # each cell has its own
 
 
 def _input(node: ir.Node, place: int) -> ir.Value | None:

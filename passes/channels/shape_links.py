@@ -169,14 +169,12 @@ def _runs(
             found.append(([left.pop(0)[0]], [right.pop(0)[0]]))
             continue
         ins, outs, products = list[int](), list[int](), [1, 1]
-        while not ins or products[0] != products[1]:
+        while not (ins and outs) or products[0] != products[1]:
             side, other = (left, ins) if not ins or (outs and products[0] < products[1]) else (right, outs)
             if not side or not isinstance(size := side[0][1], int):
                 return found
             other.append(side.pop(0)[0])
             products[side is right] *= size
-            if ins and not outs:
-                continue
         found.append((ins, outs))
     return found
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.builders import Arrays, random
-from tests.squeezing import ALL, CHANNELS, FACTOR, Net, Plants, check
+from tests.squeezing import ALL, CHANNELS, FACTOR, Net, Plants, check, require_same, squeezed
 
 SEEDS = range(10)
 WIDTH = 6
@@ -153,3 +154,15 @@ def test_inputs_of_recurrent_layers(kind: str, bias: str, seed: int) -> None:
     used = {name: array for name, array in weights.items() if name != "rb" or bias} | {"one": np.array([1])}
     gone = {"w": {1: plants.gone}, "b": {0: plants.gone}, "rw": {2: plants.gone}}
     check(words(text, used, gone, ("rw", "rb")))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_cells_that_differ_in_what_they_reset_stay(seed: int) -> None:
+    plants = Plants(seed, ("dead", "duplicate"))
+    net = recurrent("GRU", seed, 1, plants)
+    reset = CHANNELS + plants.at["duplicate"]
+    net.weights["w"][:, reset] *= -1
+    net = replace(net, text=net.text.replace(", linear_before_reset = 1", ""))
+    after = squeezed(net)
+    assert after.graph.initializers["w"].shape == (1, 3 * (CHANNELS - 1), WIDTH)
+    require_same(net.model(), after, net.samples(3, seed=77))
