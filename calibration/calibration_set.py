@@ -78,7 +78,9 @@ class CalibrationSet:
 
     def ahead(self, count: int) -> list[Feed]:
         """Return the first samples without beginning a pass; fewer than `count` where they are large."""
-        return list(self.split.ahead(count))
+        if not self._begun:
+            return self.split.ahead(count)
+        return self.split.first_of(self.samples.replay(keep=True), count)
 
     def observe(self, model: ir.Model, wanted: Wanted, stage: str, *, again: bool) -> CalibrationStatistics:
         """Run a model over the set.
@@ -102,6 +104,13 @@ class CalibrationSet:
         if again and self._shards.must_wait(stage):
             raise RoundEnds(self.record)
         return record.statistics
+
+    def read(self) -> None:
+        """Read the set to its end, if nothing has: those held out, and the hash of all, are known then."""
+        if not self._begun:
+            self._begun = True
+            for _ in self.split.calibration_feeds():
+                pass
 
     def _pass(self, again: bool) -> Iterable[Feed]:
         """Give the samples of a pass: the first time as they are read, later as they were kept."""

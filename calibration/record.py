@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ptq.calibration.statistics import ExtremesOf, HistogramOf, LevelOf, MeanOf
+from ptq.calibration.statistics import ExtremesOf, HistogramOf, LevelOf, MeanOf, SpreadOf
 from ptq.core.archive import freeze, thaw
 from ptq.core.channel_extremes import ChannelExtremes, HalvedExtremes
 from ptq.core.channel_mean import ROWS, ChannelMean
+from ptq.core.channel_spread import ChannelSpread
 from ptq.core.errors import InputError
 from ptq.core.statistics import MAGNITUDES, Histogram
 from ptq.core.tree_sum import TreeSum
@@ -135,7 +136,7 @@ class CalibrationRecord:
     @property
     def is_first_round(self) -> bool:
         """Whether only channels were observed: ranges are seen later, in a network that depends on the channels."""
-        return tuple(self.stages) == (CHANNELS,)
+        return bool(self.stages) and RANGES not in self.stages
 
     def with_stage(self, name: str, record: StageRecord) -> CalibrationRecord:
         """Return a record with one more pass."""
@@ -195,10 +196,13 @@ class CalibrationRecord:
         return record  # type: ignore[no-any-return]
 
 
-CHANNELS, RANGES = "channels", "ranges"
-"""Names of the two passes: over channels that are evened out, and over values that get a grid."""
+SILENT, CHANNELS, RANGES = "silent", "channels", "ranges"
+"""Names of the passes: over channels that may carry nothing, those that are evened out, and values that get a grid."""
 
-KINDS = (CalibrationRecord, StageRecord, CalibrationStatistics, Histogram, ChannelMean, HalvedExtremes, TreeSum)
+KINDS = (
+    CalibrationRecord, StageRecord, CalibrationStatistics, Histogram, ChannelMean, ChannelSpread, HalvedExtremes,
+    TreeSum,
+)  # fmt: skip
 
 
 def _check(record: object) -> None:
@@ -229,6 +233,8 @@ def _is_seen(tag: str, statistic: object) -> bool:
             return tag == HistogramOf.tag and _is_histogram(statistic)
         case ChannelMean():
             return tag in (MeanOf.tag, LevelOf.tag) and _is_mean(statistic)
+        case ChannelSpread():
+            return tag == SpreadOf.tag and _is_spread(statistic)
         case HalvedExtremes():
             return tag == ExtremesOf.tag and _is_extremes(statistic)
         case _:
@@ -253,6 +259,12 @@ def _is_histogram(histogram: Histogram) -> bool:
 
 def _is_mean(mean: ChannelMean) -> bool:
     return mean.table.dtype == np.int64 and mean.table.ndim == 2 and len(mean.table) == ROWS and mean.count > 0
+
+
+def _is_spread(spread: ChannelSpread) -> bool:
+    parts = (spread.low, spread.high, spread.low_of_highs, spread.high_of_lows, spread.apart)
+    plain = all(each.dtype == np.float64 and each.ndim == 1 and each.shape == spread.low.shape for each in parts)
+    return plain and bool((spread.apart >= 0).all()) and not any(np.isnan(each).any() for each in parts)
 
 
 def _is_extremes(extremes: HalvedExtremes) -> bool:

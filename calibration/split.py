@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptq.calibration.reader import DataReader, Sample
 from ptq.calibration.sample import digest_with
+from ptq.core.arrays import Feed
 from ptq.core.errors import CalibrationError
 
 EVERY = 8
@@ -47,7 +48,7 @@ class SampleSplit:
         """Yield the samples to calibrate on, in order."""
         for index, sample in enumerate(self._samples):
             digest_with(self._digest, sample.feed)
-            if self.hold_out and index % EVERY == EVERY - 1 and self._has_room():
+            if self._is_held(index) and self._has_room():
                 self.held_out.append(sample)
                 self._held_bytes += sum(array.nbytes for array in sample.feed.values())
                 continue
@@ -56,7 +57,7 @@ class SampleSplit:
             self.num_calibration += 1
             yield sample.feed
 
-    def ahead(self, count: int) -> list[Mapping[str, NDArray[Any]]]:
+    def ahead(self, count: int) -> list[Feed]:
         """Return the first samples to calibrate on, which are given again later; fewer if they are large."""
         taken: list[Sample] = []
         num_bytes = 0
@@ -66,8 +67,23 @@ class SampleSplit:
             if num_bytes > AHEAD_BYTES:
                 break
         self._samples = itertools.chain(taken, self._samples)
-        kept = [i for i in range(len(taken)) if not self.hold_out or i % EVERY < EVERY - 1]
-        return [taken[index].feed for index in kept]
+        return [sample.feed for index, sample in enumerate(taken) if not self._is_held(index)]
+
+    def first_of(self, feeds: Iterable[Feed], count: int) -> list[Feed]:
+        """Return those of the samples to calibrate on, given again, that `ahead` would have returned."""
+        taken: list[Feed] = []
+        again, num_bytes = iter(feeds), 0
+        for index in range(count):
+            held = self._is_held(index) and index // EVERY < len(self.held_out)
+            feed = self.held_out[index // EVERY].feed if held else next(again, None)
+            if feed is None or num_bytes > AHEAD_BYTES:
+                break
+            num_bytes += sum(array.nbytes for array in feed.values())
+            taken.extend([] if held else [feed])
+        return taken
+
+    def _is_held(self, index: int) -> bool:
+        return self.hold_out and index % EVERY == EVERY - 1
 
     @property
     def verification(self) -> list[Sample]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ptq.core.channel_extremes import HalvedExtremes
 from ptq.core.channel_mean import ChannelMean
+from ptq.core.channel_spread import ChannelSketch, ChannelSpread, Multiples
 from ptq.core.statistics import Histogram, HistogramAccumulator
 
 FLUSH = 1 << 18
@@ -137,6 +138,51 @@ class LevelOf:
         """Compute the level of one sample; None where it is empty or nothing but zeros."""
         square = float(np.square(values, dtype=np.float64).mean()) if values.size else 0.0
         return ChannelMean.of(np.array([10 * np.log10(square)], np.float32), 0) if square > 0 else None
+
+    def gatherer(self) -> Gatherer:
+        """Return a builder that merges one sample after the other."""
+        return _Merging()
+
+
+@dataclass(frozen=True)
+class SpreadOf:
+    """Statistic: extremes of each channel of whatever sign, and how far it is from a multiple of another.
+
+    Attributes:
+        axis: Where the channels are.
+        leaders: Channel that each is compared with, -1 for none; empty compares none.
+        factors: How many times that channel.
+    """
+
+    axis: int
+    leaders: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+    tag: ClassVar[str] = "spread"
+
+    def of(self, values: NDArray[np.float32], _number: int) -> ChannelSpread:
+        """Compute the spread of one sample."""
+        known = Multiples(np.array(self.leaders, np.int64), np.array(self.factors)) if self.leaders else None
+        return ChannelSpread.of(values, self.axis, known)
+
+    def gatherer(self) -> Gatherer:
+        """Return a builder that merges one sample after the other."""
+        return _Merging()
+
+
+@dataclass(frozen=True)
+class SketchOf:
+    """Statistic: random projections of each channel, which tell multiples of one another.
+
+    Attributes:
+        axis: Where the channels are.
+    """
+
+    axis: int
+    tag: ClassVar[str] = "sketch"
+
+    def of(self, values: NDArray[np.float32], number: int) -> ChannelSketch:
+        """Project the channels of one sample."""
+        return ChannelSketch.of(values, self.axis, number)
 
     def gatherer(self) -> Gatherer:
         """Return a builder that merges one sample after the other."""

@@ -20,6 +20,10 @@ ALIKE = frozenset({
 })  # fmt: skip
 """Operators that treat all channels alike, and keep them apart."""
 
+PADDED = "ai.ptq.padded"
+"""Key in the metadata: the multiple that channels were filled up to."""
+
+WIDEST = 64
 NARROWEST = 8
 """Channels below which filling would more than double what is computed."""
 
@@ -50,7 +54,15 @@ class PadChannels(ir.passes.InPlacePass):
                 if stretch.is_closed and missing and stretch.num_channels >= NARROWEST:
                     stretch.fill(model.graph, missing)
                     modified = True
+        if modified:
+            model.metadata_props[PADDED] = str(self.lanes)
         return ir.passes.PassResult(model, modified)
+
+    @staticmethod
+    def of(model: ir.Model) -> PadChannels | None:
+        """Return the pass that filled a model's channels; None if none did."""
+        lanes = model.metadata_props.get(PADDED, "")
+        return PadChannels(int(lanes)) if lanes.isdecimal() and 1 < int(lanes) <= WIDEST else None
 
 
 @dataclass(frozen=True)

@@ -84,3 +84,7 @@ class Placement:
     def sites(self) -> tuple[WeightSite, ...]:
         """Weights that lie on codes: of layers, of tables, and stored ones."""
         return (*self.layers, *self.tables, *self.stored)
+
+
+NOWHERE = Placement((), frozenset(), (), {}, frozenset(), {}, frozenset())
+"""Nothing on codes, and nothing that could be."""

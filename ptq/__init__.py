@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ptq.core.errors import PtqError
 
 if TYPE_CHECKING:
-    from ptq.api import bench, calibrate, export, merge, quantize, report, validate
+    from ptq.api import bench, calibrate, export, merge, quantize, report, squeeze, validate
     from ptq.job import Result
     from ptq.recipe import Goals, Recipe
 
 __all__ = [
-    "Goals", "PtqError", "Recipe", "Result", "bench", "calibrate", "export", "merge", "quantize", "report", "validate",
+    "Goals", "PtqError", "Recipe", "Result", "bench", "calibrate", "export", "merge", "quantize", "report", "squeeze",
+    "validate",
 ]  # fmt: skip
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "merge": "ptq.api",
     "quantize": "ptq.api",
     "report": "ptq.api",
+    "squeeze": "ptq.api",
     "validate": "ptq.api",
     "Result": "ptq.job",
     "Goals": "ptq.recipe",

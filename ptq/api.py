@@ -50,6 +50,7 @@ from ptq.models.source import ModelSource, input_specs, runnable_source
 from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
 from ptq.runtime.native import native_path
+from ptq.squeezed.run import run_squeezed
 from ptq.tuning import tune
 
 
@@ -107,6 +108,47 @@ def quantize(  # noqa: PLR0913 - the front door names every option
     with naming(model):
         job = Job(model, reader, recipe, other, tuple(custom_ops), metric, workspace, engine, shards)
         return tune(replace(job, profiled=profiled, flows_by=flows_by, advises=advises), progress)
+
+
+def squeeze(  # noqa: PLR0913 - the front door names every option
+    model: ModelSource,
+    data: Any,
+    which: str = "auto",
+    *,
+    target: str | None = None,
+    samples: int = 512,
+    goals: Goals | None = None,
+    evaluation: Any = None,
+    custom_ops: Sequence[str | Path] = (),
+    images: ImageOptions | None = None,
+    progress: Progress = silent,
+    engine: Executor = LOCAL,
+) -> Result:
+    """Take channels that carry nothing out of a float model.
+
+    Args:
+        model: As for `quantize`.
+        data: Likewise: what the channels are watched on.
+        which: Channels that leave: `proved`, `auto` or a share, as `Recipe.squeeze`.
+        target: Whose kernels decide how many channels stay; default: this machine's.
+        samples: Most samples read.
+        goals: What the smaller model has to reach.
+        evaluation: Data to verify on; default: part of `data` is held out.
+        custom_ops: Libraries the model needs.
+        images: How to read an image folder.
+        progress: Called with the name of each step.
+        engine: Where samples are run.
+
+    Returns:
+        The result: a float model, and its report.
+
+    Raises:
+        PtqError: Model or data cannot be used.
+    """
+    recipe = Recipe(target, weight_only=True, equalize=False, squeeze=which, samples=samples, goals=goals or Goals())
+    reader, other = _open(model, (data, evaluation), recipe, images)
+    with naming(model):
+        return run_squeezed(Job(model, reader, recipe, other, tuple(custom_ops), engine=engine), progress)
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option

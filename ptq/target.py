@@ -69,6 +69,8 @@ class Target:
         why: One line for the card.
         native: Use operators of our own where they are faster; they carry bodies of standard ones for other machines.
         saturates: Sums of two products of bytes may overflow 16 bits (x86 without VNNI): neighbors share room.
+        channel_lanes: Channels that the float and integer convolutions take at once: counts between them are rounded up
+            to a multiple where channels leave (`tests/bench_channels.py`).
         depthwise_lanes: Channels that the integer depthwise kernel takes at once, the rest one by one; 1 where that is
             not known, or makes no difference.
         costs: Stated times of onnxruntime's kernels; None where nobody measured them.
@@ -79,6 +81,7 @@ class Target:
     why: str
     native: bool = False
     saturates: bool = False
+    channel_lanes: int = 16
     depthwise_lanes: int = 1
     costs: KernelCosts | None = None
 

@@ -51,6 +51,7 @@ class Outcome:
         spreads: What was seen on each grid of activations.
         modules: Name of a node -> the module that it was exported from.
         unchanged: Whether the model goes as it came.
+        stays_float: Whether nothing was to be quantized.
     """
 
     model: ir.Model
@@ -64,6 +65,7 @@ class Outcome:
     spreads: Mapping[str, Distribution] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
     unchanged: bool = False
+    stays_float: bool = False
 
 
 def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: float) -> QuantReport:
@@ -74,7 +76,8 @@ def report_of(source: ModelSource, recipe: Recipe, outcome: Outcome, start: floa
     sizes = (facts.num_bytes, delivery.num_bytes)
     judged = judge_unchanged(outcome.proof, recipe.goals)
     if not outcome.unchanged:
-        judged = judge(outcome.proof, outcome.rows, sizes, recipe, random_data=outcome.data.is_random)
+        rows = None if outcome.stays_float else outcome.rows
+        judged = judge(outcome.proof, rows, sizes, recipe, random_data=outcome.data.is_random)
     return QuantReport(
         float_model=facts,
         quantized_model=FileFacts("", delivery.fingerprint, delivery.num_bytes, _opset(delivery.model)),

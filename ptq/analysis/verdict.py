@@ -146,13 +146,18 @@ def judge_size(before: int, after: int) -> Iterator[Finding]:
 
 
 def judge(
-    proof: Verification, layers: Sequence[LayerRow], sizes: tuple[int, int], recipe: Recipe, *, random_data: bool
+    proof: Verification,
+    layers: Sequence[LayerRow] | None,
+    sizes: tuple[int, int],
+    recipe: Recipe,
+    *,
+    random_data: bool,
 ) -> Verdict:
     """Put all findings together.
 
     Args:
         proof: What was measured.
-        layers: The quantized layers.
+        layers: The quantized layers; None where none was to be quantized.
         sizes: Bytes before and after.
         recipe: What the user asked for.
         random_data: Whether the calibration data was random.
@@ -164,7 +169,7 @@ def judge(
     findings = [*judge_accuracy(proof.comparison, goals), *judge_latency(proof.latency, goals), *judge_size(*sizes)]
     if not random_data:
         findings += judge_floor(standing, own=goals.for_accuracy or recipe.accept_poor)
-    if not layers:
+    if layers is not None and not layers:
         findings.append(Finding("warning", "no layer runs on integers: see the card for why"))
     if proof.kernels.fallbacks:
         named = ", ".join(f"{count} {op}" for op, count in proof.kernels.fallbacks.items())

@@ -22,6 +22,7 @@ from ptq.cli.methods import methods
 from ptq.cli.quantize import quantize
 from ptq.cli.report import report
 from ptq.cli.running import OneLineErrors
+from ptq.cli.squeeze import squeeze
 from ptq.cli.validate import validate
 from ptq.files.heap import give_back_memory
 
@@ -63,5 +64,7 @@ def main() -> None:
     give_back_memory()
 
 
-for _verb in (quantize, validate, diff, report, inspect, bench, export, calibrate, merge, methods, completion):
+for _verb in (
+    quantize, validate, diff, report, inspect, bench, export, squeeze, calibrate, merge, methods, completion,
+):  # fmt: skip
     main.add_command(_verb)

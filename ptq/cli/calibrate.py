@@ -71,7 +71,8 @@ def calibrate(model: Path, output: Path, shard: str | None, **given: Any) -> Non
     with ending(0):
         display.line(f"{record.described} -> {output}")
         if record.is_first_round and shard is not None:
-            display.line("round 1 of 2: merge all shards, then run this again with --calibration and the merged file")
+            done = len(record.stages)
+            display.line(f"round {done}: merge all shards, then run this again with --calibration and the merged file")
 
 
 def _shard(text: str) -> Shard:

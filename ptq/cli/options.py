@@ -84,6 +84,11 @@ RECIPE_OPTIONS = options(
         help="What is faster in float stays float: by stated times (accuracy, default), as measured (latency), none.",
     ),
     click.option("--latency-batch", type=click.IntRange(1), help="Samples at once that times are taken for."),
+    click.option(
+        "--squeeze",
+        metavar="WHICH",
+        help="Channels that leave the model: never, proved, auto (those that carry nothing), or a share of a step.",
+    ),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
     click.option(
@@ -188,7 +193,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         weights["bias_correction"] = False
     if given["activations"]:
         recipe = replace(recipe, activations=member_named(Observer, given["activations"]))
-    names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch")
+    names = ("target", "samples", "seed", "activation_bits", "optimize", "latency_batch", "squeeze")
     plain: dict[str, Any] = {key: given[key] for key in names if given[key] is not None}
     flags = {
         "weight_only": True,

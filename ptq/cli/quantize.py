@@ -95,7 +95,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
     passed, cards = report.verdict.passed, cards_of(report, output)
     if given["front_matter"]:
         cards[".card.md"] = front_matter(report).encode() + cards[".card.md"]
-    _put(output, result, cards)
+    put(output, result, cards)
     _write_page(given["page"], cards)
     if given["save_recipe"] is not None:
         write_whole(given["save_recipe"], recipe_toml(report.recipe).encode())
@@ -110,7 +110,7 @@ def quantize(model: Path, output: Path, **given: Any) -> None:
         display.result(report, output, given["page"])
 
 
-def _put(output: Path, result: Result, cards: Mapping[str, bytes]) -> None:
+def put(output: Path, result: Result, cards: Mapping[str, bytes]) -> None:
     """Write the model to its place, or beside it if it did not pass, and its cards."""
     from ptq.delivery.deliver import deliver, forget_rejected, reject
 

@@ -96,7 +96,8 @@ class Display:
             row("", note)
         row("calibration", f"{data.description}: {data.num_calibration} samples, {report.num_grids} activation grids")
         how = "with integer weights" if report.recipe.get("weight_only") else "on integers"
-        done = "as they came" if report.unchanged else f"{len(report.layers)} {how}"
+        stays = not report.layers and not report.left_float
+        done = "as they came" if report.unchanged else "all in float" if stays else f"{len(report.layers)} {how}"
         row("layers", f"{done}, {len(report.left_float)} left in float{self._why(report)}")
         row(
             "kernels",

@@ -11,6 +11,7 @@ STEPS = {
     "measure": "timing layers in float and as integers",
     "compare": "comparing layer by layer",
     "prepare": "preparing the float graph",
+    "squeeze": "looking for channels that carry nothing",
     "equalize": "evening out channels",
     "calibrate": "running the calibration set",
     "solve": "choosing ranges and weights",

@@ -14,7 +14,7 @@ from ptq.delivery.deliver import Delivery, as_it_came
 from ptq.given.find import GivenIntegers, given_integers
 from ptq.job import Context, Result
 from ptq.models.probe import require_survivable
-from ptq.passes.placement import Placement
+from ptq.passes.placement import NOWHERE
 from ptq.streaming.solve import needs_streaming
 
 CAME = "already quantized: delivered as it came"
@@ -69,6 +69,6 @@ def _unchanged(context: Context, found: GivenIntegers, came: Delivery, notes: tu
         pass
     context.progress("verify")
     proof = context.check(came, split)
-    placement = Placement((), frozenset(), (), {}, frozenset(), found.open, frozenset())
+    placement = replace(NOWHERE, left_float=found.open)
     data = context.facts(split, proof)
     return context.result(Outcome(context.model, came, placement, (), notes, proof, data, unchanged=True), start)

@@ -23,15 +23,15 @@ class DynamicRanges(RecipeMode):
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Transforms that split wide centers and smooth products.
+        """Transforms that squeeze, split wide centers and smooth products.
 
         Our own products have a range for every row, so outliers stay inside them.
         """
         guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db, dynamic=True)
         if not self.recipe.equalize:
-            return (guard, SplitCenters())
+            return (*self.squeezes, guard, SplitCenters())
         outliers: Outliers = "inside" if self.target.native else "clipped"
-        return (guard, SplitCenters(), SmoothProducts(self.exclusions, outliers))
+        return (*self.squeezes, guard, SplitCenters(), SmoothProducts(self.exclusions, outliers))
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place codes in products with their weight on the right."""

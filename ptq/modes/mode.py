@@ -20,6 +20,7 @@ from ptq.recipe import Recipe
 from ptq.solving.grids import wanted_of
 from ptq.target import Target
 from ptq.transforms.rewritten import Rewritten, Transform
+from ptq.transforms.squeeze import Squeeze
 
 
 class Mode(Protocol):
@@ -38,6 +39,11 @@ class Mode(Protocol):
     @property
     def steps(self) -> tuple[PrepareStep, ...]:
         """Passes that bring a model into normal form."""
+        ...
+
+    @property
+    def squeezes(self) -> tuple[Transform, ...]:
+        """Transform that removes channels, if the recipe wants that."""
         ...
 
     @property
@@ -111,6 +117,12 @@ class RecipeMode:
     def steps(self) -> tuple[PrepareStep, ...]:
         """Passes that bring a model into normal form: short words and scales per block need a newer opset."""
         return PREPARE_BLOCKS if self.recipe.has_blocks else PREPARE_SMALL if self.recipe.has_small_weights else PREPARE
+
+    @property
+    def squeezes(self) -> tuple[Transform, ...]:
+        """The transform that comes before all others, if the recipe wants it."""
+        share = self.recipe.squeeze_share
+        return () if share is None else (Squeeze(share, self.target.channel_lanes),)
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions for all values with a grid, and channel means for biases."""

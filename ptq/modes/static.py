@@ -45,14 +45,14 @@ class StaticRanges(RecipeMode):
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Transforms that equalize convolutions, split wide centers and smooth products."""
+        """Transforms that squeeze, equalize convolutions, split wide centers and smooth products."""
         kernel = not self.target.saturates and self.recipe.weights.bits == BYTE and self.recipe.activation_bits == BYTE
         guard = GuardRecurrent(self.exclusions, self.recipe.min_input_sqnr_db if kernel else None)
         last: tuple[Transform, ...] = (PlainSlopes(self.target.depthwise_lanes), *self._islands)
         if not self.recipe.equalize:
-            return (guard, SplitCenters(), *last)
+            return (*self.squeezes, guard, SplitCenters(), *last)
         convs = EqualizeConvs(self.exclusions, native=self.target.native)
-        return (guard, convs, SplitCenters(), SmoothProducts(self.exclusions), *last)
+        return (*self.squeezes, guard, convs, SplitCenters(), SmoothProducts(self.exclusions), *last)
 
     @property
     def _islands(self) -> tuple[FloatIslands, ...]:

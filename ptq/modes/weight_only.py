@@ -23,10 +23,10 @@ class WeightOnly(RecipeMode):
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """Transforms that split wide centers and scale weights that meet the largest activations."""
+        """Transforms that squeeze, split wide centers and scale weights that meet the largest activations."""
         guard = GuardRecurrent(self.exclusions)
         salient = (ScaleSalient(self.exclusions),) if self.recipe.equalize else ()
-        return (guard, SplitCenters(), *salient)
+        return (*self.squeezes, guard, SplitCenters(), *salient)
 
     def place(self, state: Rewritten, floats: Mapping[str, str] | None = None) -> Placement:
         """Place codes in every layer."""

@@ -20,6 +20,9 @@ GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "
 
 Split = Literal["auto", "never", "center", "whole"]
 Optimize = Literal["accuracy", "latency", "integers"]
+SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024}
+"""Words for the share of a step that a channel may move by and leave the model."""
+
 MOST_SAMPLES = 10**12
 MOST_BATCH = 65536
 
@@ -142,6 +145,9 @@ class Recipe:
         activation_bits: Word length of activations, 2 to 8. Below 8 there are no kernels: the ranges are clipped inside
             8-bit codes, for study.
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
+        squeeze: Which channels leave the model before anything else: `never` any; those `proved` to be constant by the
+            weights; `auto`: those too that calibration shows to carry nothing; or a share: those that move less than
+            that share of their tensor's step at 8 bits.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
             cross-layer equalization of convolutions, smoothing and outlier channels of products, and weights that meet
             the largest activations where only weights are rounded.
@@ -171,6 +177,7 @@ class Recipe:
     weights: Weights = field(default_factory=Weights)
     activation_bits: int = 8
     weight_only: bool = False
+    squeeze: str = "auto"
     equalize: bool = True
     optimize: Optimize = "accuracy"
     latency_batch: int = 1
@@ -205,6 +212,20 @@ class Recipe:
         return replace(self, weights=replace(self.weights, method=Gptq() if tells else Rtn()))
 
     @property
+    def squeeze_share(self) -> float | None:
+        """Share of a step that a channel may move by and leave; 0 for what is proved alone, None for no channel."""
+        if self.squeeze in SQUEEZES:
+            return SQUEEZES[self.squeeze]
+        number, percent = self.squeeze.strip().removesuffix("%"), self.squeeze.strip().endswith("%")
+        try:
+            share = float(number) / (100 if percent else 1)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            raise RecipeError(f"squeeze is {self.squeeze!r:.80}; expected {', '.join(SQUEEZES)} or a share such as 0.1")
+        return share
+
+    @property
     def has_small_weights(self) -> bool:
         """Whether any weight is shorter than a byte."""
         own = [self.weights.bits, self.weights.first_last_bits, *(rule.bits for rule in self.layers)]
@@ -221,6 +242,7 @@ class Recipe:
         for key, bits in lengths.items():
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
+        _ = self.squeeze_share
         self._check_extra_macs()
         self._check_blocks()
         self._check_bit_plan()

@@ -8,6 +8,7 @@ from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.scale_salient import ScaleSalient
 from ptq.transforms.smooth_products import SmoothProducts
 from ptq.transforms.split_centers import SplitCenters
+from ptq.transforms.squeeze import Squeeze
 
 __all__ = [
     "EqualizeConvs",
@@ -18,5 +19,6 @@ __all__ = [
     "ScaleSalient",
     "SmoothProducts",
     "SplitCenters",
+    "Squeeze",
     "Transform",
 ]

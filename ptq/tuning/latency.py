@@ -152,6 +152,10 @@ class LatencyTrial:
         own = replace(job.recipe.weights, method=Rtn(), split="never", extra_macs=0.0, bias_correction=False)
         choices = choices_of(replace(job.recipe, weights=own, layers=()), context.target, model)
         state = Rewritten(model, choices)
+        with context.calibration() as calibration:
+            for transform in context.mode.squeezes:
+                state = transform.rewrite(state, calibration)
+        model = state.model
         placement = context.mode.place(state)
         wanted = context.mode.wanted(state, placement)
         seen = collect(model, split.ahead(CALIBRATED_ON), wanted, custom_ops=job.custom_ops).statistics

@@ -90,7 +90,7 @@ def test_importing_the_runtime_needs_numpy_and_onnxruntime_only() -> None:
 
 
 def test_the_public_names_are_exactly_these() -> None:
-    verbs = {"bench", "calibrate", "export", "merge", "quantize", "report", "validate"}
+    verbs = {"bench", "calibrate", "export", "merge", "quantize", "report", "squeeze", "validate"}
     assert set(ptq.__all__) == verbs | {"Goals", "PtqError", "Recipe", "Result"}
     assert all(getattr(ptq, name) is not None for name in ptq.__all__)
     with pytest.raises(AttributeError, match="nothing"):

@@ -30,7 +30,8 @@ from ptq.files.scratch import scratch_folder
 from ptq.models.load import load_model
 from ptq.models.sessions import naming, run, session_of
 from ptq.models.source import ModelSource, runnable_source
-from ptq.passes import prepare
+from ptq.passes import PREPARE, PadChannels, prepare
+from ptq.passes.channels.removed import without_removed
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.linear import name_of
 from ptq.passes.modules import Handles, modules_of
@@ -200,7 +201,10 @@ def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, div
     reference, quantized = load_model(pair.reference), load_model(pair.quantized)
     say("prepare")
     with naming(pair.reference):
-        prepared, _ = prepare(reference, few[0].feed, custom_ops=pair.custom_ops)
+        filled = PadChannels.of(quantized)
+        steps = PREPARE if filled is None else (*PREPARE, filled)
+        prepared, _ = prepare(reference, few[0].feed, custom_ops=pair.custom_ops, steps=steps)
+        prepared = without_removed(prepared, quantized, few[0].feed, pair.custom_ops)
     floats = FloatNodes([prepared, reference])
     with naming(pair.quantized):
         board = switchboard(quantized, floats, pair.custom_ops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,12 @@ Array = NDArray[Any]
 
 BELIEVED_DB = 1.5
 """SQNR from which on decoded weights count as those of the float model; two bits have some 6 dB."""
+
+LOST_DB = 10.0
+"""How much better medians of quotients have to fit than squares, dB: squares are the better estimate otherwise."""
+
+BIAS_DB = 20.0
+"""SQNR from which on a bias is taken as found; what corrects rounding is smaller than that."""
 
 WORTH_DB = 3.0
 """Gain in SQNR from scales per channel, dB, from which on weights count as evened out."""
@@ -109,10 +116,25 @@ def _restore_bias(parameter: Parameter, node: ir.Node, floats: FloatNodes, weigh
         return Restored(parameter, None)
     plain = next(_candidates(parameter, node, floats), np.zeros_like(parameter.value))
     value = plain * weight.rows
+    if weight.parameter.value.shape[1] == 1 and node.op_type == "Conv":
+        value = _beside_depthwise(parameter.value, plain, value)
     # Where both sides of a weight have scales, a factor common to all features is known from the bias alone.
     seen = np.abs(value) > np.abs(value).max(initial=0.0) * UNCERTAIN
     common = float(np.median(parameter.value[seen] / value[seen])) if weight.is_ambiguous and seen.any() else 1.0
-    return Restored(parameter, (value * (common if common > 0 else 1.0)).astype(np.float32), plain, weight.rows, 0)
+    value = value * (common if common > 0 else 1.0)
+    silent = ~np.moveaxis(weight.parameter.value, weight.out_axis or 0, 0).reshape(len(value), -1).any(1)
+    value = np.where(silent, parameter.value, value)  # all weights rounded to zero: no scale is known of such a feature
+    return Restored(parameter, value.astype(np.float32), plain, weight.rows, 0)
+
+
+def _beside_depthwise(decoded: Array, plain: Array, scaled: Array) -> Array:
+    """Restore a bias whose weight has one scale per feature for what came in and what goes out: it has the latter.
+
+    Nothing came in scaled, nothing goes out scaled, or both: then the bias alone tells.
+    """
+    ratio = np.divide(decoded, plain, out=np.ones_like(plain), where=plain != 0)
+    best = max((scaled, plain), key=lambda each: _db(each, decoded))
+    return best if _db(best, decoded) > BIAS_DB else plain * np.where(ratio > 0, ratio, 1.0)
 
 
 def _restore(parameter: Parameter, node: ir.Node, floats: FloatNodes) -> Restored:
@@ -202,8 +224,26 @@ def _scales(decoded: Array, original: Array) -> tuple[Array, Array]:
             columns = _positive(decoded * even, original * rows * even, trust, (1, 3))
         trust = _trust(decoded, original * rows * columns)
     rows = _positive(decoded, original * columns, trust, (2, 3))
+    others = _scales_by_quotients(decoded, original)
+    if _db(original * others[0] * others[1], decoded) > _db(original * rows * columns, decoded) + LOST_DB:
+        rows, columns = others
     common = np.median(rows) if _spread(rows) < _spread(columns) else 1 / np.median(columns)
     return rows / common, np.where(taken_out, 0.0, columns * common)
+
+
+def _scales_by_quotients(decoded: Array, original: Array) -> tuple[Array, Array]:
+    """Fit scales of features and channels by medians of quotients: where they differ by powers of ten, squares fail."""
+    told = decoded * original > 0
+    quotients = np.full(original.shape, np.nan)
+    np.log(np.divide(decoded, original, where=told, out=np.ones(original.shape)), where=told, out=quotients)
+    rows, columns = np.zeros((*original.shape[:2], 1, 1)), np.zeros((original.shape[0], 1, original.shape[2], 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a feature of zeros alone has no median
+        for _ in range(ROUNDS):
+            rows = np.nan_to_num(np.nanmedian(quotients - columns, (2, 3), keepdims=True))
+            if original.shape[2] > 1:
+                columns = np.nan_to_num(np.nanmedian(quotients - rows, (1, 3), keepdims=True))
+    return np.exp(rows), np.exp(columns)
 
 
 def _spread(scales: Array) -> float:

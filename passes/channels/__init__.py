@@ -1,0 +1,1 @@
+"""Channels of a model: which belong together, what is known of them, and how some of them leave."""
