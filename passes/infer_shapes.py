@@ -69,7 +69,7 @@ def output_sizes(
 def shapes_on(
     model: ir.Model, feed: Mapping[str, NDArray[Any]], custom_ops: Sequence[str | Path] = ()
 ) -> dict[str, tuple[int, ...]]:
-    """Find the shapes of all values on one sample: by inference, and by a run for what that leaves open."""
+    """Find the shapes of values on one sample: by inference, and of float32 ones by a run for what that leaves open."""
     copy = model.clone()
     values = [value for node in copy.graph for value in node.outputs if value.name]
     for value in values:
@@ -80,7 +80,8 @@ def shapes_on(
     infer_statically(copy)
     shapes = {name: np.shape(array) for name, array in feed.items()}
     shapes |= {str(value.name): shape for value in values if (shape := _extents(value)) is not None}
-    unknown = [str(value.name) for value in values if value.name not in shapes]
+    floats = {value.name for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT}
+    unknown = [str(value.name) for value in values if value.name in floats and value.name not in shapes]
     if unknown:
         arrays = observe(model, unknown, feed, custom_ops)
         known = {name: array for name, array in zip(unknown, arrays, strict=True) if isinstance(array, np.ndarray)}

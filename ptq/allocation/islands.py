@@ -22,6 +22,10 @@ LEAST_US = 30.0
 """Time of a model below which calling it is most of the time."""
 
 
+MOST_NODES = 1500
+"""Nodes beyond which a division is not looked for: it takes seconds, and their square."""
+
+
 @dataclass(frozen=True)
 class Islands:
     """Nodes that could run on integers and should not.
@@ -52,6 +56,8 @@ def find_islands(
     price = Price(costs.conversion.call / 1e3, costs.conversion.value / 1e3)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     times, whole = stated_times(model, shapes, costs), place({})
+    if whole.given or len(whole.integer_nodes) > MOST_NODES:  # what came on integers stays there
+        return Islands({})
     floats = dict.fromkeys(sorted(divide(model, whole, times, sizes, price)), FASTER)
     if not floats:
         return Islands({})

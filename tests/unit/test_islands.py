@@ -10,11 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from ptq import Recipe, quantize
-from ptq.allocation.islands import FASTER
+from ptq.allocation.islands import FASTER, find_islands
 from ptq.allocation.stated_times import stated_times, work_of
+from ptq.core.affine import QuantParams
 from ptq.core.kernel_costs import Rates, Work
+from ptq.core.spec import QuantSpec
 from ptq.inspection import inspect_model
-from ptq.passes.infer_shapes import shapes_on
+from ptq.passes import place
+from ptq.passes.infer_shapes import infer_statically, shapes_on
 from ptq.passes.linear import name_of
 from ptq.recipe import Weights
 from ptq.target import CPU_X86
@@ -131,11 +134,25 @@ def test_pooling_is_fast_where_channels_come_last(body: str, kind: str) -> None:
 
 def test_shapes_that_nothing_tells_are_those_of_a_run() -> None:
     text = """net (float[N, 3, 8, 8] x) => (float y) {
-        a = Relu (x)  n = NonZero (a)  s = Shape (n)  c = Conv (a, w)  y = Relu (c) }"""
-    feed = {"x": np.abs(feeds(1, 3, 8, 8)[0]["x"]) + 1}
-    shapes = shapes_on(model_from_text(text, ARRAYS), feed)
-    assert shapes["n"] == (4, math.prod(feed["x"].shape))
+        a = Relu (x)  n = NonZero (a)  f = Cast <to = 1> (n)  g = Relu (f)  c = Conv (a, w)  y = Relu (c) }"""
+    feed, model = {"x": np.abs(feeds(1, 3, 8, 8)[0]["x"]) + 1}, model_from_text(text, ARRAYS)
+    infer_statically(model)
+    shapes = shapes_on(model, feed)
+    assert shapes["g"] == (4, math.prod(feed["x"].shape))
     assert shapes["c"] == (1, 16, 6, 6)
+    assert "n" not in shapes
+
+
+def test_what_came_on_integers_stays_there() -> None:
+    model = net()
+    infer_statically(model)
+    shapes, costs = shapes_on(model, feeds(1, 3, SIDE, SIDE)[0]), CPU_X86.costs
+    assert costs is not None
+    whole = place(model)
+    grid = QuantParams(np.float32(1), np.uint8(0), QuantSpec())
+    given = replace(whole, given={"a": grid})
+    assert find_islands(model, lambda floats: place(model, floats=floats), shapes, costs).floats.keys() >= {"a", "c"}
+    assert not find_islands(model, lambda _: given, shapes, costs).floats
 
 
 def test_rates_are_summed() -> None:
