@@ -14,7 +14,10 @@ DEFAULTS = {"Elu": (("alpha", 1.0),), "HardSigmoid": (("alpha", 0.2), ("beta", 0
 
 
 def curves_behind(
-    groups: Iterable[Sequence[str]], values: Mapping[str, ir.Value], taken: Container[str]
+    groups: Iterable[Sequence[str]],
+    values: Mapping[str, ir.Value],
+    taken: Container[str],
+    relative: Container[ir.Value] = (),
 ) -> dict[int, Curve]:
     """Return the functions behind values that have a grid of their own, by the number of its group.
 
@@ -22,14 +25,19 @@ def curves_behind(
         groups: Names of the values on each grid.
         values: Name -> value.
         taken: Values whose grid something else decides.
+        relative: Values whose relative errors count: where a function makes one, nothing of it is flat.
     """
     alone = {i: members[0] for i, members in enumerate(groups) if len(members) == 1 and members[0] not in taken}
-    found = {i: curve_of(values[name]) for i, name in alone.items()}
+    found = {i: curve_of(values[name], relative) for i, name in alone.items()}
     return {i: curve for i, curve in found.items() if curve is not None}
 
 
-def curve_of(value: ir.Value) -> Curve | None:
+def curve_of(value: ir.Value, relative: Container[ir.Value] = ()) -> Curve | None:
     """Return what the readers of a value make of it, as far as that is a function of it alone.
+
+    Args:
+        value: The value.
+        relative: Values whose relative errors count.
 
     Returns:
         The function; None where the value itself is read by something else, or nothing in it is flat anywhere.
@@ -46,7 +54,8 @@ def curve_of(value: ir.Value) -> Curve | None:
                 waiting.append(node.outputs[0])
     ends = [place for inner, place in places.items() if _is_read_elsewhere(inner, places)]
     curve = Curve(tuple(steps), tuple(ends))
-    return curve if ends and 0 not in ends and curve.is_flat else None
+    near_zero = any(inner in relative for inner in places)
+    return curve if ends and 0 not in ends and curve.is_flat and not near_zero else None
 
 
 def _step(node: ir.Node, places: dict[ir.Value, int]) -> Step | None:

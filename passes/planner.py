@@ -169,7 +169,7 @@ class Planner:
             {index[self._root(name)]: index[self._root(source)] for name, source in self.gates.items()},
             float_kernels(model, self.left_float),
             self.given,
-            curves_behind(groups.values(), self.needed, {*self.ramps, *self.given}),
+            curves_behind(groups.values(), self.needed, {*self.ramps, *self.given}, self.relative),
         )
 
     def _read_as(

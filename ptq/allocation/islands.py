@@ -18,7 +18,7 @@ FASTER = "faster in float by the stated times of the target's kernels"
 WORTH = 0.05
 """Share of the time from which on it is worth leaving integers out."""
 
-LEAST_US = 30.0
+LEAST_US = 50.0
 """Time of a model below which calling it is most of the time."""
 
 

@@ -110,3 +110,11 @@ def test_a_network_of_swishes_gains_and_other_observers_keep_their_ranges() -> N
         result = quantize(model, data, Recipe(activations=observer, weights=Weights(Rtn()), accept_poor=True))
         found.append(sqnr_db(result, model, feeds(16, 4, 6, 6, seed=9)))
     assert found[0] > found[1] + 6
+
+
+def test_a_function_whose_relative_errors_count_narrows_no_range() -> None:
+    text = "m (float[N, 4] x) => (float[N, 4] y) { a = MatMul (x, w) b = Sigmoid (a) y = Log (b) }"
+    model = model_from_text(text, {"w": random((4, 4))})
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    assert curve_of(values["a"]) is not None
+    assert curve_of(values["a"], {values["b"]}) is None
