@@ -18,7 +18,7 @@ ARENA_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -8, -3, -1
 ARENAS = 1
 """Heaps of all threads together: they wait for each other less than numpy's work takes."""
 
-LARGE = 4 * 2**20
+LARGE = 8 * 2**20
 """Bytes from which an array is a mapping of its own, which is gone when it is freed; small ones would cost time."""
 
 KEPT = 16 * 2**20
