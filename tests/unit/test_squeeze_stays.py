@@ -323,6 +323,21 @@ def test_a_channel_that_no_sample_moves_but_the_next_one_may_stays(name: str) ->
     assert rewritten(net.model(), samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS - 1  # type: ignore[index]
 
 
+@pytest.mark.parametrize("name", ["Sigmoid", "Tanh", "Softplus", "Elu"])
+def test_functions_that_come_to_rest_have_edges_too(name: str) -> None:
+    """Two samples far apart tell little of a third; many close together do."""
+    weight, bias = Plants(0, ()).layer(CHANNELS, 3, 3, 3)
+    weight[2], bias[2] = 0.5, -40
+    net = conv(
+        f"r = {name} (a)  y = Conv (r, v, d)", Plants(0, ()), {}, head=HEAD.partition("  r =")[0], w=weight, b=bias
+    )
+    samples = net.samples()
+    assert rewritten(net.model(), samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS - 1  # type: ignore[index]
+    model = net.model()
+    samples = [{"x": np.full((1, 3, 8, 8), level, np.float32) + 0.01 * random((1, 3, 8, 8))} for level in (-2.0, 1.6)]
+    assert rewritten(model, samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS  # type: ignore[index]
+
+
 def _peak(x: Any) -> float:
     """What a kernel of halves makes of a sample: the largest sum of 3 x 3."""
     return max(float(0.5 * x[0, :, i : i + 3, j : j + 3].sum()) for i in range(2) for j in range(2))
