@@ -27,6 +27,7 @@ from ptq.passes.channels.shape_links import (
     squeeze,
     transpose,
 )  # fmt: skip
+from ptq.passes.channels.size_links import resize, shape
 from ptq.passes.channels.value_links import (
     BROADCAST,
     POOLS,
@@ -39,7 +40,6 @@ from ptq.passes.channels.value_links import (
     per_channel,
     pool,
     reduce,
-    resize,
     unary,
 )  # fmt: skip
 
@@ -64,6 +64,7 @@ LINKS: Mapping[str, Callable[[ir.Node], Iterator[Link]]] = {
     "Pad": pad,
     "Reshape": reshape,
     "Resize": resize,
+    "Shape": shape,
     "Slice": slices,
     "Split": split,
     "Transpose": transpose,

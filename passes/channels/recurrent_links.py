@@ -14,9 +14,13 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 RECURRENCE, BIAS, STATE, CELL, PEEPHOLES = 2, 3, 5, 6, 7
 """Places among the inputs."""
 
+LAYING_OUT = frozenset({
+    "Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+
 
 def recurrent(node: ir.Node) -> Iterator[Link]:
-    """Link the cells in weights, biases, states and outputs; what feeds back has to be 0, as states begin with 0."""
+    """Link the cells in weights, biases and outputs; what feeds back has to be 0, as states begin with 0."""
     source, weight, back, out = *node.inputs[:3], node.outputs[0]
     if source is None or weight is None or back is None or constant(weight) is None or constant(back) is None:
         return
@@ -34,7 +38,7 @@ def recurrent(node: ir.Node) -> Iterator[Link]:
         value = _input(node, place)
         if value is not None:
             yield from _by_gate(cells, Axis(value, 1), count)
-    for value in (*states, *ends):
+    for value in ends:
         yield from one_to_one(cells, Axis(value, 2))
     yield from one_to_one(cells, Axis(back, 2))
     resets = node.op_type == "GRU" and node.attributes.get_int("linear_before_reset", 0) == 0
@@ -46,8 +50,16 @@ def _input(node: ir.Node, place: int) -> ir.Value | None:
 
 
 def _is_zero(value: ir.Value) -> bool:
-    array = constant(value)
-    return array is not None and not array.any()
+    """Whether a value is 0 all over, of whatever extents: a constant, or made of one while the model runs."""
+    array, node = constant(value), value.producer()
+    if array is not None:
+        return not array.any()
+    if node is None or node.domain:
+        return False
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes.get_tensor("value", None)
+        return filled is None or not filled.numpy().any()
+    return node.op_type in LAYING_OUT and node.inputs[0] is not None and _is_zero(node.inputs[0])
 
 
 def _by_gate(cells: Axis, rows: Axis, count: int) -> Iterator[Link]:
@@ -58,6 +70,12 @@ def _by_gate(cells: Axis, rows: Axis, count: int) -> Iterator[Link]:
 
 
 def keep_cells(node: ir.Node, kept: Kept) -> None:
-    """Write how many cells are left."""
-    if node.outputs[0].name and "hidden_size" in node.attributes:
-        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", int(kept(Axis(node.outputs[0], 3)).sum()))
+    """Write how many cells are left; they begin with 0 by themselves."""
+    left = kept(Axis(node.outputs[0], 3)) if node.outputs[0].name else np.ones(1, np.bool_)
+    if left.all():
+        return
+    if "hidden_size" in node.attributes:
+        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", int(left.sum()))
+    for place in (STATE, CELL):
+        if _input(node, place) is not None:
+            node.replace_input_with(place, None)

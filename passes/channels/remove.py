@@ -12,6 +12,7 @@ from ptq.passes.channels.fold import Told, fold
 from ptq.passes.channels.groups import KEEP, ChannelGroups
 from ptq.passes.channels.links import Axis, Mask, extent
 from ptq.passes.linear import constant
+from ptq.passes.unused import RemoveUnused
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class RemoveChannels(ir.passes.InPlacePass):
         for axis, mask in masks.items():
             if not mask.all():
                 _cut(axis, mask)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(self.removed.any()))
 
 

@@ -19,6 +19,13 @@ from ptq.passes.linear import constant
 HARD_SWISH_FOOT = -3.0
 CONVS = ("Conv", "ConvTranspose")
 
+SOFT = {
+    "Celu": (-9.2, np.inf), "Elu": (-9.2, np.inf), "Erf": (-2.75, 2.75), "Exp": (-9.2, np.inf), "Gelu": (-4.1, np.inf),
+    "Mish": (-11.8, np.inf), "Selu": (-9.7, np.inf), "Sigmoid": (-9.2, 9.2), "Softplus": (-9.2, np.inf),
+    "Swish": (-11.8, np.inf), "Tanh": (-4.95, 4.95),
+}  # fmt: skip
+"""Functions that come to rest -> where they are 1e-4 from it, a fortieth of a step of 8 bits over 0 to 1."""
+
 
 @dataclass(frozen=True)
 class FlatEnds:
@@ -163,6 +170,8 @@ def _ends(node: ir.Node, count: int) -> FlatEnds | None:
     ramp = ramp_of(node)
     if ramp is not None:
         return FlatEnds(ramp.foot, ramp.top)
+    if node.op_type in SOFT:
+        return FlatEnds(*SOFT[node.op_type])
     match node.op_type:
         case "Relu":
             return FlatEnds(0.0, np.inf)

@@ -99,20 +99,6 @@ def reduce(node: ir.Node) -> Iterator[Link]:
         place += axis not in reduced or bool(node.attributes.get_int("keepdims", 1))
 
 
-def resize(node: ir.Node) -> Iterator[Link]:
-    """Link samples and channels, where they are not scaled."""
-    source, out = node.inputs[0], node.outputs[0]
-    sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    own = sizes is None or (constant(sizes) is not None and len(sizes.uses()) == 1)
-    region = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
-    if source is None or not own or region or "axes" in node.attributes:
-        return
-    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    for axis in (0, 1):
-        if scales is None or not scales.size or scales.reshape(-1)[axis] == 1:
-            yield from one_to_one(Axis(source, axis), Axis(out, axis))
-
-
 def pad(node: ir.Node) -> Iterator[Link]:
     """Link the axes that nothing is padded to."""
     source, pads = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None

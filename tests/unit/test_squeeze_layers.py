@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +92,16 @@ def test_heads_whose_result_is_known(seed: int, kind: str) -> None:
     check(words(text, weights, cut, ("wo", "bo")))
 
 
-def recurrent(kind: str, seed: int, directions: int, plants: Plants) -> Net:
+EXTENTS = "n = Shape <start = 0, end = 1> (x)  i = Concat <axis = 0> (two, n, wide)"
+STATES = {
+    "none": ("", ""),
+    "zeros": ("", ", , zeros"),
+    "made": (f"{EXTENTS}  s0 = ConstantOfShape (i)", ", , s0"),
+    "laid out": (f"{EXTENTS}  s0 = Expand (zero, i)", ", , s0"),
+}  # fmt: skip
+
+
+def recurrent(kind: str, seed: int, directions: int, plants: Plants, states: str = "none") -> Net:
     """A recurrent layer with cells that stay 0 and a cell that repeats another, a product behind."""
     gates = {"LSTM": 4, "GRU": 3}[kind]
     rng = np.random.default_rng(seed)
@@ -113,8 +123,14 @@ def recurrent(kind: str, seed: int, directions: int, plants: Plants) -> Net:
     whole["flat"] = np.array([0, 0, -1])
     way = "bidirectional" if directions == 2 else "forward"
     linear = ", linear_before_reset = 1" if kind == "GRU" else ""
-    text = f"""xt = Transpose <perm = [1, 0, 2]> (x)
-        h = {kind} <hidden_size = {CHANNELS}, direction = "{way}"{linear}> (xt, w, r, b)
+    before, state = STATES[states]
+    made = {
+        "zeros": np.zeros((directions, 1, CHANNELS), np.float32), "two": np.array([directions]),
+        "zero": np.zeros(1, np.float32), "wide": np.array([CHANNELS]),
+    }  # fmt: skip
+    whole |= {name: array for name, array in made.items() if name in re.findall(r"\w+", before + state)}
+    text = f"""xt = Transpose <perm = [1, 0, 2]> (x)  {before}
+        h = {kind} <hidden_size = {CHANNELS}, direction = "{way}"{linear}> (xt, w, r, b{state})
         ht = Transpose <perm = [2, 0, 1, 3]> (h)  f = Reshape (ht, flat)  o = MatMul (f, v)  y = Add (o, d)"""
     gone = plants.gone
 
@@ -133,8 +149,10 @@ def recurrent(kind: str, seed: int, directions: int, plants: Plants) -> Net:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_cells(kind: str, directions: int, seed: int) -> None:
-    check(recurrent(kind, seed, directions, Plants(seed, ("dead", "duplicate"))))
+@pytest.mark.parametrize("states", STATES)
+def test_cells(kind: str, directions: int, seed: int, states: str) -> None:
+    net = recurrent(kind, seed, directions, Plants(seed, ("dead", "duplicate")), states)
+    assert [node for node in check(net).graph if node.op_type in ("ConstantOfShape", "Expand")] == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -104,6 +104,26 @@ def test_any_batch_and_extents(shape: str, seed: int) -> None:
         check(net)
 
 
+ASKED = {
+    "one": "g = Gather (s, zero)  f = Cast <to = 1> (g)  c = Conv (r, v, d)  y = Mul (c, f)",
+    "some": "g = Slice (s, two, four)  f = Cast <to = 1> (g)  c = Conv (r, v, d)  i = ReduceSum (f)  y = Mul (c, i)",
+    "returned": "g = Slice (s, zeros, two)  h = Concat <axis = 0> (g, twelve)  "
+    "z = Resize (r, , , h)  y = Conv (z, v, d)",
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ASKED)
+def test_shapes_that_are_asked_for(name: str, seed: int) -> None:
+    plants = Plants(seed)
+    head = HEAD.replace("N, 3, 8, 8", "N, 3, H, W")
+    net = conv(
+        f"s = Shape (r)  {ASKED[name]}", plants, everywhere(plants.gone), head=head, zero=np.array(0),
+        zeros=np.array([0]), two=np.array([2]), four=np.array([4]), twelve=np.array([12, 12]),
+    )  # fmt: skip
+    check(net)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_several_readers(seed: int) -> None:
     plants = Plants(seed)
@@ -207,16 +227,19 @@ IF = """net (float[N, 3, 8, 8] x, bool p) => (float[N, A, B, C] y, float[N, D, E
         "n = LayerNormalization <axis = 1> (r, gain)  y = Conv (n, v, d)",
         "n = Softmax <axis = 1> (r)  y = Conv (n, v, d)",
         "m = ReduceMax <axes = [1], keepdims = 1> (r)  c = Conv (r, v, d)  y = Add (c, m)",
+        "g = Shape (r)  k = Slice (g, start, end, start)  h = Concat <axis = 0> (k, six)  z = Resize (r, , , h)  "
+        "k2 = Cast <to = 1> (k)  i = ReduceSum (k2)  c = Conv (z, v, d)  y = Mul (c, i)",
         "g = Shape (r)  h = Cast <to = 1> (g)  i = ReduceSum (h)  c = Conv (r, v, d)  y = Mul (c, i)",
         "s = Reshape (r, three)  t = Transpose <perm = [0, 2, 1, 3, 4]> (s)  u = Reshape (t, four)  y = Conv (u, v, d)",
         "s = Gather <axis = 1> (r, two)  c = Conv (r, v, d)  "
         "k = ReduceMean <axes = [1], keepdims = 1> (s)  y = Add (c, k)",
     ],
-    ids=["output", "LayerNormalization", "Softmax", "ReduceMax", "Shape", "shuffle", "mixed"],
+    ids=["output", "LayerNormalization", "Softmax", "ReduceMax", "half a Shape", "Shape", "shuffle", "mixed"],
 )
 def test_what_is_seen_elsewhere_stays(rest: str, seed: int) -> None:
     more: Arrays = {
         "gain": np.ones((CHANNELS, 6, 6), np.float32), "three": np.array([0, 3, 4, 6, 6]), "two": np.arange(CHANNELS),
+        "start": np.array([0]), "end": np.array([2]), "six": np.array([6, 6]),
         "four": np.array([0, CHANNELS, 6, 6]),
     }  # fmt: skip
     untouched(conv(rest, Plants(seed), {}, **more))
@@ -298,6 +321,21 @@ def test_a_channel_that_no_sample_moves_but_the_next_one_may_stays(name: str) ->
     assert rewritten(model, samples, Squeeze(lanes=1)).model is model
     net.weights["b"][1] -= 8.0
     assert rewritten(net.model(), samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS - 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Tanh", "Softplus", "Elu"])
+def test_functions_that_come_to_rest_have_edges_too(name: str) -> None:
+    """Two samples far apart tell little of a third; many close together do."""
+    weight, bias = Plants(0, ()).layer(CHANNELS, 3, 3, 3)
+    weight[2], bias[2] = 0.5, -40
+    net = conv(
+        f"r = {name} (a)  y = Conv (r, v, d)", Plants(0, ()), {}, head=HEAD.partition("  r =")[0], w=weight, b=bias
+    )
+    samples = net.samples()
+    assert rewritten(net.model(), samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS - 1  # type: ignore[index]
+    model = net.model()
+    samples = [{"x": np.full((1, 3, 8, 8), level, np.float32) + 0.01 * random((1, 3, 8, 8))} for level in (-2.0, 1.6)]
+    assert rewritten(model, samples, Squeeze(lanes=1)).model.graph.initializers["w"].shape[0] == CHANNELS  # type: ignore[index]
 
 
 def _peak(x: Any) -> float:
