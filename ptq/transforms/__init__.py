@@ -2,6 +2,7 @@
 
 from ptq.transforms.equalize_convs import EqualizeConvs
 from ptq.transforms.guard_recurrent import GuardRecurrent
+from ptq.transforms.prune_channels import PruneChannels
 from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.scale_salient import ScaleSalient
 from ptq.transforms.smooth_products import SmoothProducts
@@ -11,6 +12,7 @@ from ptq.transforms.squeeze import Squeeze
 __all__ = [
     "EqualizeConvs",
     "GuardRecurrent",
+    "PruneChannels",
     "Rewritten",
     "ScaleSalient",
     "SmoothProducts",

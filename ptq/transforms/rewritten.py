@@ -30,6 +30,7 @@ class Rewritten:
         evened_out: Whether widths of channels moved into weights.
         axes: Weight of a recurrent layer -> axes that its scales run along; none if it stays float.
         floats: Layers that integers would ruin -> why.
+        whole: The model before channels left it; None while all are there.
     """
 
     model: ir.Model
@@ -40,6 +41,7 @@ class Rewritten:
     evened_out: bool = False
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
+    whole: ir.Model | None = None
 
     def excludes(self, exclusions: Exclusions) -> Excludes:
         """Return the user's exclusions on this model, with the products in float beside others added."""
