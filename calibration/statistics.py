@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ptq.core.channel_extremes import HalvedExtremes
 from ptq.core.channel_mean import ChannelMean
+from ptq.core.channel_refit import ChannelMoments
 from ptq.core.channel_spread import ChannelSketch, ChannelSpread, Multiples
 from ptq.core.statistics import Histogram, HistogramAccumulator
 
@@ -183,6 +184,26 @@ class SketchOf:
     def of(self, values: NDArray[np.float32], number: int) -> ChannelSketch:
         """Project the channels of one sample."""
         return ChannelSketch.of(values, self.axis, number)
+
+    def gatherer(self) -> Gatherer:
+        """Return a builder that merges one sample after the other."""
+        return _Merging()
+
+
+@dataclass(frozen=True)
+class MomentsOf:
+    """Statistic: second moments of the channels.
+
+    Attributes:
+        axis: Where the channels are.
+    """
+
+    axis: int
+    tag: ClassVar[str] = "moments"
+
+    def of(self, values: NDArray[np.float32], number: int) -> ChannelMoments:
+        """Compute the moments of one sample."""
+        return ChannelMoments.of(values, self.axis, number)
 
     def gatherer(self) -> Gatherer:
         """Return a builder that merges one sample after the other."""

@@ -115,6 +115,7 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
     data: Any,
     which: str = "auto",
     *,
+    max_macs: float | None = None,
     target: str | None = None,
     samples: int = 512,
     goals: Goals | None = None,
@@ -130,6 +131,7 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
         model: As for `quantize`.
         data: Likewise: what the channels are watched on.
         which: Channels that leave: `proved`, `auto` or a share, as `Recipe.squeeze`.
+        max_macs: Products that may be left, as `Recipe.max_macs`; needs a goal.
         target: Whose kernels decide how many channels stay; default: this machine's.
         samples: Most samples read.
         goals: What the smaller model has to reach.
@@ -145,7 +147,10 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
     Raises:
         PtqError: Model or data cannot be used.
     """
-    recipe = Recipe(target, weight_only=True, equalize=False, squeeze=which, samples=samples, goals=goals or Goals())
+    recipe = Recipe(
+        target, weight_only=True, equalize=False, squeeze=which, max_macs=max_macs, samples=samples,
+        goals=goals or Goals(),
+    )  # fmt: skip
     reader, other = _open(model, (data, evaluation), recipe, images)
     with naming(model):
         return run_squeezed(Job(model, reader, recipe, other, tuple(custom_ops), engine=engine), progress)

@@ -28,16 +28,45 @@ Beside them, where some were multiples: [position, position of the leader, facto
 
 def note_of(leaving: Leaving) -> str:
     """Write down which channels leave: along as few axes as name every group, and all that holds multiples."""
-    told, rows = np.zeros(len(leaving.removed), np.bool_), dict[str, str | list[Any]]()
-    known = leaving.told
-    for axis in leaving.groups.sources:
-        at, name = leaving.groups.axes[axis], str(axis.value.name)
-        mix = known[name, axis.axis].mix if (name, axis.axis) in known else None
-        led = () if mix is None else [[int(i), int(j), float(mix[i, j])] for i, j in zip(*np.nonzero(mix), strict=True)]
-        if led or (leaving.removed[at] & ~told[at]).any():
+    led = {
+        key: tuple((int(i), int(j), float(told.mix[i, j])) for i, j in zip(*np.nonzero(told.mix), strict=True))
+        for key, told in leaving.told.items()
+        if told.mix is not None
+    }
+    return _note(leaving.groups, leaving.removed, led)
+
+
+def note_with(whole: ir.Model | None, model: ir.Model, groups: ChannelGroups, removed: Mask) -> str:
+    """Write down which channels leave a model that has lost some already, and those that it has lost.
+
+    Args:
+        whole: The model before; None if nothing has left it.
+        model: The model by now.
+        groups: Its channels.
+        removed: Which groups of them leave. Shape [groups].
+    """
+    if whole is None:
+        return _note(groups, removed, {})
+    before, left = ChannelGroups.of(whole), left_of(model)
+    gone = _removed(before, left)
+    now = {(str(axis.value.name), axis.axis): removed[at] for axis, at in groups.axes.items()}
+    both = gone.copy()
+    for axis, at in before.axes.items():
+        more, stayed = now.get((str(axis.value.name), axis.axis)), at[~gone[at]]
+        if more is not None and len(more) == len(stayed):
+            both[stayed[more]] = True
+    return _note(before, both, {key: each.led for key, each in left.items()})
+
+
+def _note(groups: ChannelGroups, removed: Mask, led: Mapping[tuple[str, int], Sequence[tuple[int, int, float]]]) -> str:
+    told, rows = np.zeros(len(removed), np.bool_), dict[str, str | list[Any]]()
+    for axis in groups.sources:
+        at, name = groups.axes[axis], str(axis.value.name)
+        own = list(map(list, led.get((name, axis.axis), ())))
+        if own or (removed[at] & ~told[at]).any():
             told[at] = True
-            digits = np.packbits(leaving.removed[at]).tobytes().hex()
-            rows[f"{name}:{axis.axis}"] = [digits, led] if led else digits
+            digits = np.packbits(removed[at]).tobytes().hex()
+            rows[f"{name}:{axis.axis}"] = [digits, own] if own else digits
     return json.dumps(rows, sort_keys=True, separators=(",", ":"))
 
 
@@ -76,6 +105,16 @@ def left_of(model: ir.Model) -> dict[tuple[str, int], Left]:
     return found
 
 
+def _removed(groups: ChannelGroups, left: Mapping[tuple[str, int], Left]) -> Mask:
+    """Return which groups left, by the positions that did."""
+    removed = np.zeros(len(groups.fixed), np.bool_)
+    for axis, at in groups.axes.items():
+        gone = left.get((str(axis.value.name), axis.axis))
+        if gone is not None:
+            removed[at[: len(gone.mask)][gone.mask[: len(at)]]] = True
+    return np.asarray(removed & ~groups.fixed)
+
+
 def count_removed(model: ir.Model) -> int:
     """Count the channels that left a model."""
     return sum(int(left.mask.sum()) for left in left_of(model).values())
@@ -97,12 +136,7 @@ def without_removed(
     """
     left = left_of(quantized)
     groups = ChannelGroups.of(model)
-    removed = np.zeros(len(groups.fixed), np.bool_)
-    for axis, at in groups.axes.items():
-        gone = left.get((str(axis.value.name), axis.axis))
-        if gone is not None:
-            removed[at[: len(gone.mask)][gone.mask[: len(at)]]] = True
-    removed &= ~groups.fixed
+    removed = _removed(groups, left)
     if not removed.any() or any(removed[at].all() for at in groups.axes.values() if len(at)):
         return model
     axes = [axis for axis in groups.sources if removed[groups.axes[axis]].any()]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ptq.recipe import Goals, Recipe
 
 
+MAX_MACS = "Products left, 80% or 0.8: channels leave, layers behind are refitted; with a goal only."
 DATA_OPTIONS = options(
     click.option(
         "--data",
@@ -89,6 +90,7 @@ RECIPE_OPTIONS = options(
         metavar="WHICH",
         help="Channels that leave the model: never, proved, auto (those that carry nothing), or a share of a step.",
     ),
+    click.option("--max-macs", metavar="SHARE", help=MAX_MACS),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
     click.option("--no-other-words", is_flag=True, help="Weights see no texts but those of the calibration set."),
     click.option(
@@ -188,7 +190,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
             raise RecipeError("--fast rounds weights, --weights names another way; leave one of them")
         weights["method"] = Rtn()
     if given["extra_macs"]:
-        weights["extra_macs"] = _share(given["extra_macs"], "--extra-macs")
+        weights["extra_macs"] = share_of(given["extra_macs"], "--extra-macs")
     if given["no_bias_correction"]:
         weights["bias_correction"] = False
     if given["activations"]:
@@ -204,6 +206,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         "accept_poor": True,
     }
     fields = {"no_equalize": "equalize", "no_other_words": "other_words", "goals": "search"}
+    if given["max_macs"]:
+        plain["max_macs"] = share_of(given["max_macs"], "--max-macs")
     plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
     return replace(
         recipe,
@@ -241,8 +245,8 @@ def images_of(given: dict[str, Any]) -> ImageOptions | None:
     return ImageOptions(**chosen) if chosen else None
 
 
-def _share(text: str, option: str) -> float:
-    """Read a share such as 0.05 or 5%."""
+def share_of(text: str, option: str) -> float:
+    """Read a share such as 0.05 or 5%, of an option."""
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
         return float(number) / (100 if percent else 1)

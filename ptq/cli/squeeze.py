@@ -16,11 +16,13 @@ from ptq.cli.options import (
     ENGINE_OPTIONS,
     GOAL_OPTIONS,
     IMAGE_OPTIONS,
+    MAX_MACS,
     SHARED_OPTIONS,
     engine_of,
     goals_of,
     images_of,
     require_data,
+    share_of,
 )  # fmt: skip
 from ptq.cli.quantize import put
 from ptq.cli.running import GOAL_MISSED, ending, guarded
@@ -36,6 +38,7 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
     metavar="WHICH",
     help="proved, auto (those that carry nothing, the default), or a share of an 8-bit step that they move by.",
 )
+@click.option("--max-macs", metavar="SHARE", help=MAX_MACS)
 @click.option("--target", shell_complete=propose_targets, help="Whose kernels it is for; default: this machine's.")
 @options(DATA_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, ENGINE_OPTIONS, SHARED_OPTIONS)
 @guarded
@@ -60,6 +63,7 @@ def squeeze(model: Path, output: Path, which: str, target: str | None, **given: 
             model,
             None if given["random_data"] else given["data"],
             which,
+            max_macs=share_of(given["max_macs"], "--max-macs") if given["max_macs"] else None,
             target=target,
             samples=given["samples"] or 512,
             goals=goals_of(given),

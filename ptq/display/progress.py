@@ -12,6 +12,7 @@ STEPS = {
     "compare": "comparing layer by layer",
     "prepare": "preparing the float graph",
     "squeeze": "looking for channels that carry nothing",
+    "prune": "taking out channels that cost little",
     "equalize": "evening out channels",
     "calibrate": "running the calibration set",
     "solve": "choosing ranges and weights",

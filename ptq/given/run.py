@@ -32,10 +32,17 @@ def run_given(context: Context, start: float, complete: Callable[[], Result]) ->
 
     Returns:
         Model and report, as `ptq.pipeline.run` returns them; None if the model is float.
+
+    Raises:
+        UnsupportedModelError: Channels that carry something were to leave it.
     """
     found = given_integers(context.model)
     if found is None:
         return None
+    if context.job.recipe.max_macs is not None:
+        raise UnsupportedModelError(
+            "the model is quantized already, and integers are not refitted: leave out --max-macs"
+        )
     came, reason = as_it_came(context.job.source, context.model), ""
     if found.open and not found.is_own and not needs_streaming(context.model):
         reason = NOTHING

@@ -19,6 +19,7 @@ from ptq.passes.selection import Exclusions, names_matching
 from ptq.recipe import Recipe
 from ptq.solving.grids import wanted_of
 from ptq.target import Target
+from ptq.transforms.prune_channels import PruneChannels
 from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.squeeze import Squeeze
 
@@ -43,7 +44,7 @@ class Mode(Protocol):
 
     @property
     def squeezes(self) -> tuple[Transform, ...]:
-        """Transform that removes channels, if the recipe wants that."""
+        """Transforms that remove channels, if the recipe wants that."""
         ...
 
     @property
@@ -120,9 +121,10 @@ class RecipeMode:
 
     @property
     def squeezes(self) -> tuple[Transform, ...]:
-        """The transform that comes before all others, if the recipe wants it."""
-        share = self.recipe.squeeze_share
-        return () if share is None else (Squeeze(share, self.target.channel_lanes),)
+        """Transforms that come before all others, if the recipe wants them."""
+        share, most, lanes = self.recipe.squeeze_share, self.recipe.max_macs, self.target.channel_lanes
+        squeezes: tuple[Transform, ...] = () if share is None else (Squeeze(share, lanes),)
+        return squeezes if most is None else (*squeezes, PruneChannels(most, lanes))
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions for all values with a grid, and channel means for biases."""

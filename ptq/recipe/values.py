@@ -12,6 +12,7 @@ from ptq.core.errors import RecipeError
 from ptq.core.family import tag_of
 from ptq.core.problem import Needs
 from ptq.core.spec import Granularity, PerAxis, PerBlock, PerTensor
+from ptq.recipe.channels import check_max_macs, squeeze_share
 from ptq.target import TARGETS
 from ptq.weights import Gptq, Rtn, WeightMethod, methods_that_need
 
@@ -20,9 +21,6 @@ GranularityName = Literal["per-tensor", "per-channel", "block-16", "block-32", "
 
 Split = Literal["auto", "never", "center", "whole"]
 Optimize = Literal["accuracy", "latency", "integers"]
-SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024}
-"""Words for the share of a step that a channel may move by and leave the model."""
-
 MOST_SAMPLES = 10**12
 MOST_BATCH = 65536
 
@@ -148,6 +146,8 @@ class Recipe:
         squeeze: Which channels leave the model before anything else: `never` any; those `proved` to be constant by the
             weights; `auto`: those too that calibration shows to carry nothing; or a share: those that move less than
             that share of their tensor's step at 8 bits.
+        max_macs: Products that may be left, as a share of those of the model as it came (0.8 is 80 %): further channels
+            leave, those that cost least first, and the layers behind are fitted to the others. Needs a goal.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
             cross-layer equalization of convolutions, smoothing and outlier channels of products, and weights that meet
             the largest activations where only weights are rounded.
@@ -178,6 +178,7 @@ class Recipe:
     activation_bits: int = 8
     weight_only: bool = False
     squeeze: str = "auto"
+    max_macs: float | None = None
     equalize: bool = True
     optimize: Optimize = "accuracy"
     latency_batch: int = 1
@@ -214,16 +215,7 @@ class Recipe:
     @property
     def squeeze_share(self) -> float | None:
         """Share of a step that a channel may move by and leave; 0 for what is proved alone, None for no channel."""
-        if self.squeeze in SQUEEZES:
-            return SQUEEZES[self.squeeze]
-        number, percent = self.squeeze.strip().removesuffix("%"), self.squeeze.strip().endswith("%")
-        try:
-            share = float(number) / (100 if percent else 1)
-        except ValueError:
-            share = math.nan
-        if not 0 < share <= 1:
-            raise RecipeError(f"squeeze is {self.squeeze!r:.80}; expected {', '.join(SQUEEZES)} or a share such as 0.1")
-        return share
+        return squeeze_share(self.squeeze)
 
     @property
     def has_small_weights(self) -> bool:
@@ -242,7 +234,8 @@ class Recipe:
         for key, bits in lengths.items():
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
-        _ = self.squeeze_share
+        squeeze_share(self.squeeze)
+        check_max_macs(self.max_macs, has_goal=self.goals.for_accuracy)
         self._check_extra_macs()
         self._check_blocks()
         self._check_bit_plan()

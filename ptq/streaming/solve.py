@@ -73,6 +73,7 @@ def require_streamable(recipe: Recipe, given: Sequence[str]) -> None:
     if recipe.bit_plan is not None and recipe.bit_plan.has_rows:
         raise UnsupportedModelError(f"{size} quantized in blocks of one word length: give the bit plan bits by layer")
     timed = {"--max-latency-ratio": recipe.goals.max_latency_ratio, "--max-drop": recipe.goals.max_drop}
+    timed |= {"--max-macs": recipe.max_macs}
     unmet = [*given, *(option for option, goal in timed.items() if goal is not None)]
     if unmet:
         raise UnsupportedModelError(

@@ -4,6 +4,7 @@ from ptq.transforms.equalize_convs import EqualizeConvs
 from ptq.transforms.float_islands import FloatIslands
 from ptq.transforms.guard_recurrent import GuardRecurrent
 from ptq.transforms.plain_slopes import PlainSlopes
+from ptq.transforms.prune_channels import PruneChannels
 from ptq.transforms.rewritten import Rewritten, Transform
 from ptq.transforms.scale_salient import ScaleSalient
 from ptq.transforms.smooth_products import SmoothProducts
@@ -15,6 +16,7 @@ __all__ = [
     "FloatIslands",
     "GuardRecurrent",
     "PlainSlopes",
+    "PruneChannels",
     "Rewritten",
     "ScaleSalient",
     "SmoothProducts",

@@ -31,6 +31,7 @@ class Rewritten:
         axes: Weight of a recurrent layer -> axes that its scales run along; none if it stays float.
         floats: Layers that integers would ruin -> why.
         recurrent: LSTM layers that run on integers though grids are fixed beforehand: theirs are taken at every step.
+        whole: The model before channels left it; None while all are there.
     """
 
     model: ir.Model
@@ -42,6 +43,7 @@ class Rewritten:
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     recurrent: frozenset[str] = frozenset()
+    whole: ir.Model | None = None
 
     def excludes(self, exclusions: Exclusions) -> Excludes:
         """Return the user's exclusions on this model, with the products in float beside others added."""

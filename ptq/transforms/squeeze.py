@@ -78,7 +78,7 @@ class Squeeze:
         if self.share <= AUTO:  # beyond it is wanted that outputs change
             Original(model, calibration.first, calibration.custom_ops).require_same("Squeeze", changed)
         changed.metadata_props[REMOVED] = note_of(leaving)
-        return replace(state, model=changed, notes=(*state.notes, _note(model, changed, leaving)))
+        return replace(state, model=changed, whole=model, notes=(*state.notes, _note(model, changed, leaving)))
 
     def _leaving(self, model: ir.Model, groups: ChannelGroups, calibration: CalibrationSet) -> Leaving:
         """Return what leaves: what is proved, and what all samples show, if the first ones show anything more."""

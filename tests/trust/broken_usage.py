@@ -295,6 +295,10 @@ OPTIONS: tuple[str, ...] = (
     "--extra-macs -5%",
     "--extra-macs nan",
     "--extra-macs inf",
+    "--max-macs much",
+    "--max-macs 0",
+    "--max-macs nan",
+    "--max-macs 80%",
     "--exclude nothing_like_it",
     "--exclude re:(",
     "--layer nothing:bits=4",
@@ -330,11 +334,8 @@ OPTIONS: tuple[str, ...] = (
 def _words(text: str) -> tuple[str, ...]:
     """An error of an option names it, its value, or the key that it stands for."""
     option, *values = text.split("=", maxsplit=1)[0].split()
-    return (
-        option,
-        *values,
-        *{"--extra-macs": ["extra_macs"], "--layer": ["layers"], "--granularity": ["per block"]}.get(option, []),
-    )
+    keys = {"--extra-macs": "extra_macs", "--max-macs": "max_macs", "--layer": "layers", "--granularity": "per block"}
+    return (option, *values, *(keys[each] for each in (option,) if each in keys))
 
 
 @each(lambda name: broken(f"option: {name}", *_words(name)),

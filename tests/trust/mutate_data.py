@@ -212,6 +212,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--granularity": BLOCKS,
     "--split": SPLITS,
     "--extra-macs": ("5%", "0.5", "0", "1000%", "1e-9", "%", "5%%"),
+    "--max-macs": ("90%", "0.5", "0", "1e-9", "%", "100%"),
     "--layer": ("Conv:bits=4", "MatMul:skip", "*:method=gptq", "re:.*:split=whole", "Gemm:bits=2"),
     "--exclude": PATTERNS,
     "--samples": ("1", "2", "5", "12", "1000000", "9223372036854775808", "1" * 5000),

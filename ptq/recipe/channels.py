@@ -1,0 +1,52 @@
+"""Settings of which channels leave a model: words and shares, checked."""
+
+from __future__ import annotations
+
+import math
+
+from ptq.core.errors import RecipeError
+
+SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024}
+"""Words for the share of a step that a channel may move by and leave the model."""
+
+
+def squeeze_share(text: str) -> float | None:
+    """Return the share of a step that a channel may move by and leave; 0 for what is proved alone, None for none.
+
+    Args:
+        text: One of `SQUEEZES`, or a share such as `0.1` or `10%`.
+
+    Raises:
+        RecipeError: It is something else.
+    """
+    if text in SQUEEZES:
+        return SQUEEZES[text]
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise RecipeError(f"squeeze is {text!r:.80}; expected {', '.join(SQUEEZES)} or a share such as 0.1")
+    return share
+
+
+def check_max_macs(share: float | None, *, has_goal: bool) -> None:
+    """Refuse shares of products that are none, and to take away what carries something where nothing says how much.
+
+    Args:
+        share: Products that may be left; None for all.
+        has_goal: Whether a goal says how near to float is near enough.
+
+    Raises:
+        RecipeError: The share is no such share, or there is no goal.
+    """
+    if share is None:
+        return
+    if not 0 < share <= 1:
+        raise RecipeError(f"max_macs is {share}; expected a share of the products, for example 80% or 0.8")
+    if not has_goal:
+        raise RecipeError(
+            "max_macs takes away channels that carry something, and no goal says how much may be lost; "
+            "add --max-drop, --min-agreement or --min-sqnr-db"
+        )
