@@ -26,7 +26,7 @@ from ptq.passes.given import rounding_of
 from ptq.passes.graph_writer import GraphWriter, Store
 from ptq.passes.linear import bias_add, constant, name_of
 from ptq.passes.lower_columns import lower_columns
-from ptq.passes.lower_stored import lower_stored, lower_table
+from ptq.passes.lower_stored import lower_float_bias, lower_stored, lower_table
 from ptq.passes.lower_weight import WeightWriter, dequantized
 from ptq.passes.lowered_layer import LoweredLayer
 from ptq.passes.placement import Placement
@@ -91,6 +91,10 @@ def lower_layers(
     for weight in placement.stored:
         if weight.name in plan.weights:
             lower_stored(lowering.weights, model, weight, plan.weights[weight.name])
+    for node in model.graph:
+        bias = None if name_of(node) in layers else plan.biases.get(name_of(node))
+        if isinstance(bias, FloatBias):
+            lower_float_bias(model.graph, node, bias)
     lowering.weights.unpack()
     avoid_float_fusion(model.graph, lowering.integer)
     keep_float(model.graph, lowering.integer)

@@ -10,7 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ptq.core.encoding import LookupWeight, WeightEncoding
+from ptq.core.plan import FloatBias
 from ptq.passes._guards import take_over
+from ptq.passes.graph import add_initializer, fresh_name
 from ptq.passes.linear import name_of
 from ptq.passes.lower_weight import WeightWriter
 from ptq.passes.stored import StoredWeight, value_in
@@ -63,6 +65,13 @@ def lower_stored(weights: WeightWriter, model: ir.Model, weight: StoredWeight, e
     ir.convenience.replace_all_uses_with(value, decoded)
     if value.is_initializer() and value.graph is not None:
         del value.graph.initializers[weight.name]
+
+
+def lower_float_bias(graph: ir.Graph, node: ir.Node, bias: FloatBias) -> None:
+    """Give a layer on a float kernel the bias that takes up the mean error of its weight on codes."""
+    name = fresh_name(graph, f"{name_of(node)}_bias")
+    node.resize_inputs(max(len(node.inputs), 3))
+    node.replace_input_with(2, add_initializer(graph, name, bias.values))
 
 
 def _turned(weights: WeightWriter, weight: StoredWeight, value: ir.Value) -> ir.Value:

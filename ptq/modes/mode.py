@@ -14,6 +14,7 @@ from ptq.calibration.statistics import Wanted
 from ptq.core.plan import QuantPlan
 from ptq.core.statistics import Histogram
 from ptq.passes import PREPARE, PREPARE_BLOCKS, PREPARE_SMALL, InsertQdq, PrepareStep, UseNative
+from ptq.passes.float_layers import float_layers
 from ptq.passes.placement import Placement
 from ptq.passes.selection import Exclusions, names_matching
 from ptq.recipe import Recipe
@@ -128,7 +129,7 @@ class RecipeMode:
 
     def wanted(self, state: Rewritten, placement: Placement) -> Wanted:
         """Return distributions for all values with a grid, and channel means for biases."""
-        return wanted_of(placement, state.aside)
+        return wanted_of(placement, state.aside, float_layers(state.model, placement))
 
     def too_coarse(
         self,

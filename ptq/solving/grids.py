@@ -96,16 +96,19 @@ def grid_distributions(
 
 
 def wanted_of(
-    placement: Placement, aside: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+    placement: Placement,
+    aside: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+    floats: Sequence[LinearLayer] = (),
 ) -> dict[str, tuple[Statistic, ...]]:
     """Return the statistics that a plan needs: distributions of values with a grid, channel means of layers' inputs.
 
     Args:
         placement: What becomes integers.
         aside: Value -> channels that its grid need not reach.
+        floats: Layers on float kernels whose weights lie on codes.
     """
     histograms = {name: HistogramOf(tuple(map(int, aside.get(name, ())))) for name in placement.sources}
-    means = {layer.source: MeanOf(channel_axis(layer)) for layer in placement.layers}
+    means = {layer.source: MeanOf(channel_axis(layer)) for layer in (*placement.layers, *floats)}
     names = dict.fromkeys([*histograms, *means])
     return {name: tuple(kind[name] for kind in (histograms, means) if name in kind) for name in names}
 

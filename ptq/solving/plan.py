@@ -29,8 +29,9 @@ from ptq.core.progress import Progress, counted, noted, silent
 from ptq.core.solved_layer import SOLVED_PARTS, SolvedLayer
 from ptq.core.statistics import Histogram
 from ptq.files.checkpoints import Checkpoints
+from ptq.passes.float_layers import float_layers, takes_float_bias
 from ptq.passes.infer_shapes import output_sizes
-from ptq.passes.placement import Placement
+from ptq.passes.placement import NOWHERE, Placement
 from ptq.passes.sites import WeightSite, matrix_of
 from ptq.sensitivity import FeatureInfluence
 from ptq.sensitivity.float_network import FloatNetwork, PlacedLayer
@@ -102,6 +103,8 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     }
     others: tuple[WeightSite, ...] = (*placement.tables, *placement.stored)
     rows_alone = {site.name: _rounded(problem, site) for site in others}
+    in_float = _solved_in_float(problem)
+    rows_alone |= {layer.weight: each.encoding for layer, each in in_float.items()}
     # In the walk recurrent layers compute in float, as they do in most models: what is installed there are tables.
     tables = {table.name: rows_alone[table.name] for table in placement.tables}
     if settings.extra_macs > 0:
@@ -113,7 +116,9 @@ def make_plan(problem: Problem) -> tuple[QuantPlan, tuple[LayerRow, ...]]:
     solved, rows_alone = share_codes(placement, jobs, solved, rows_alone, means)
     sizes = output_sizes(problem.model, list(jobs), problem.feed, problem.samples.custom_ops)
     rows_of_report = tuple(job.row(solved[name], sizes[name]) for name, job in jobs.items())
-    return _plan(grids, solved, rows_alone), rows_of_report
+    plan = _plan(grids, solved, rows_alone)
+    beside = {layer.name: each.bias for layer, each in in_float.items() if takes_float_bias(layer) and each.bias}
+    return replace(plan, biases={**plan.biases, **beside}), rows_of_report
 
 
 def _require_lengths(settings: Choices, solved: Mapping[str, SolvedLayer]) -> None:
@@ -132,6 +137,26 @@ def _rounded(problem: Problem, site: WeightSite) -> WeightEncoding:
     order = problem.settings.order_of(site)
     encoding: WeightEncoding = choice.quantizer.quantize(LayerProblem(site.name, weight, choice.spec, order=order))
     return encoding
+
+
+def _solved_in_float(problem: Problem) -> dict[LinearLayer, SolvedLayer]:
+    """Solve layers on float kernels whose weights lie on codes, as if everything else were float."""
+    settings, placement = problem.settings, problem.placement
+    sites = {site.name: site for site in placement.stored}
+    layers = [
+        layer
+        for layer in float_layers(problem.model, placement)
+        if settings.choice(layer).spec == settings.choice(sites[layer.weight]).spec
+    ]
+    if not layers:
+        return {}
+    alone = replace(problem, placement=replace(NOWHERE, layers=tuple(layers)), histograms={})
+    grids = choose_grids(alone.placement, {}, settings)
+    jobs = {
+        layer.name: LayerSolver(LayerArrays.of(problem.model, layer), layer, settings, grids, None) for layer in layers
+    }
+    solved = _solve(alone, {}, grids, jobs, again=True)
+    return {layer: solved[layer.name] for layer in layers}
 
 
 def _longer_words(
@@ -163,9 +188,14 @@ def _longer_words(
 
 
 def _solve(
-    problem: Problem, tables: Mapping[str, WeightEncoding], grids: Grids, jobs: Mapping[str, LayerSolver]
+    problem: Problem,
+    tables: Mapping[str, WeightEncoding],
+    grids: Grids,
+    jobs: Mapping[str, LayerSolver],
+    *,
+    again: bool = False,
 ) -> dict[str, SolvedLayer]:
-    """Solve all layers."""
+    """Solve all layers; the samples are kept if they are needed `again`."""
     solved = _started(problem, jobs)
     solved |= _together(problem, jobs, _plan(grids, solved, tables))
     walked = _walked(jobs)
@@ -174,7 +204,7 @@ def _solve(
     start, seconds = _plan(grids, solved, tables), seconds_to_solve(walked, len(problem.samples))
     if seconds > LONG:
         noted(problem.progress, f"solving weights takes about {seconds / 60:.0f} min; --fast rounds them instead")
-    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples)
+    walk = SequentialWalk(problem.model, problem.placement, start, walked, problem.samples, survey=again)
     for layer, seen in counted(walk.layers(), len(walked), problem.progress):
         solve = functools.partial(jobs[layer.name].settled, seen)
         with _threads(layer):

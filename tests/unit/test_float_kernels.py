@@ -20,6 +20,7 @@ from ptq.passes.planner import NO_KERNEL
 from ptq.passes.stored import find_stored
 from ptq.recipe import LayerRule, Weights
 from ptq.recipe.text import parse_rule
+from ptq.weights import Gptq, Rtn
 from tests.builders import feeds, model_from_text, random
 
 ON_CODES = "; float kernel, weight on codes"
@@ -175,3 +176,39 @@ def test_weights_on_codes_are_read_back(recipe: Recipe) -> None:
         stored = find_stored(model, lambda _: None, result.report.left_float)
         names = {weight.reader if weight.reader in lifted else weight.name for weight in stored}
         assert names <= lifted.keys()
+
+
+POSITIVE = """
+net (float[N, 16, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, wa)
+    r = Relu (a)
+    y = Conv (r, wy, by)
+}"""
+
+
+def positive_net() -> ir.Model:
+    """The inputs of its second layer have large means: rounding of that weight shifts the output."""
+    weights = {"wa": random((48, 16, 3, 3), 1, 0.1), "wy": random((4, 48, 1, 1), 2), "by": random((4,), 3)}
+    return model_from_text(POSITIVE, weights)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe("cpu-x86", Dynamic()), Recipe("cpu-x86", layers=(LayerRule("*", float_kernel=True),))]
+)
+def test_their_biases_take_up_the_mean_error_of_their_weights(recipe: Recipe) -> None:
+    data = [{"x": np.abs(feed["x"]) + 1} for feed in feeds(24, 16, 6, 6)]
+    errors = []
+    for corrects in (True, False):
+        weights = replace(recipe.weights, bias_correction=corrects)
+        proof = quantize(positive_net(), data, replace(recipe, weights=weights)).report.proof
+        errors.append(proof.comparison.sqnr_db)
+    assert errors[0] > errors[1] + 1
+
+
+def test_their_weights_are_solved_where_the_method_looks_at_inputs() -> None:
+    data = [{"x": np.abs(feed["x"]) + 1} for feed in feeds(24, 16, 6, 6)]
+    by_method = []
+    for method in (Gptq(), Rtn()):
+        recipe = replace(FLOAT_KERNELS, weights=Weights(method))
+        by_method.append(quantize(positive_net(), data, recipe).report.proof.comparison.sqnr_db)
+    assert by_method[0] > by_method[1] + 1
