@@ -192,9 +192,10 @@ def positive_net() -> ir.Model:
     return model_from_text(POSITIVE, weights)
 
 
-@pytest.mark.parametrize(
-    "recipe", [Recipe("cpu-x86", Dynamic()), Recipe("cpu-x86", layers=(LayerRule("*", float_kernel=True),))]
-)
+FLOAT_KERNELS = Recipe("cpu-x86", layers=(LayerRule("*", float_kernel=True),))
+
+
+@pytest.mark.parametrize("recipe", [DYNAMIC, FLOAT_KERNELS])
 def test_their_biases_take_up_the_mean_error_of_their_weights(recipe: Recipe) -> None:
     data = [{"x": np.abs(feed["x"]) + 1} for feed in feeds(24, 16, 6, 6)]
     errors = []
