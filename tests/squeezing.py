@@ -133,6 +133,8 @@ def check(net: Net) -> ir.Model:
             expected = np.delete(expected, list(positions), axis)
         if expected.dtype == np.int64 or not expected.any():  # sizes and places are written anew, states begin with 0
             continue
+        if expected.ndim == 1 and name in net.free and name not in arrays:  # another bias took its place
+            continue
         assert arrays[name].shape == expected.shape, f"{name}: {arrays[name].shape}, expected {expected.shape}"
         if name not in net.free:
             np.testing.assert_array_equal(arrays[name], expected, err_msg=name)
