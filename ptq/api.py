@@ -49,9 +49,11 @@ from ptq.models.sessions import run as run_session
 from ptq.models.source import ModelSource, input_specs, runnable_source
 from ptq.pipeline import run_calibration
 from ptq.recipe import Goals, Recipe
+from ptq.recipe.channels import FEWEST
 from ptq.runtime.native import native_path
 from ptq.squeezed.run import run_squeezed
 from ptq.tuning import tune
+from ptq.tuning.fewest import fewest
 
 
 def quantize(  # noqa: PLR0913 - the front door names every option
@@ -97,7 +99,8 @@ def quantize(  # noqa: PLR0913 - the front door names every option
         PtqError: Model, data or recipe cannot be used; the message says what to do.
     """
     recipe = recipe or Recipe()
-    repeats, once = recipe.search or recipe.optimize == "latency", ("__next__", "get_next")
+    repeats = recipe.search or recipe.optimize == "latency" or recipe.squeeze == FEWEST
+    once = ("__next__", "get_next")
     flows_by = any(hasattr(each, name) for each in (data, evaluation) for name in once)
     if repeats and flows_by:
         raise RecipeError("search and optimize need the data more than once; give a list, arrays or a file")
@@ -130,7 +133,7 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
     Args:
         model: As for `quantize`.
         data: Likewise: what the channels are watched on.
-        which: Channels that leave: `proved`, `auto` or a share, as `Recipe.squeeze`.
+        which: Channels that leave: `proved`, `auto`, a share, or `fewest` with a goal, as `Recipe.squeeze`.
         max_macs: Products that may be left, as `Recipe.max_macs`; needs a goal.
         target: Whose kernels decide how many channels stay; default: this machine's.
         samples: Most samples read.
@@ -153,7 +156,8 @@ def squeeze(  # noqa: PLR0913 - the front door names every option
     )  # fmt: skip
     reader, other = _open(model, (data, evaluation), recipe, images)
     with naming(model):
-        return run_squeezed(Job(model, reader, recipe, other, tuple(custom_ops), engine=engine), progress)
+        job = Job(model, reader, recipe, other, tuple(custom_ops), engine=engine)
+        return fewest(job, run_squeezed, progress) if which == FEWEST else run_squeezed(job, progress)
 
 
 def calibrate(  # noqa: PLR0913 - the front door names every option

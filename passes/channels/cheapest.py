@@ -17,6 +17,9 @@ ROOM = 4
 """Bundles in a set of alike channels, at least: where kernels take more at once than a quarter, fewer go together."""
 
 
+LEAST = 4
+"""Channels that go at once, at least: convolutions take far longer for counts that are no multiple of it."""
+
 CONSIDERED = 4
 """Channels that are looked at for each that goes, those that cost least alone."""
 
@@ -112,7 +115,7 @@ def _is_grouped(axis: Axis) -> bool:
 def _bundle(count: int, lanes: int, room: int) -> int:
     """Return how many of some channels go at once: as many as kernels take, fewer where that were most of them."""
     size = max(lanes, 1)
-    while size > 1 and count < room * size:
+    while size > LEAST and count < room * size:
         size //= 2
     return size
 

@@ -88,7 +88,8 @@ RECIPE_OPTIONS = options(
     click.option(
         "--squeeze",
         metavar="WHICH",
-        help="Channels that leave the model: never, proved, auto (those that carry nothing), or a share of a step.",
+        help="Channels that leave: never, proved, auto (those that carry nothing), a share of a step, or as many as a "
+        "goal allows, such as 'top1 drop <= 0.5'.",
     ),
     click.option("--max-macs", metavar="SHARE", help=MAX_MACS),
     click.option("--no-equalize", is_flag=True, help="Leave the widths of channels as they are."),
@@ -206,8 +207,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         "accept_poor": True,
     }
     fields = {"no_equalize": "equalize", "no_other_words": "other_words", "goals": "search"}
-    if given["max_macs"]:
-        plain["max_macs"] = share_of(given["max_macs"], "--max-macs")
+    plain |= _channels(given)
     plain |= {fields.get(name, name): value for name, value in flags.items() if given.get(name)}
     return replace(
         recipe,
@@ -220,13 +220,26 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     )
 
 
+def _channels(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe's settings of channels that carry something."""
+    sought: dict[str, Any] = {"squeeze": "fewest"} if is_goal(given["squeeze"]) else {}
+    return sought | ({"max_macs": share_of(given["max_macs"], "--max-macs")} if given["max_macs"] else {})
+
+
+def is_goal(text: str | None) -> bool:
+    """Whether an option's text says how near to float is near enough, rather than how much is done."""
+    return text is not None and ("<" in text or ">" in text)
+
+
 def goals_of(given: dict[str, Any], base: Goals | None = None) -> Goals:
     """Put the command line's goals on top of a recipe's."""
     from ptq.recipe import Goals
     from ptq.recipe.text import parse_goal
 
     names = ("min_sqnr_db", "min_agreement", "max_drop", "max_latency_ratio")
-    sought = {name: value for text in given.get("goals") or () for name, value in parse_goal(text).items()}
+    texts = [(text, "--goal") for text in given.get("goals") or ()]
+    texts += [(given["squeeze"], "--squeeze")] if is_goal(given.get("squeeze")) else []
+    sought = {name: value for text, option in texts for name, value in parse_goal(text, option).items()}
     judged = {name: given[name] for name in names if given.get(name) is not None}
     return replace(base or Goals(), **sought, **judged)
 

@@ -21,6 +21,7 @@ from ptq.cli.options import (
     engine_of,
     goals_of,
     images_of,
+    is_goal,
     require_data,
     share_of,
 )  # fmt: skip
@@ -33,16 +34,16 @@ from ptq.cli.running import GOAL_MISSED, ending, guarded
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the result goes.")
 @click.option(
     "--squeeze",
-    "which",
     default="auto",
     metavar="WHICH",
-    help="proved, auto (those that carry nothing, the default), or a share of an 8-bit step that they move by.",
+    help="proved, auto (those that carry nothing, the default), a share of an 8-bit step that they move by, or as many "
+    "as a goal allows, such as 'agreement >= 0.95'.",
 )
 @click.option("--max-macs", metavar="SHARE", help=MAX_MACS)
 @click.option("--target", shell_complete=propose_targets, help="Whose kernels it is for; default: this machine's.")
 @options(DATA_OPTIONS, GOAL_OPTIONS, IMAGE_OPTIONS, ENGINE_OPTIONS, SHARED_OPTIONS)
 @guarded
-def squeeze(model: Path, output: Path, which: str, target: str | None, **given: Any) -> None:
+def squeeze(model: Path, output: Path, target: str | None, **given: Any) -> None:
     """Remove channels that carry nothing, in float.
 
     `ptq quantize` does that by itself, before anything else.
@@ -62,7 +63,7 @@ def squeeze(model: Path, output: Path, which: str, target: str | None, **given: 
         result = run_squeeze(
             model,
             None if given["random_data"] else given["data"],
-            which,
+            "fewest" if is_goal(given["squeeze"]) else given["squeeze"],
             max_macs=share_of(given["max_macs"], "--max-macs") if given["max_macs"] else None,
             target=target,
             samples=given["samples"] or 512,

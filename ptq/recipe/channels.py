@@ -6,7 +6,10 @@ import math
 
 from ptq.core.errors import RecipeError
 
-SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024}
+FEWEST = "fewest"
+"""Word for as few products as the goals allow; what carries nothing leaves as with `auto`."""
+
+SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024, FEWEST: 1 / 1024}
 """Words for the share of a step that a channel may move by and leave the model."""
 
 
@@ -31,22 +34,27 @@ def squeeze_share(text: str) -> float | None:
     return share
 
 
-def check_max_macs(share: float | None, *, has_goal: bool) -> None:
+def check_max_macs(share: float | None, squeeze: str, *, has_goal: bool, searches: bool) -> None:
     """Refuse shares of products that are none, and to take away what carries something where nothing says how much.
 
     Args:
         share: Products that may be left; None for all.
+        squeeze: Which channels leave; `fewest` finds a share.
         has_goal: Whether a goal says how near to float is near enough.
+        searches: Whether word lengths are searched for as well.
 
     Raises:
-        RecipeError: The share is no such share, or there is no goal.
+        RecipeError: The share is no such share, there is no goal, or two things are to be found at once.
     """
-    if share is None:
-        return
-    if not 0 < share <= 1:
+    if share is not None and not 0 < share <= 1:
         raise RecipeError(f"max_macs is {share}; expected a share of the products, for example 80% or 0.8")
-    if not has_goal:
+    if searches and squeeze == FEWEST:
+        raise RecipeError("--goal seeks the fewest bytes, a goal of --squeeze the fewest products; leave one of them")
+    if share is not None and squeeze == FEWEST:
+        raise RecipeError(f"squeeze {FEWEST!r} finds the share of products, max_macs gives it; leave one of them")
+    if not has_goal and (share is not None or squeeze == FEWEST):
+        name = "max_macs" if share is not None else f"squeeze {FEWEST!r}"
         raise RecipeError(
-            "max_macs takes away channels that carry something, and no goal says how much may be lost; "
-            "add --max-drop, --min-agreement or --min-sqnr-db"
+            f"{name} takes away channels that carry something, and no goal says how much may be lost; "
+            "add --max-drop, --min-agreement or --min-sqnr-db, or goals to the recipe"
         )

@@ -16,11 +16,12 @@ FLAGS = ("skip", "float_kernel")
 """Keys of a rule that need no value."""
 
 
-def parse_goal(text: str) -> dict[str, float]:
+def parse_goal(text: str, option: str = "--goal") -> dict[str, float]:
     """Read a goal as the command line takes it, as a field of `Goals`.
 
     Args:
         text: `sqnr >= 30`, `agreement >= 0.99`, `top1 drop <= 0.5` (points, or `%`), `latency <= 0.5` (over float).
+        option: How the command line calls it.
 
     Raises:
         RecipeError: It is something else.
@@ -37,7 +38,7 @@ def parse_goal(text: str) -> dict[str, float]:
     units = {"sqnr": (None, "dB"), "agreement": (None, "%"), "drop": (None, "%"), "latency": (None, "%")}
     if parts is None or number is None or parts[2] != wanted[parts[1]] or parts[4] not in units[parts[1]]:
         raise RecipeError(
-            f"--goal is {text!r:.80}; expected for example 'sqnr >= 30', 'agreement >= 0.99', 'top1 drop <= 0.5' "
+            f"{option} is {text!r:.80}; expected for example 'sqnr >= 30', 'agreement >= 0.99', 'top1 drop <= 0.5' "
             "(points) or 'latency <= 0.5'"
         )
     points = parts[1] == "drop" or parts[4] == "%"

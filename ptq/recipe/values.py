@@ -145,7 +145,7 @@ class Recipe:
         weight_only: Leave activations in float: smaller files, decoded when the session opens, at float's speed.
         squeeze: Which channels leave the model before anything else: `never` any; those `proved` to be constant by the
             weights; `auto`: those too that calibration shows to carry nothing; or a share: those that move less than
-            that share of their tensor's step at 8 bits.
+            that share of their tensor's step at 8 bits; `fewest`: as many as the goals allow, by trying `max_macs`.
         max_macs: Products that may be left, as a share of those of the model as it came (0.8 is 80 %): further channels
             leave, those that cost least first, and the layers behind are fitted to the others. Needs a goal.
         equalize: Even out the channels of activations within the weights around them, where that was seen to help:
@@ -235,7 +235,7 @@ class Recipe:
             if bits not in range(2, 9):
                 raise RecipeError(f"{key} is {bits}; expected 2 to 8")
         squeeze_share(self.squeeze)
-        check_max_macs(self.max_macs, has_goal=self.goals.for_accuracy)
+        check_max_macs(self.max_macs, self.squeeze, has_goal=self.goals.for_accuracy, searches=self.search)
         self._check_extra_macs()
         self._check_blocks()
         self._check_bit_plan()

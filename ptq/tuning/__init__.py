@@ -10,7 +10,9 @@ from ptq.given.find import given_integers
 from ptq.job import Job, Result
 from ptq.models.load import load_model
 from ptq.pipeline import run
+from ptq.recipe.channels import FEWEST
 from ptq.tuning.advice import advised
+from ptq.tuning.fewest import fewest
 from ptq.tuning.goals import reach
 from ptq.tuning.latency import fastest
 from ptq.tuning.repair import repair
@@ -27,13 +29,16 @@ def tune(job: Job, progress: Progress = silent) -> Result:
         Model and report, as `run` returns them. The recipe in the report makes the same model without measuring.
     """
     job, plans = replace(job, recipe=job.recipe.settled(random_data=job.data.is_random)), tuple[TimedPlan, ...]()
-    searches = job.recipe.search or job.recipe.optimize == "latency"
+    searches = job.recipe.search or job.recipe.optimize == "latency" or job.recipe.squeeze == FEWEST
     if searches and given_integers(load_model(job.source)) is not None:
         return run(job, progress)  # nothing of it is up to us but what came in float
     if job.recipe.optimize == "latency":
         choice = fastest(job, progress)
         job, plans = replace(job, recipe=choice.recipe), choice.plans
-    result = reach(job, progress) if job.recipe.search else run(job, progress)
+    if job.recipe.squeeze == FEWEST:
+        result = fewest(job, run, progress)
+    else:
+        result = reach(job, progress) if job.recipe.search else run(job, progress)
     if result.report.unchanged:
         return result
     final = job.recipe.search or job.recipe.accept_poor or job.flows_by or result.delivery.data is None

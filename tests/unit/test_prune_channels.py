@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ptq import Goals, Recipe, quantize, squeeze
 from ptq.api import diff
+from ptq.calibration.refitting import View
 from ptq.cli import main
 from ptq.core.channel_refit import ChannelMoments, Elimination, PairMoments, refit
 from ptq.core.errors import PtqError, RecipeError, UnsupportedModelError
@@ -208,6 +209,41 @@ def test_few_enough_products_are_left_and_refitting_gains(name: str, monkeypatch
     assert refitted > sqnr_db(model, plain.model, unseen) + 3
 
 
+def test_taps_learn_from_their_own_position_where_samples_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = net("chain"), samples_of("chain", 40)
+    seen, unseen = samples[:8], samples[8:]
+    views = list[View]()
+    monkeypatch.setattr("ptq.calibration.refitting.View", lambda taps: views.append(View(taps)) or views[-1])
+    refitted = rewritten(model, seen, PruneChannels(0.4)).model
+    assert {view.taps for view in views} == {1, 9}
+    monkeypatch.setattr("ptq.transforms.prune_channels._refit", lambda *_: 0)
+    plain = rewritten(net("chain"), seen, PruneChannels(0.4)).model
+    assert sqnr_db(model, refitted, unseen) > sqnr_db(model, plain, unseen) + 3
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_weights_over_rows_of_either_kind_go_back_and_forth(taps: int) -> None:
+    weight, view = random((5, 4 * 9), 1), View(taps)
+    assert view.matrix(weight).shape == (5 * taps, 36 // taps)
+    np.testing.assert_array_equal(view.weight(view.matrix(weight).astype(np.float64)), weight)
+
+
+def test_what_lies_before_the_channels_stays_bit_for_bit() -> None:
+    """Layers whose input is what it was keep their weights, and so do all where what left carried nothing."""
+    model, samples = net("chain"), samples_of("chain")
+    changed = rewritten(model, samples, PruneChannels(0.7)).model
+    kept = constant(changed.graph.initializers["w1"])
+    assert all(any(np.array_equal(row, other) for other in constant(model.graph.initializers["w1"])) for row in kept)
+    silent = constant(model.graph.initializers["w1"]).copy()
+    silent[:8] = 0
+    model.graph.initializers["w1"].const_value = ir.tensor(silent, name="w1")
+    bias = np.where(np.arange(16) < 8, 0, random((16,), 2)).astype(np.float32)
+    model.graph.initializers["b1"].const_value = ir.tensor(bias, name="b1")
+    changed = rewritten(model, samples, PruneChannels(0.7, 8)).model
+    second = constant(model.graph.initializers["w2"])
+    assert np.array_equal(constant(changed.graph.initializers["w2"]), second[:, 8:])
+
+
 def test_products_are_those_that_layers_take() -> None:
     feed = samples_of("skip")[0]
     assert count(net("skip"), feed) == 64 * (16 * 27 + 16 * 144 + 16 * 9 + 256) + 64
@@ -297,6 +333,9 @@ def test_diff_says_that_weights_are_others(tmp_path: Path) -> None:
     [
         ({"max_macs": 0.8}, "no goal says how much may be lost; add --max-drop, --min-agreement or --min-sqnr-db"),
         ({"max_macs": 0.8, "goals": Goals(max_latency_ratio=0.5)}, "no goal"),
+        ({"squeeze": "fewest"}, "squeeze 'fewest' takes away .* no goal says"),
+        ({"squeeze": "fewest", "max_macs": 0.8, "goals": EASY}, "leave one of them"),
+        ({"squeeze": "fewest", "search": True, "goals": EASY}, "leave one of them"),
         ({"max_macs": 1.5, "goals": EASY}, "max_macs is 1.5; expected a share"),
         ({"max_macs": 0.0, "goals": EASY}, "max_macs is 0.0; expected a share"),
     ],
@@ -320,10 +359,11 @@ def test_random_data_and_integers_are_refused() -> None:
     [
         (("--max-macs", "70%", "--min-sqnr-db", "-50"), 0, "layers were refitted"),
         (("--max-macs", "0.7", "--min-sqnr-db", "90"), 1, "goal missed"),
+        (("--squeeze", "sqnr <= 10"), 2, "--squeeze is 'sqnr <= 10'; expected for example"),
         (("--max-macs", "70%"), 2, "no goal says how much may be lost"),
         (("--max-macs", "much", "--min-sqnr-db", "10"), 2, "--max-macs is 'much'; expected a share"),
     ],
-    ids=["kept", "missed", "no goal", "no share"],
+    ids=["kept", "missed", "no such goal", "no goal", "no share"],
 )
 def test_on_the_command_line(tmp_path: Path, verb: str, options: tuple[str, ...], code: int, words: str) -> None:
     ir.save(net("chain"), tmp_path / "m.onnx")
@@ -338,3 +378,35 @@ def test_on_the_command_line(tmp_path: Path, verb: str, options: tuple[str, ...]
         assert len(done.stderr.strip().splitlines()) == 1
     else:
         assert words in next(tmp_path.glob("*.card.json")).read_text()
+
+
+def test_a_goal_finds_the_fewest_products_that_keep_it() -> None:
+    model, samples = net("chain"), samples_of("chain")
+    asked = Recipe(weights=Weights(Rtn()), squeeze="fewest", goals=Goals(min_sqnr_db=28.0))
+    result = quantize(model, samples, asked)
+    share, tries = result.report.recipe["max_macs"], result.report.tries
+    assert result.report.verdict.passed
+    assert result.report.recipe["squeeze"] == "auto"
+    assert tries[0].passed
+    assert 0 < share < 1
+    assert {each.passed for each in tries} == {True, False}
+    assert quantize(model, samples, recipe_from(result.report.recipe, "card")).delivery.data == result.delivery.data
+
+
+def test_where_nothing_keeps_the_goal_nothing_is_taken() -> None:
+    missed = quantize(
+        net("chain"), samples_of("chain"), Recipe(weights=Weights(Rtn()), squeeze="fewest", goals=Goals(90))
+    )
+    assert missed.report.verdict.word == "goal missed"
+    assert "max_macs" not in missed.report.recipe
+    assert len(missed.report.tries) == 1
+    found = squeeze(net("chain"), samples_of("chain"), "fewest", goals=Goals(15))
+    assert found.report.recipe["max_macs"] < 1
+    assert found.report.verdict.passed
+
+
+def test_a_search_reads_data_more_than_once() -> None:
+    with pytest.raises(RecipeError, match="data more than once"):
+        quantize(net("chain"), iter(samples_of("chain")), Recipe(squeeze="fewest", goals=EASY))
+    with pytest.raises(RecipeError, match="random numbers show nothing; give --data"):
+        squeeze(net("chain"), None, "fewest", goals=EASY)
