@@ -103,8 +103,12 @@ def _activation(node: ir.Node, before: Bounds) -> Bounds:
         return Bounds(np.array([low]), np.array([high]))
     if node.op_type == "AveragePool":
         return before.with_zero() if is_padded(node) else before
-    ends = {"Relu": (0.0, np.inf), "Clip": (_number(node, 1, -np.inf), _number(node, 2, np.inf))}.get(node.op_type)
-    return ANYTHING if ends is None else before.through(lambda values: np.clip(values, *ends))
+    if node.op_type == "Relu":
+        return before.through(lambda values: np.maximum(values, 0.0))
+    if node.op_type != "Clip":
+        return ANYTHING
+    low, high = _number(node, 1, -np.inf), _number(node, 2, np.inf)
+    return before.through(lambda values: np.clip(values, low, high))
 
 
 def _is_flat(value: ir.Value | None, axis: int) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ptq.allocation.divide import NodeTimes, Price, converted_values, divide
 from ptq.allocation.stated_times import Shape, stated_times
+from ptq.core.errors import UnsupportedModelError
 from ptq.core.kernel_costs import KernelCosts
 from ptq.passes.placement import Placement
 
@@ -61,7 +62,11 @@ def find_islands(
     floats = dict.fromkeys(sorted(divide(model, whole, times, sizes, price)), FASTER)
     if not floats:
         return Islands({})
-    before, after = (_total(model, placement, times, sizes, price) for placement in (whole, place(floats)))
+    try:
+        divided = place(floats)
+    except UnsupportedModelError:  # all in float, and no weight large enough for codes
+        return Islands({})
+    before, after = (_total(model, placement, times, sizes, price) for placement in (whole, divided))
     worth = before >= LEAST_US and after <= before * (1 - WORTH)
     return Islands(floats, 1 - after / before) if worth else Islands({})
 

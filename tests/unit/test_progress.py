@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_long_step_says_how_far_it_is(folder: Path) -> None:
     counter = Counter()
     ptq.quantize(folder / "m.onnx", folder / "d.npz", ptq.Recipe(weights=Weights(Gptq(), 4)), progress=counter)
-    assert counter.steps == ["prepare", "equalize", "calibrate", "solve", "lower", "verify"]
+    assert counter.steps == ["prepare", "squeeze", "equalize", "calibrate", "solve", "lower", "verify"]
     assert counter.counts["calibrate"] == [(i + 1, 21) for i in range(21)]
     assert counter.counts["verify"] == [(i + 1, 3) for i in range(3)]
     assert counter.counts["solve"] == [(i + 1, 4) for i in range(4)] * 2
@@ -74,7 +74,7 @@ def test_counting_changes_no_byte_and_one_who_only_listens_is_not_counted_for(fo
     names: list[str] = []
     runs = [ptq.quantize(folder / "m.onnx", folder / "d.npz", progress=each) for each in (Counter(), names.append)]
     assert len({run.delivery.fingerprint for run in runs}) == 1
-    assert names == ["prepare", "equalize", "calibrate", "solve", "lower", "verify"]
+    assert names == ["prepare", "squeeze", "equalize", "calibrate", "solve", "lower", "verify"]
     items = [1, 2]
     assert counted(items, 2, names.append) is items
 
