@@ -188,4 +188,5 @@ def _note(model: ir.Model, changed: ir.Model, leaving: Leaving) -> str:
 
 
 def _size(value: ir.Value) -> int:
-    return 0 if value.const_value is None else value.const_value.size
+    """Count the numbers of a constant that something reads."""
+    return 0 if value.const_value is None or not value.uses() else value.const_value.size
