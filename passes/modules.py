@@ -15,6 +15,7 @@ Path = tuple[str, ...]
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter notes the modules around a node: a Python list of names, each holding the one before."""
 
+REWRITINGS = "pkg.onnxscript.rewriter."
 MODULE = "ptq.module"
 """Where a prepared graph keeps the module of a node, its parts joined by dots; nothing of it is delivered."""
 
@@ -58,9 +59,11 @@ def note_modules(model: ir.Model, origin: ir.Model) -> None:
 
 
 def forget_modules(model: ir.Model) -> None:
-    """Remove what `note_modules` noted."""
+    """Remove what `note_modules` noted, and what the library of rewritings writes down for itself."""
     for node in model.graph.all_nodes():
         node.metadata_props.pop(MODULE, None)
+        for key in [key for key in node.metadata_props if key.startswith(REWRITINGS)]:
+            del node.metadata_props[key]
 
 
 def module_of(node: ir.Node) -> str:
