@@ -172,4 +172,5 @@ def _sum(node: ir.Node, known: Mapping[ir.Value, Bounds]) -> Bounds:
 def _number(node: ir.Node, place: int, default: float) -> float:
     """Return a scalar input; the default where there is none or it is computed."""
     array = constant(node.inputs[place]) if len(node.inputs) > place else None
-    return default if array is None or array.size != 1 else float(array.reshape(-1)[0])
+    known = array is not None and array.size == 1 and array.dtype.kind in "fiu"
+    return float(array.reshape(-1)[0]) if known and array is not None else default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from ptq.passes.channels.links import Axis, Indices, Mask
 from ptq.passes.channels.products import Products
 
 ROOM = 4
-"""Bundles in a set of alike channels, at least: where kernels take more at once than a quarter, fewer go together."""
+"""Bundles in a set of alike channels, at least, where whole vectors of kernels save too little."""
 
 
 LEAST = 4
@@ -57,38 +57,72 @@ def cheapest(
         Which groups go. Shape [groups].
     """
     removed, layers = np.zeros(len(groups.fixed), np.bool_), dict(layers)
-    sets = list(_sets(groups, layers, lanes))
+    sets = list(_sets(groups, layers))
+    whole = [lanes for _ in sets]
+    for sizes in (whole, [_bundle(alike, lanes) for alike in sets]):  # kernels gain nothing by parts of what they take
+        _take(_State(groups, products, layers, removed), sets, sizes, most)
+    return removed
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Groups that lie along the same axes.
+
+    Attributes:
+        groups: Which.
+        read: Those of the axes that layers sum over.
+        is_grouped: Whether a convolution in groups reads them: its kernel takes what fills no vector one by one.
+    """
+
+    groups: Indices
+    read: tuple[Axis, ...]
+    is_grouped: bool
+
+
+@dataclass(frozen=True)
+class _State:
+    """Channels that are left by now, changed in place."""
+
+    groups: ChannelGroups
+    products: Products
+    layers: dict[Axis, tuple[Elimination, ...]]
+    removed: Mask
+
+    def take(self, gone: Indices, axes: Iterable[Axis]) -> None:
+        """Take groups away that layers sum over along some axes."""
+        self.removed[gone] = True
+        for axis in axes:
+            block = np.flatnonzero(np.isin(self.groups.axes[axis], gone))
+            self.layers[axis] = tuple(each.without(block) for each in self.layers[axis])
+
+
+def _take(state: _State, sets: Sequence[Alike], sizes: Sequence[int], most: float) -> None:
+    """Take the bundle that costs least per product, again and again."""
     offers = dict[int, Offer]()
-    while (left := products.count(removed)) > most:
+    while (left := state.products.count(state.removed)) > most:
         rates = dict[int, tuple[float, float]]()
-        for index, (alike, own, size) in enumerate(sets):
-            staying = alike[~removed[alike]]
+        for index, (alike, size) in enumerate(zip(sets, sizes, strict=True)):
+            staying = alike.groups[~state.removed[alike.groups]]
             going = len(staying) % size or size
             if len(staying) > going:
                 if index not in offers:
-                    offers[index] = _offer(groups, staying, {axis: layers[axis] for axis in own}, going)
-                saved = left - products.count(_with(removed, offers[index].groups))
-                rates[index] = (saved, offers[index].cost)
-        rates = {index: rate for index, rate in rates.items() if rate[0] > 0}
+                    own = {axis: state.layers[axis] for axis in alike.read}
+                    offers[index] = _offer(state.groups, staying, own, going)
+                saved = left - state.products.count(_with(state.removed, offers[index].groups))
+                rates |= {index: (saved, offers[index].cost)} if saved > 0 else {}
         if not rates:
-            break
+            return
         best = min(rates, key=lambda each: (rates[each][1] / rates[each][0], each))
         enough = [index for index, (saved, _) in rates.items() if left - saved <= most]
         if best in enough:  # the last one: what it saves beyond that counts for nothing
             best = min(enough, key=lambda each: (rates[each][1], each))
-        gone, changed = offers[best].groups, set(sets[best][1])
-        removed[gone] = True
-        for axis in changed:
-            block = np.flatnonzero(np.isin(groups.axes[axis], gone))
-            layers[axis] = tuple(each.without(block) for each in layers[axis])
-        offers = {index: offer for index, offer in offers.items() if not changed & set(sets[index][1])}
-    return removed
+        changed = set(sets[best].read)
+        state.take(offers[best].groups, changed)
+        offers = {index: offer for index, offer in offers.items() if not changed & set(sets[index].read)}
 
 
-def _sets(
-    groups: ChannelGroups, layers: Mapping[Axis, object], lanes: int
-) -> Iterator[tuple[Indices, tuple[Axis, ...], int]]:
-    """Yield groups that lie along the same axes, those of the axes that layers sum over, and how many go at once."""
+def _sets(groups: ChannelGroups, layers: Mapping[Axis, object]) -> Iterator[Alike]:
+    """Yield sets of groups that may go."""
     places: list[list[int]] = [[] for _ in groups.fixed]
     axes = list(groups.axes)
     for index, axis in enumerate(axes):
@@ -102,19 +136,17 @@ def _sets(
         along = [axes[index] for index in where]
         read = tuple(axis for axis in along if axis in groups.sources)
         if read and all(axis in layers for axis in read):
-            room = 1 if any(map(_is_grouped, along)) else ROOM
-            yield np.array(members), read, _bundle(len(members), lanes, room)
+            yield Alike(np.array(members), read, any(map(_is_grouped, along)))
 
 
 def _is_grouped(axis: Axis) -> bool:
-    """Whether a convolution in groups reads the channels: its kernel takes what fills no vector one by one."""
     nodes = [use.node for use in axis.value.uses()]
     return any("Conv" in node.op_type and node.attributes.get_int("group", 1) > 1 for node in nodes)
 
 
-def _bundle(count: int, lanes: int, room: int) -> int:
-    """Return how many of some channels go at once: as many as kernels take, fewer where that were most of them."""
-    size = max(lanes, 1)
+def _bundle(alike: Alike, lanes: int) -> int:
+    """Return how many of some channels go at once where whole vectors save too little."""
+    size, count, room = max(lanes, 1), len(alike.groups), 1 if alike.is_grouped else ROOM
     while size > LEAST and count < room * size:
         size //= 2
     return size

@@ -26,6 +26,19 @@ REMOVED = "ai.ptq.removed"
 Beside them, where some were multiples: [position, position of the leader, factor] of each."""
 
 
+REFITTED = "ai.ptq.refitted"
+"""Key in the metadata: names of the layers whose weights are others than those of the float model on purpose."""
+
+
+def refitted_in(model: ir.Model) -> frozenset[str]:
+    """Return the names of the layers whose weights were fitted to fewer channels."""
+    try:
+        names = json.loads(model.metadata_props.get(REFITTED, "[]"))
+    except ValueError:  # somebody else's metadata
+        return frozenset()
+    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
+
+
 def note_of(leaving: Leaving) -> str:
     """Write down which channels leave: along as few axes as name every group, and all that holds multiples."""
     led = {

@@ -13,7 +13,7 @@ from ptq.delivery.deliver import as_it_came, pack
 from ptq.job import Context, Job, Result
 from ptq.models.probe import require_survivable
 from ptq.passes import PREPARE, prepare
-from ptq.passes.channels.removed import REMOVED, count_removed
+from ptq.passes.channels.removed import REFITTED, REMOVED, count_removed
 from ptq.passes.placement import NOWHERE
 from ptq.solving.choices import choices_of
 from ptq.streaming.solve import needs_streaming
@@ -43,7 +43,8 @@ def run_squeezed(job: Job, progress: Progress = silent) -> Result:
         state = _rewrite(context, calibration)
         calibration.read()
     squeezed = count_removed(state.model) > 0
-    state.model.metadata_props.pop(REMOVED, None)  # of what is quantized later, this is the float model
+    for key in (REMOVED, REFITTED):
+        state.model.metadata_props.pop(key, None)  # of what is quantized later, this is the float model
     delivery = pack(state.model, context.metadata) if squeezed else as_it_came(job.source, context.model)
     progress("verify")
     proof = context.check(delivery, calibration.split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from ptq.passes.channels.links import Axis, Mask, Read, extent
 from ptq.passes.channels.products import Products
 from ptq.passes.channels.refit_weights import fitting, install, refit_layers
 from ptq.passes.channels.remove import RemoveChannels
-from ptq.passes.channels.removed import REMOVED, note_with
+from ptq.passes.channels.removed import REFITTED, REMOVED, note_with
 from ptq.passes.graph import initializer_of
 from ptq.passes.linear import constant
 from ptq.transforms.rewritten import Rewritten
@@ -71,6 +72,8 @@ class PruneChannels:
         layers = _layers(model, groups, calibration)
         removed = cheapest(groups, layers, products, most, self.lanes)
         after = products.count(removed)
+        if not removed.any():
+            raise RecipeError(f"max_macs is {self.share:.3g}; there is no channel that may go; leave out --max-macs")
         if after > most:
             raise RecipeError(
                 f"max_macs is {self.share:.3g}; {after / before:.1%} of the products are left when all that may go is "
@@ -78,10 +81,12 @@ class PruneChannels:
             )
         changed = _without(model, groups, removed)
         fitted = _refit(model, changed, groups, removed, calibration)
+        changed.metadata_props[REFITTED] = json.dumps(fitted)
         changed.metadata_props[REMOVED] = note_with(state.whole, model, groups, removed)
         words = (
-            f"{int(removed.sum())} channels that cost the outputs least left the model, {fitted} layers were refitted: "
-            f"{_millions(before)} -> {_millions(after)} products per sample ({after / before:.1%})"
+            f"{int(removed.sum())} channels that cost the outputs least left the model, "
+            f"{len(fitted)} layers were refitted: {_millions(before)} -> {_millions(after)} products per sample "
+            f"({after / before:.1%})"
         )
         return replace(state, model=changed, whole=state.whole or model, notes=(*state.notes, words))
 
@@ -131,18 +136,18 @@ def _without(model: ir.Model, groups: ChannelGroups, removed: Mask) -> ir.Model:
 
 def _refit(
     model: ir.Model, changed: ir.Model, groups: ChannelGroups, removed: Mask, calibration: CalibrationSet
-) -> int:
-    """Refit every layer whose input is not what it was, in dataflow order; return how many."""
+) -> list[str]:
+    """Refit every layer whose input is not what it was, in dataflow order; return their names."""
     pairs = list(refit_layers(model, changed, groups, removed))
-    feeds, store, count = calibration.ahead(SAMPLES), calibration.samples.store, 0
+    feeds, store, fitted = calibration.ahead(SAMPLES), calibration.samples.store, list[str]()
     for pair, view, halves in walk(model, changed, pairs, feeds, store, calibration.custom_ops):
         wanted = pair.original.layout.to_matrix(initializer_of(model, pair.original.weight))[pair.features]
         held = pair.changed.layout.to_matrix(initializer_of(changed, pair.changed.weight))
         shifts = pair.has_bias and view.taps == 1
-        fitted, constants = refit(halves, view.matrix(wanted), view.matrix(held), shifts=shifts)
-        install(changed, pair.changed, view.weight(fitted), constants if shifts else None)
-        count += 1
-    return count
+        weight, constants = refit(halves, view.matrix(wanted), view.matrix(held), shifts=shifts)
+        install(changed, pair.changed, view.weight(weight), constants if shifts else None)
+        fitted.append(pair.changed.name)
+    return fitted
 
 
 def _millions(count: float) -> str:

@@ -46,7 +46,8 @@ def advised(job: Job, result: Result, progress: Progress) -> Result:
     slow = [finding for finding in verdict.findings if finding.measured]
     if job.flows_by or not (slow or not verdict.passed):
         return result
-    if any(finding.level in ("missed", "poor") and not finding.measured for finding in verdict.findings):
+    pruned = job.recipe.max_macs is not None  # what that cost goes away with no layer in float
+    if not pruned and any(each.level in ("missed", "poor") and not each.measured for each in verdict.findings):
         verdict = _on_accuracy(job, result, verdict, within(progress, "advice"))
     telling = len(result.report.layers) <= MOST_LAYERS and result.report.proof.latency.reference_ms >= LEAST_MS
     if slow and telling and job.recipe.has_grids and job.recipe.optimize != "latency":

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq import Goals, Recipe, quantize, squeeze
+from ptq import Goals, Recipe, calibrate, quantize, squeeze
 from ptq.api import diff
 from ptq.calibration.refitting import View
+from ptq.calibration.shards import Shard
 from ptq.cli import main
 from ptq.core.channel_refit import ChannelMoments, Elimination, PairMoments, refit
 from ptq.core.errors import PtqError, RecipeError, UnsupportedModelError
@@ -29,7 +30,10 @@ from ptq.recipe.toml import recipe_from, recipe_to
 from ptq.transforms import PruneChannels, Squeeze
 from ptq.weights import Rtn
 from tests.builders import Arrays, feeds, model_from_text, random
+from tests.squeezing import ALL, Plants
 from tests.transforming import rewritten
+from tests.unit.test_squeeze import BODIES, nothing
+from tests.unit.test_squeeze import net as planted
 
 EASY = Goals(min_sqnr_db=-100.0)
 
@@ -203,7 +207,7 @@ def test_few_enough_products_are_left_and_refitting_gains(name: str, monkeypatch
     state = rewritten(model, seen, PruneChannels(0.7))
     assert count(state.model, seen[0]) <= 0.7 * count(model, seen[0])
     refitted = sqnr_db(model, state.model, unseen)
-    monkeypatch.setattr("ptq.transforms.prune_channels._refit", lambda *_: 0)
+    monkeypatch.setattr("ptq.transforms.prune_channels._refit", lambda *_: [])
     plain = rewritten(net(name), seen, PruneChannels(0.7))
     assert count(plain.model, seen[0]) == count(state.model, seen[0])
     assert refitted > sqnr_db(model, plain.model, unseen) + 3
@@ -216,7 +220,7 @@ def test_taps_learn_from_their_own_position_where_samples_are_few(monkeypatch: p
     monkeypatch.setattr("ptq.calibration.refitting.View", lambda taps: views.append(View(taps)) or views[-1])
     refitted = rewritten(model, seen, PruneChannels(0.4)).model
     assert {view.taps for view in views} == {1, 9}
-    monkeypatch.setattr("ptq.transforms.prune_channels._refit", lambda *_: 0)
+    monkeypatch.setattr("ptq.transforms.prune_channels._refit", lambda *_: [])
     plain = rewritten(net("chain"), seen, PruneChannels(0.4)).model
     assert sqnr_db(model, refitted, unseen) > sqnr_db(model, plain, unseen) + 3
 
@@ -244,6 +248,17 @@ def test_what_lies_before_the_channels_stays_bit_for_bit() -> None:
     assert np.array_equal(constant(changed.graph.initializers["w2"]), second[:, 8:])
 
 
+@pytest.mark.parametrize("name", BODIES)
+def test_channels_leave_through_whatever_lies_between(name: str) -> None:
+    """Dead, constant and doubled channels are among those that leave, so that little is lost."""
+    body, kinds, more, words = (*BODIES[name], *(None, ALL, nothing, {})[len(BODIES[name]) :])
+    between = planted(body, Plants(0, kinds), more, **words)
+    model, samples = between.model(), between.samples(20)
+    changed = rewritten(model, samples[:16], PruneChannels(0.7, 4)).model
+    assert count(changed, samples[0]) <= 0.7 * count(model, samples[0])
+    assert sqnr_db(model, changed, samples[16:]) > 25
+
+
 def test_products_are_those_that_layers_take() -> None:
     feed = samples_of("skip")[0]
     assert count(net("skip"), feed) == 64 * (16 * 27 + 16 * 144 + 16 * 9 + 256) + 64
@@ -259,15 +274,22 @@ def test_channels_stay_in_bundles() -> None:
     assert {size % 4 for size in sizes} == {0}
 
 
-@pytest.mark.parametrize("ruled", [True, False])
-def test_depthwise_kernels_get_whole_vectors(ruled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not ruled:
-        monkeypatch.setattr("ptq.passes.channels.cheapest._is_grouped", lambda _: False)
-    sizes = set[int]()
-    for share in (0.8, 0.65, 0.5):
-        state = rewritten(net("skip"), samples_of("skip", 4), PruneChannels(share, 8))
-        sizes |= {len(constant(node.inputs[1])) for node in state.model.graph if node.outputs[0].name in "cd"}
-    assert (sizes <= {8, 16}) == ruled
+def test_whole_vectors_of_kernels_go_first() -> None:
+    model, samples = net("chain"), samples_of("chain")
+    sizes = [len(constant(node.inputs[1])) for node in rewritten(model, samples, PruneChannels(0.6, 8)).model.graph
+             if node.op_type == "Conv"]  # fmt: skip
+    assert sorted(sizes) == [8, 16]
+
+
+def test_depthwise_kernels_get_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def depthwise() -> int:
+        model = rewritten(net("skip"), samples_of("skip", 4), PruneChannels(0.1, 8)).model
+        return next(len(constant(node.inputs[1])) for node in model.graph if node.outputs[0].name == "d")
+
+    with pytest.raises(RecipeError, match="% of the products are left"):
+        depthwise()
+    monkeypatch.setattr("ptq.passes.channels.cheapest._is_grouped", lambda _: False)
+    assert depthwise() == 4
 
 
 def test_nothing_happens_where_few_enough_products_are_left_already() -> None:
@@ -297,6 +319,13 @@ def test_what_carries_nothing_counts_as_gone() -> None:
     assert gone[:16].sum() == 16 - len(constant(both.model.graph.initializers["w1"]))
 
 
+def test_where_no_channel_may_go_there_is_no_share() -> None:
+    single = model_from_text("net (float[N, 3, 8, 8] x) => (float[N, 16, 8, 8] y) { y = Conv (x, w) }",
+                             {"w": random((16, 3, 1, 1))})  # fmt: skip
+    with pytest.raises(RecipeError, match="there is no channel that may go; leave out --max-macs"):
+        rewritten(single, samples_of("chain"), PruneChannels(0.9))
+
+
 def test_a_share_out_of_reach_names_the_least() -> None:
     with pytest.raises(RecipeError, match=r"max_macs is 0.01; .*% of the products are left .* --max-macs \d+%$"):
         rewritten(net("chain"), samples_of("chain"), PruneChannels(0.01))
@@ -319,13 +348,28 @@ def test_a_goal_that_is_missed_is_no_error() -> None:
     assert result.report.verdict.word == "goal missed"
 
 
-def test_diff_says_that_weights_are_others(tmp_path: Path) -> None:
+def test_no_layer_in_float_is_advised_against_what_left() -> None:
+    asked = Recipe(weights=Weights(Rtn(), bits=4), max_macs=0.6, goals=Goals(90))
+    result = quantize(net("chain"), samples_of("chain"), asked, advises=True)
+    assert result.report.verdict.word == "goal missed"
+    assert not [each.text for each in result.report.verdict.findings if "--exclude" in each.text]
+
+
+def test_diff_blames_no_layer_for_what_left(tmp_path: Path) -> None:
     model, samples = net("chain"), samples_of("chain")
     quantize(model, samples, Recipe(weights=Weights(Rtn()), max_macs=0.6, goals=EASY)).save(tmp_path / "q.onnx")
     found = diff(model, tmp_path / "q.onnx", samples)
-    assert any(
-        "not those of the float model" in note or "differs in more than rounding" in note for note in found.notes
-    )
+    assert any("layers were fitted to fewer channels" in note for note in found.notes)
+    assert any("not those of the float model" in note for note in found.notes)
+    assert not [each.text for each in found.findings if "of its weights" in each.text]
+
+
+def test_a_pruned_float_model_is_the_float_model_of_what_comes() -> None:
+    model, samples = net("chain"), samples_of("chain")
+    pruned = squeeze(model, samples, max_macs=0.6, goals=EASY).delivery.data
+    quantized = quantize(pruned, samples, Recipe(weights=Weights(Rtn()))).delivery.data
+    assert quantized is not None
+    assert not any("fitted to fewer" in note for note in diff(pruned, quantized, samples).notes)
 
 
 @pytest.mark.parametrize(
@@ -410,3 +454,12 @@ def test_a_search_reads_data_more_than_once() -> None:
         quantize(net("chain"), iter(samples_of("chain")), Recipe(squeeze="fewest", goals=EASY))
     with pytest.raises(RecipeError, match="random numbers show nothing; give --data"):
         squeeze(net("chain"), None, "fewest", goals=EASY)
+
+
+def test_what_was_calibrated_before_gives_the_same_model(tmp_path: Path) -> None:
+    model, samples = net("chain"), samples_of("chain", 80)
+    asked = Recipe(weights=Weights(Rtn()), max_macs=0.6, goals=EASY)
+    parts = [calibrate(model, samples, asked, shard=Shard(index, 2)) for index in (0, 1)]
+    parts[0].merge(parts[1]).save(tmp_path / "all.calib")
+    known = quantize(model, samples, asked, calibration=tmp_path / "all.calib")
+    assert known.delivery.data == quantize(model, samples, asked).delivery.data

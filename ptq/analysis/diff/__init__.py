@@ -31,7 +31,7 @@ from ptq.models.load import load_model
 from ptq.models.sessions import naming, run, session_of
 from ptq.models.source import ModelSource, runnable_source
 from ptq.passes import PREPARE, PadChannels, prepare
-from ptq.passes.channels.removed import without_removed
+from ptq.passes.channels.removed import refitted_in, without_removed
 from ptq.passes.infer_shapes import exposed
 from ptq.passes.linear import name_of
 from ptq.passes.modules import Handles, modules_of
@@ -205,7 +205,7 @@ def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, div
         steps = PREPARE if filled is None else (*PREPARE, filled)
         prepared, _ = prepare(reference, few[0].feed, custom_ops=pair.custom_ops, steps=steps)
         prepared = without_removed(prepared, quantized, few[0].feed, pair.custom_ops)
-    floats = FloatNodes([prepared, reference])
+    floats = FloatNodes([prepared, reference], refitted_in(quantized))
     with naming(pair.quantized):
         board = switchboard(quantized, floats, pair.custom_ops)
     whole, everything = Whole(), itertools.chain(few, stream)
@@ -231,7 +231,7 @@ def _diff(pair: Pair, few: list[Sample], stream: Iterator[Sample], say: Say, div
         results.findings,
         results.layers,
         worst,
-        (*results.notes, *integer_operators(board.model)),
+        (*_refitted(floats), *results.notes, *integer_operators(board.model)),
     )
 
 
@@ -361,6 +361,14 @@ def _notes(panel: Panel, nearest: float, whole: Whole) -> Iterator[str]:
         yield (
             f"with every layer restored the quantized model is {nearest:.1f} dB from the float model: it differs in "
             "more than rounding, which the shares do not explain"
+        )
+
+
+def _refitted(floats: FloatNodes) -> Iterator[str]:
+    if floats.refitted:
+        yield (
+            f"{len(floats.refitted)} layers were fitted to fewer channels: what that cost is part of the error, "
+            "and of no layer's share"
         )
 
 

@@ -22,9 +22,11 @@ class FloatNodes:
 
     Attributes:
         models: The prepared model first.
+        refitted: Names of layers whose weights are others in the quantized model on purpose.
     """
 
     models: Sequence[ir.Model]
+    refitted: frozenset[str] = frozenset()
     nodes: list[dict[str, ir.Node]] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -146,7 +146,7 @@ def _restore(parameter: Parameter, node: ir.Node, floats: FloatNodes) -> Restore
 
 
 def _candidates(parameter: Parameter, node: ir.Node, floats: FloatNodes) -> Iterator[Array]:
-    for other in floats.named(parameter.node, node.op_type):
+    for other in () if parameter.node in floats.refitted else floats.named(parameter.node, node.op_type):
         yield from _constants(other, parameter, node)
 
 
