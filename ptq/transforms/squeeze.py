@@ -15,6 +15,7 @@ from ptq.calibration.record import SILENT, CalibrationStatistics
 from ptq.calibration.statistics import MeanOf, SketchOf, SpreadOf, Statistic, Wanted
 from ptq.core.arrays import Feed
 from ptq.core.channel_spread import NOBODY, ChannelSpread, Multiples
+from ptq.core.errors import CalibrationError
 from ptq.passes.channels.bounds import proved
 from ptq.passes.channels.choose import Evidence, Leaving, choose
 from ptq.passes.channels.groups import ChannelGroups
@@ -87,7 +88,10 @@ class Squeeze:
             return certain
         axes = _one_axis_each(groups)
         asked = _wanted(axes, {}, (SketchOf,))
-        seen = _seen(model, calibration.ahead(FIRST_LOOK), asked, calibration)
+        try:
+            seen = _seen(model, calibration.ahead(FIRST_LOOK), asked, calibration)
+        except CalibrationError:  # not finite: the look at all values names the first one
+            return certain
         sketches = seen.of(SketchOf.tag)
         multiples = {axis: sketches[str(axis.value.name)].multiples(groups.axes[axis]) for axis in axes}
         silent = self._evidence(seen, _wanted(axes, multiples), groups)

@@ -39,5 +39,6 @@ def test_what_was_reached_is_reached_again(shared: Path, tmp_path: Path, run: st
     assert figures["bytes"] <= known["bytes"] * 1.005, (figures, known)
     kind = "int4" if run.startswith("W4") else "int8"
     estimate = inspect_model(shared / f"models/{name}.onnx")["estimate"]["file_bytes"][kind]
-    assert estimate == pytest.approx(figures["bytes"], rel=0.02)
+    leaves = any("carry nothing" in note for note in result.report.notes)  # which only calibration data tell
+    assert estimate > figures["bytes"] if leaves else estimate == pytest.approx(figures["bytes"], rel=0.02)
     assert not result.report.proof.kernels.fallbacks

@@ -91,7 +91,9 @@ def test_which_channels_leave(which: str, removed: int) -> None:
 
 @pytest.mark.parametrize("which", ["bogus", "", "0", "0%", "-1", "150%", "nan", "inf", "1e-400", "%", "auto%"])
 def test_other_words_are_refused(which: str) -> None:
-    with pytest.raises(RecipeError, match=r"squeeze is .*; expected never, proved, auto or a share such as 0\.1"):
+    with pytest.raises(
+        RecipeError, match=r"squeeze is .*; expected never, proved, auto, fewest or a share such as 0\.1"
+    ):
         quantize(wide_net(), DATA, Recipe(squeeze=which))
 
 
