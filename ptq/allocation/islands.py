@@ -46,7 +46,7 @@ def find_islands(
     shapes: Mapping[str, Shape],
     costs: KernelCosts,
 ) -> Islands:
-    """Find the cheapest division of a graph between float and codes.
+    """Find the cheapest division of a graph between float and codes, if that leaves most of it on codes or stored so.
 
     Args:
         model: Prepared float model.
@@ -67,7 +67,8 @@ def find_islands(
     except UnsupportedModelError:  # all in float, and no weight large enough for codes
         return Islands({})
     before, after = (_total(model, placement, times, sizes, price) for placement in (whole, divided))
-    worth = before >= LEAST_US and after <= before * (1 - WORTH)
+    smaller = bool(divided.layers) or 2 * len(divided.stored) >= len(whole.layers)
+    worth = smaller and before >= LEAST_US and after <= before * (1 - WORTH)
     return Islands(floats, 1 - after / before) if worth else Islands({})
 
 

@@ -165,3 +165,12 @@ def test_inspecting_tells_what_quantizing_does() -> None:
     found = inspect_model(net(), target="cpu-x86", data=[feed])
     assert set(found["left_float"]) >= {"a", "c", "f"}
     assert not set(found["left_float"]) & {"i", "k", "y"}
+
+
+def test_a_model_whose_weights_are_too_small_for_codes_is_not_left_in_float() -> None:
+    lines = "\n".join(f"t{i} = Tanh (c{i})  c{i + 1} = MatMul (t{i}, w)" for i in range(100))
+    turn = np.linalg.qr(random((8, 8)))[0].astype(np.float32)
+    model = model_from_text(
+        f"net (float[N, 8] x) => (float[N, 8] y) {{ c0 = MatMul (x, w)\n{lines}\ny = Tanh (c100) }}", {"w": turn}
+    )
+    assert len(quantize(model, feeds(9, 8), replace(RECIPE, accept_poor=True)).report.layers) == 101

@@ -256,7 +256,7 @@ def test_channels_leave_through_whatever_lies_between(name: str) -> None:
     model, samples = between.model(), between.samples(20)
     changed = rewritten(model, samples[:16], PruneChannels(0.7, 4)).model
     assert count(changed, samples[0]) <= 0.7 * count(model, samples[0])
-    assert sqnr_db(model, changed, samples[16:]) > 25
+    assert sqnr_db(model, changed, samples[16:]) > 20
 
 
 def test_products_are_those_that_layers_take() -> None:
