@@ -89,8 +89,16 @@ class HistogramOf:
         return _Counting()
 
 
+class _Merged:
+    """Statistic whose contributions are merged as they come."""
+
+    def gatherer(self) -> Gatherer:
+        """Return a builder that merges one sample after the other."""
+        return _Merging()
+
+
 @dataclass(frozen=True)
-class MeanOf:
+class MeanOf(_Merged):
     """Statistic: the mean of each channel.
 
     Attributes:
@@ -104,13 +112,9 @@ class MeanOf:
         """Compute the means of one sample; None for an empty value."""
         return ChannelMean.of(values, self.axis) if values.size else None
 
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
-
 
 @dataclass(frozen=True)
-class ExtremesOf:
+class ExtremesOf(_Merged):
     """Statistic: extremes and energy of each channel, over two halves of the set.
 
     Attributes:
@@ -124,13 +128,9 @@ class ExtremesOf:
         """Compute the extremes of one sample, in the half that its number says."""
         return HalvedExtremes.of(values, self.axis, number)
 
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
-
 
 @dataclass(frozen=True)
-class LevelOf:
+class LevelOf(_Merged):
     """Statistic: the mean square of a sample, in dB; silent samples have none."""
 
     tag: ClassVar[str] = "level"
@@ -140,13 +140,9 @@ class LevelOf:
         square = float(np.square(values, dtype=np.float64).mean()) if values.size else 0.0
         return ChannelMean.of(np.array([10 * np.log10(square)], np.float32), 0) if square > 0 else None
 
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
-
 
 @dataclass(frozen=True)
-class SpreadOf:
+class SpreadOf(_Merged):
     """Statistic: extremes of each channel of whatever sign, and how far it is from a multiple of another.
 
     Attributes:
@@ -165,13 +161,9 @@ class SpreadOf:
         known = Multiples(np.array(self.leaders, np.int64), np.array(self.factors)) if self.leaders else None
         return ChannelSpread.of(values, self.axis, known)
 
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
-
 
 @dataclass(frozen=True)
-class SketchOf:
+class SketchOf(_Merged):
     """Statistic: random projections of each channel, which tell multiples of one another.
 
     Attributes:
@@ -185,13 +177,9 @@ class SketchOf:
         """Project the channels of one sample."""
         return ChannelSketch.of(values, self.axis, number)
 
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
-
 
 @dataclass(frozen=True)
-class MomentsOf:
+class MomentsOf(_Merged):
     """Statistic: second moments of the channels.
 
     Attributes:
@@ -204,10 +192,6 @@ class MomentsOf:
     def of(self, values: NDArray[np.float32], number: int) -> ChannelMoments:
         """Compute the moments of one sample."""
         return ChannelMoments.of(values, self.axis, number)
-
-    def gatherer(self) -> Gatherer:
-        """Return a builder that merges one sample after the other."""
-        return _Merging()
 
 
 class _Merging:
