@@ -9,7 +9,10 @@ from ptq.core.errors import RecipeError
 FEWEST = "fewest"
 """Word for as few products as the goals allow; what carries nothing leaves as with `auto`."""
 
-SQUEEZES = {"never": None, "proved": 0.0, "auto": 1 / 1024, FEWEST: 1 / 1024}
+AUTO = 1 / 1024
+"""Share of an 8-bit step that a channel may move by and still be called constant."""
+
+SQUEEZES = {"never": None, "proved": 0.0, "auto": AUTO, FEWEST: AUTO}
 """Words for the share of a step that a channel may move by and leave the model."""
 
 

@@ -24,15 +24,13 @@ from ptq.passes.channels.remove import RemoveChannels
 from ptq.passes.channels.removed import REMOVED, note_of
 from ptq.passes.channels.saturation import Margins
 from ptq.passes.check_equivalence import Original
+from ptq.recipe.channels import AUTO
 from ptq.transforms.rewritten import Rewritten
 
 FIRST_LOOK = 8
 """Samples that show what might carry nothing; the rest of the set is asked about that alone."""
 
-AUTO = 1 / 1024
-"""Share of an 8-bit step that a channel may move by and still be called constant."""
-
-FEWEST = 2
+LEAST_SAMPLES = 2
 """Samples from which on anything is believed constant that is not proved to be."""
 
 NEAREST = 6
@@ -102,7 +100,7 @@ class Squeeze:
         margins = Margins.behind(axes, model.graph, self.share)
         wanted = _wanted(axes, multiples, margins=margins)
         seen = calibration.observe(model, wanted, SILENT, again=True)
-        if seen.num_samples < FEWEST:
+        if seen.num_samples < LEAST_SAMPLES:
             return certain
         held = [sample.feed for sample in calibration.split.held_out]
         seen = seen.merge(_seen(model, held, wanted, calibration)) if held else seen
